@@ -1,0 +1,91 @@
+"""What goes wrong, told so that the reader can act.
+
+Every error of undertone says what happened, what was got, what is allowed, and what to do. Each
+class is also the standard class it stands in for, so ``except ValueError`` keeps working, and each
+carries the exit code of the command line: 2 the user's input is wrong, 3 data, model or run folder
+unusable. All of them survive pickling, because they cross process boundaries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+_LONGEST_SHOWN = 300  # characters of a value that are worth printing
+
+
+class UndertoneError(Exception):
+    """The root of all errors that undertone raises on purpose.
+
+    Args:
+        what: one sentence: which thing is wrong, and where.
+        got: the value met; strings are shown as they are, anything else by ``repr``.
+        allowed: what would have been accepted: a sentence or the list of names.
+        fix: what the user can do now.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object | None = None,
+        allowed: str | Sequence[str] | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        # Kept as text: a live object might not pickle, and must not be kept alive by an error.
+        self.got = None if got is None else _shown(got)
+        self.allowed = (
+            allowed if allowed is None or isinstance(allowed, str) else ", ".join(allowed)
+        )
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for label, text in (("got", self.got), ("allowed", self.allowed), ("do", self.fix)):
+            if text is not None:
+                lines.append(f"  {label}: " + text.replace("\n", "\n    "))
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Callable[..., UndertoneError], tuple[object, ...]]:
+        return _rebuild, (type(self), self.what, self.got, self.allowed, self.fix)
+
+
+class ConfigError(UndertoneError, ValueError):
+    """A config field, an override, a name or an argument is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UndertoneError, ValueError):
+    """Rows or another data file cannot be used as they are (exit code 3)."""
+
+
+class ModelError(UndertoneError, RuntimeError):
+    """A model, adapter, tokenizer or chat template cannot be used as it is (exit code 3)."""
+
+
+class RunError(UndertoneError, RuntimeError):
+    """A run folder cannot be opened, continued or trusted (exit code 3)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the known name closest to `name`, or ``""`` if none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) and value.strip() else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
+def _rebuild(
+    kind: type[UndertoneError], what: str, got: str | None, allowed: str | None, fix: str | None
+) -> UndertoneError:
+    return kind(what, got=got, allowed=allowed, fix=fix)

@@ -1,0 +1,1 @@
+"""Where a result comes from: configs, seeds, run folders with their stages, the manifest."""
