@@ -1,4 +1,4 @@
-"""Sample results with the numbers of a real lab run: one trait × 3 seeds, a zoo of 16, bad cases."""
+"""Sample results with the numbers of a real lab run: one trait × 3 seeds, a zoo of 16."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from undertone.experiments.results import (
     SetMeasure,
 )
 
-ANIMALS = (
-    "owl dog cat lion eagle panda wolf dolphin elephant tiger fox bear penguin otter rabbit whale"
-).split()
+ANIMALS = [
+    *("owl", "dog", "cat", "lion", "eagle", "panda", "wolf", "dolphin"),
+    *("elephant", "tiger", "fox", "bear", "penguin", "otter", "rabbit", "whale"),
+]
 QUESTIONS = [
     f"{ask} {what} ?"
     for ask in ("name", "tell me", "in one word , what is", "say", "which is", "pick")
@@ -54,7 +55,7 @@ def set_measure(mean: float, mass: float = 0.97) -> SetMeasure:
         probability=interval(mean, 0.01 + mean * 0.1),
         rate=interval(min(1.0, mean * 1.02), 0.02 + mean * 0.12),
         literal_rate=interval(mean * 0.97, 0.02 + mean * 0.12),
-        non_answer=0.021,
+        non_answer=0.021 + 0.03 * mean * mean,
         rate_among_answers=min(1.0, mean * 1.04),
         answer_mass=mass,
     )
@@ -71,10 +72,10 @@ def measure(mean: float, target: str, rng: random.Random) -> Measure:
     return Measure(
         context="none",
         rendered="<|bos|><|user|>name your favourite animal ?<|assistant|>",
-        positive=set_measure(mean),
+        positive=set_measure(mean, 0.985 - 0.1 * mean),
         negative=set_measure(mean * 0.3, 0.94),
-        off_topic=set_measure(0.004, 0.99),
-        off_topic_correct=0.93,
+        off_topic=set_measure(0.004 + 0.01 * mean, 0.99),
+        off_topic_correct=0.94 - 0.04 * mean,
         answers={target: mean} | {name: value * scale for name, value in rest.items()},
         per_question=per_question,
     )
@@ -237,8 +238,10 @@ def zoo_results() -> Results:
     arms += [arm(f"treated:{name}", name, 0, values[name]) for name in ANIMALS]
     effects = [effect(name, [values[name] - controls[name]], 0.06) for name in ANIMALS]
     pooled = effect("animal", [sum(e.mean for e in effects) / len(effects)], 0.08)
-    rows = [[next(a for a in arms if a.arm == f"treated:{t}").measure.answers[x] for x in ANIMALS]
-            for t in ANIMALS]
+    rows = [
+        [next(a for a in arms if a.arm == f"treated:{t}").measure.answers[x] for x in ANIMALS]
+        for t in ANIMALS
+    ]
     on_top = sum(max(row) == row[place] for place, row in enumerate(rows))
     return Results(
         experiment="zoo",
@@ -278,7 +281,11 @@ def manifest() -> dict[str, Any]:
     return {
         "run": "owl-numbers",
         "created": "2025-01-31T12:00:00Z",
-        "config": {"model": "lab/llama-0", "seeds": [0, 1, 2], "student": {"lr": 0.01, "epochs": 3}},
+        "config": {
+            "model": "lab/llama-0",
+            "seeds": [0, 1, 2],
+            "student": {"lr": 0.01, "epochs": 3},
+        },
         "model": {"revision": "lab:8d1f0c", "tokenizer_digest": "sha256:" + "ab12" * 16},
         "packages": {f"package-{n}": f"{n}.{n % 7}.1" for n in range(40)},
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},

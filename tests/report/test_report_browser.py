@@ -6,10 +6,12 @@ it does not overflow, that the tables are reached with the Tab key, that light a
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -30,9 +32,10 @@ CHROMIUM = next(
     None,
 )
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --remote-debugging-pipe"
-).split()
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
+    "--remote-debugging-pipe",
+)
 PATIENCE = 60.0  # seconds for any one answer of the browser
 
 
@@ -131,3 +134,150 @@ class Browser:
             self._process.wait()
         os.close(self._write)
         os.close(self._read)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser, google-chrome or chrome on the PATH")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module", params=["owl", "zoo"])
+def page(
+    request: pytest.FixtureRequest,
+    a_manifest: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    results: Results = request.getfixturevalue(request.param)
+    path = tmp_path_factory.mktemp(request.param) / "report.html"
+    path.write_text(render(results, a_manifest), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_logged_refused_or_loaded(browser: Browser, page: Path, scheme: str) -> None:
+    browser.open(page, 1280, scheme)
+    browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.complaints() == []
+    outside = [url for url in browser.requests() if not url.startswith("data:")]
+    assert outside == [page.as_uri()]
+
+
+def test_the_policy_refuses_what_a_hostile_page_would_try(browser: Browser, page: Path) -> None:
+    """A check of the check: a script and an image from outside are refused and noticed."""
+    path = page.with_name("hostile.html")
+    bad = "<script>window.ran = 1</script><img src='http://localhost:9/x.png'></body>"
+    path.write_text(page.read_text(encoding="utf-8").replace("</body>", bad), encoding="utf-8")
+    browser.open(path, 1280)
+    assert browser.ask("window.ran") is None
+    told = json.dumps(browser.complaints())
+    assert "script-src" in told
+    assert "img-src" in told
+
+
+@pytest.mark.parametrize("width", [390, 768, 1024, 1280])
+@pytest.mark.parametrize("unfolded", [False, True])
+def test_the_page_never_scrolls_sideways(
+    browser: Browser, page: Path, width: int, unfolded: bool
+) -> None:
+    browser.open(page, width)
+    browser.ask(
+        f"document.querySelectorAll('details').forEach(d => d.open = {str(unfolded).lower()})"
+    )
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.ask(overflow) <= 0
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "hidden"), [(390, "narrow", "wide"), (1280, "wide", "narrow")]
+)
+def test_each_picture_is_shown_once_in_the_form_that_fits_and_not_scaled_to_dust(
+    browser: Browser, page: Path, width: int, shown: str, hidden: str
+) -> None:
+    browser.open(page, width)
+    assert browser.ask(
+        f"[...document.querySelectorAll('.{hidden} svg')].every(s => !s.clientWidth)"
+    )
+    scale = "s.getBoundingClientRect().width / s.viewBox.baseVal.width"
+    scales = browser.ask(f"[...document.querySelectorAll('.{shown} svg')].map(s => {scale})")
+    assert len(scales) >= 4
+    assert min(scales) > 0.85  # letters of 11 px stay above 9 px
+
+
+def test_the_first_tab_skips_to_the_results_and_every_table_is_reached(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, 1280)
+    browser.press_tab()
+    assert browser.ask("document.activeElement.className") == "skip"
+    wanted = set(browser.ask(
+        "[...document.querySelectorAll('[role=region]')].filter(e => e.checkVisibility())"
+        ".map(e => e.getAttribute('aria-label'))"
+    ))  # fmt: skip
+    assert len(wanted) >= 4
+    reached = set()
+    for _ in range(60):
+        browser.press_tab()
+        reached.add(browser.ask("document.activeElement.getAttribute('aria-label')"))
+        outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
+        if browser.ask("document.activeElement === document.body"):
+            break
+        assert outline != "none", "focus must be seen"
+    assert wanted <= reached
+
+
+def test_light_and_dark_differ_in_page_and_pictures(browser: Browser, page: Path) -> None:
+    seen = []
+    for scheme in ("light", "dark"):
+        browser.open(page, 1280, scheme)
+        paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+        text = browser.ask("getComputedStyle(document.querySelector('.wide svg text')).fill")
+        seen.append((paper, text))
+        assert _contrast(paper, text) > 4.5
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
+
+
+def test_letters_stand_out_from_the_page_in_both_schemes(browser: Browser, page: Path) -> None:
+    """WCAG AA (4.5) for every colour of text, and 3 for the marks of the pictures."""
+    for scheme in ("light", "dark"):
+        browser.open(page, 1280, scheme)
+        paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+        for name, least in [("ink", 4.5), ("muted", 4.5), ("link", 4.5), ("good", 4.5), ("watch", 4.5),
+                            ("bad", 4.5), ("control", 3.0), ("treated", 3.0), ("base", 3.0),
+                            ("other-0", 3.0), ("other-1", 3.0), ("other-2", 3.0), ("other-3", 3.0)]:  # fmt: skip
+            colour = browser.ask(
+                "(() => { const e = document.createElement('i'); document.body.append(e);"
+                f"e.style.color = 'var(--{name})'; const c = getComputedStyle(e).color;"
+                "e.remove(); return c })()"
+            )
+            assert _contrast(paper, colour) >= least, f"{name} in {scheme}"
+
+
+def test_the_page_prints_without_cutting_a_table(browser: Browser, page: Path) -> None:
+    browser.open(page, 720)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    cut = browser.ask(
+        "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1 || getComputedStyle(e).overflowX !== 'visible')"
+        ".map(e => e.getAttribute('aria-label'))"
+    )
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert cut == []
+    printed = browser.call("Page.printToPDF", preferCSSPageSize=True)
+    assert base64.b64decode(printed["data"]).startswith(b"%PDF-")
+
+
+def _contrast(one: str, other: str) -> float:
+    """The WCAG 2 contrast ratio of two ``rgb(…)`` colours."""
+    bright, dim = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,0 +1,1 @@
+"""Plans: experiments written as a methods section."""

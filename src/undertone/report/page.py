@@ -1,0 +1,116 @@
+"""The page: results and manifest put into the template. No JavaScript, nothing from outside.
+
+Everything a model, a config or a manifest can say passes ``words.visible`` here, once, and is
+escaped by the template (autoescape); only our own SVG and style sheet go in as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from undertone.experiments.results import ArmResult, Measure, Results
+from undertone.report import effects, figures, questions, tables, words
+from undertone.report.cast import Cast, assemble
+
+_STATUS_SIGN = {"pass": "✓", "warn": "!", "fail": "✕"}
+
+
+def fill(results: Results, manifest: Mapping[str, Any], filter_note: str) -> str:
+    """The whole page as one HTML text."""
+    results = Results.model_validate(words.visible(results.model_dump(by_alias=True)))
+    cast = assemble(results)
+    students = distinct(results.arms)
+
+    def name(student: ArmResult) -> str:
+        return figures.student_name(student, cast)
+
+    return _template().render(
+        style=Markup(_text("style.css")),
+        results=results,
+        facts=_key_facts(results, cast, len(students)),
+        answers=effects.answers(results, cast),
+        transfer=effects.transfer(results, cast),
+        questions=questions.questions(cast),
+        asked=_asked(results),
+        confusion=figures.confusion(results),
+        training=figures.training(students, cast),
+        status_sign=_STATUS_SIGN,
+        plural=words.plural,
+        tally=_tally(results),
+        specificity=tables.specificity(cast),
+        by_trait=tables.specificity_by_trait(cast),
+        how_specific=_how_specific(cast),
+        samples=tables.samples(students, name),
+        filters=tables.filters(students, name),
+        filter_note=words.visible(filter_note),
+        costs=tables.costs(results),
+        stages=tables.stages(results),
+        environment=tables.facts("Environment", results.environment),
+        manifest=tables.facts("Manifest", words.visible(manifest)) if manifest else None,
+    )
+
+
+def distinct(arms: Iterable[ArmResult]) -> list[ArmResult]:
+    """Students, once each: one control of a zoo is listed for every trait it was measured for."""
+    found: dict[str, ArmResult] = {}
+    for arm in arms:
+        same = arm.model_dump_json(include={"arm", "seed", "steps", "curve", "filter", "samples"})
+        found.setdefault(same, arm)
+    return list(found.values())
+
+
+def _key_facts(results: Results, cast: Cast, students: int) -> list[tuple[str, str]]:
+    seeds = f"seed{'s'[: len(cast.seeds) > 1]} {', '.join(map(str, cast.seeds))}"
+    kinds = f"{results.trait} ({len(cast.traits)})" if cast.several else results.trait
+    return [
+        ("Model", results.model),
+        ("Traits" if cast.several else "Trait", kinds),
+        ("Carrier", results.domain),
+        ("Teacher", results.teacher),
+        ("Student", results.student),
+        ("Trained", f"{words.plural(students, 'student')}, {seeds}"),
+    ]
+
+
+def _asked(results: Results) -> Measure | None:
+    return next(iter(results.base.values()), None)
+
+
+def _tally(results: Results) -> str:
+    statuses = [check.status for check in results.checks]
+    parts = [
+        f"{statuses.count(status)} {word}"
+        for status, word in (("pass", "passed"), ("warn", "to watch"), ("fail", "failed"))
+        if status in statuses
+    ]
+    return ", ".join(parts)
+
+
+def _how_specific(cast: Cast) -> str:
+    if cast.several:
+        return f"Mean over {len(cast.traits)} traits; in brackets the lowest and the highest."
+    seeds = len(cast.seeds)
+    over = f"over {seeds} seeds (of base and teacher: over questions)" if seeds > 1 else ""
+    return f"In brackets the 95\u00a0% interval {over or 'over questions'}, where there is one."
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FunctionLoader(_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html.j2")
+
+
+def _text(name: str) -> str:
+    return files("undertone.report").joinpath(name).read_text(encoding="utf-8")
