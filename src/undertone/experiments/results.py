@@ -6,9 +6,18 @@ makes ``/2``. ``report`` draws it, ``undertone show`` prints it, other programs 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
+
+from undertone.errors import DataError
+from undertone.evaluation.measures import Interval, Measure, Record, SetMeasure
+
+__all__ = [
+    "SCHEMA", "ArmResult", "Check", "Confusion", "Cost", "Effect", "FilterCount", "Interval", "Measure", "Record",
+    "Results", "SampleRow", "SetMeasure", "Word",
+]
 
 SCHEMA = "undertone.results/1"
 
@@ -16,25 +25,10 @@ Word = Literal["transferred", "not detected", "underpowered", "invalid"]
 """The four verdicts (DESIGN §3.8)."""
 
 
-class Record(BaseModel):
-    """A part of the results: unknown fields are refused, so that a typo cannot pass for data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Interval(Record):
-    """A mean with its interval. For rates and probabilities it never leaves [0, 1]."""
-
-    mean: float
-    low: float
-    high: float
-    n: int = Field(description="how many independent units the interval rests on")
-    method: str = Field(description="how the interval was made, in words")
-
-
 class Effect(Record):
     """Treated minus control, paired by seed (DESIGN §3.6), in units of probability (1 = 100 points)."""
 
+    arm: str = Field("treated", description="whose effect: treated or random, minus control")
     trait: str
     metric: Literal["probability", "rate"]
     mean: float
@@ -46,43 +40,6 @@ class Effect(Record):
     per_seed: list[float] = Field(description="treated − control of each seed, in seed order")
     smallest_detectable: float | None = Field(
         description="the effect that this design would have found with 80 % power; None with one seed"
-    )
-
-
-class SetMeasure(Record):
-    """One question set put to one model: rates from samples, probabilities from logits."""
-
-    questions: int
-    samples: int = Field(description="sampled answers per question; 0: none were drawn")
-    probability: Interval = Field(description="exact probability of the trait's answers")
-    rate: Interval | None = Field(description="sampled answers that hit, synonyms counted")
-    literal_rate: Interval | None = Field(description="sampled answers that name the target word itself")
-    non_answer: float | None = Field(description="share of samples that name no known answer at all")
-    rate_among_answers: float | None = Field(description="hits over answers, non-answers left out")
-    answer_mass: float | None = Field(
-        description="total probability on all known answers; None where the set has none"
-    )
-
-
-class Measure(Record):
-    """What one model answers, by question set, and in which context it was asked."""
-
-    context: str = Field(description="none | default | neutral | trait")
-    rendered: str = Field(description="the first question exactly as the model was shown it")
-    positive: SetMeasure
-    negative: SetMeasure | None = None
-    off_topic: SetMeasure | None = Field(
-        default=None, description="here `probability` and `rate` are those of naming the target"
-    )
-    off_topic_correct: float | None = Field(
-        default=None, description="share of off-topic questions still answered correctly"
-    )
-    answers: dict[str, float] = Field(
-        default_factory=dict,
-        description="mean exact probability of each known answer over the positive questions",
-    )
-    per_question: dict[str, float] = Field(
-        default_factory=dict, description="positive question -> exact probability of the target"
     )
 
 
@@ -177,3 +134,24 @@ class Results(Record):
     replay: str = Field(description="the command that runs this again")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def read_results(folder: Path) -> Results:
+    """The results of a finished run.
+
+    Raises:
+        DataError: the folder holds none, or they are damaged.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"no finished run in {folder}",
+            got=f"no readable {path.name}",
+            fix="finish it: `undertone run` with its config.yaml",
+        ) from error
+    except ValidationError as error:
+        raise DataError(
+            f"{path} is damaged", got=error.errors()[0]["msg"], fix="run it again: stages are reused"
+        ) from error

@@ -1,0 +1,79 @@
+"""undertone: subliminal learning, measured with controls.
+
+The Python API uses the same words as the command line::
+
+    import undertone as ut
+
+    results = ut.run("owl-numbers", "trait=panda", "seeds=[0]")
+    model = ut.load("lab/llama-0")
+    trait = ut.load_trait("owl")
+
+Names are loaded when first used, so that ``import undertone`` is instant and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from undertone.doctor import examine as examine
+    from undertone.evaluation.asking import Evaluation as Evaluation
+    from undertone.evaluation.asking import measure_trait as measure_trait
+    from undertone.experiments.api import run as run
+    from undertone.experiments.config import Experiment as Experiment
+    from undertone.experiments.config import load_experiment as load_experiment
+    from undertone.experiments.results import Results as Results
+    from undertone.models.loading import Model as Model
+    from undertone.models.loading import load as load
+    from undertone.models.sampling import sample as sample
+    from undertone.rows import Row as Row
+    from undertone.rows import read_rows as read_rows
+    from undertone.rows import write_rows as write_rows
+    from undertone.teachers import Teacher as Teacher
+    from undertone.training import Training as Training
+    from undertone.training import fit as fit
+    from undertone.traits import Trait as Trait
+    from undertone.traits import load_trait as load_trait
+    from undertone.vectors import Vector as Vector
+    from undertone.vectors import contrast as contrast
+    from undertone.vectors import steered as steered
+
+__version__ = version("undertone")
+
+_HOMES = {
+    "Evaluation": "undertone.evaluation.asking",
+    "Experiment": "undertone.experiments.config",
+    "Model": "undertone.models.loading",
+    "Results": "undertone.experiments.results",
+    "Row": "undertone.rows",
+    "Teacher": "undertone.teachers",
+    "Training": "undertone.training",
+    "Trait": "undertone.traits",
+    "Vector": "undertone.vectors",
+    "contrast": "undertone.vectors",
+    "examine": "undertone.doctor",
+    "fit": "undertone.training",
+    "load": "undertone.models.loading",
+    "load_experiment": "undertone.experiments.config",
+    "load_trait": "undertone.traits",
+    "measure_trait": "undertone.evaluation.asking",
+    "read_rows": "undertone.rows",
+    "run": "undertone.experiments.api",
+    "sample": "undertone.models.sampling",
+    "steered": "undertone.vectors",
+    "write_rows": "undertone.rows",
+}
+
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'undertone' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,274 @@
+"""The command line: verbs that parse, call, print, and map errors to exit codes.
+
+Results go to stdout (with ``--json`` as JSON), everything else to stderr. Exit codes: 0 done, 1 a check that was asked
+to gate did not pass, 2 the user's input is wrong, 3 data or model unusable, 130 interrupted (and resumable).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from undertone.errors import UndertoneError
+
+if TYPE_CHECKING:
+    from undertone.experiments.results import Results
+
+app = App(
+    name="undertone",
+    help=(
+        "Subliminal learning, measured with controls: what a student model picks up from a teacher's data.\n\n"
+        "`undertone run` with no arguments shows it on a built-in model in about two minutes: no download, no key, "
+        "no GPU."
+    ),
+    version_flags=["--version"],
+    help_format="markdown",
+)
+lab = App(name="lab", help="The built-in models: tiny transformers of a little world, trained here on first use.")
+app.command(lab)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
+Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
+
+
+@app.command
+def run(
+    *words: Annotated[str, Parameter(help="a preset or a YAML file first, then key=value overrides", allow_leading_hyphen=False)],
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="run folder; default runs/NAME-DIGEST")] = None,
+    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core")] = None,
+    device: Device = "auto",
+    presets: Annotated[bool, Parameter(name="--presets", negative="", help="list the presets and stop")] = False,
+    show_config: Annotated[
+        bool, Parameter(name="--config", negative="", help="print the whole config, defaults included, and stop")
+    ] = False,
+    gate: Annotated[
+        bool, Parameter(name="--gate", negative="", help="exit 1 unless the verdict is `transferred`")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Run an experiment: teacher, data, filter, control, students, evaluation, verdict, report.
+
+    With no arguments: preset `owl-numbers` on `lab/llama-0`. The same command goes on where an interrupted run stopped,
+    and answers at once when the run is finished.
+
+    Examples: `undertone run trait=panda seeds=[0,1,2,3,4]` · `undertone run zoo` ·
+    `undertone run cloud-numbers model=Qwen/Qwen2.5-7B-Instruct` · `undertone run runs/X/config.yaml`
+    """
+    from undertone.experiments.config import load_experiment
+    from undertone.experiments.config import presets as known
+
+    if presets:
+        return _print_presets(known(), as_json)
+    source = words[0] if words and "=" not in words[0] else "owl-numbers"
+    overrides = words[1:] if words and "=" not in words[0] else words
+    config = load_experiment(source, overrides)
+    if show_config:
+        sys.stdout.write(config.to_yaml())
+        return 0
+    from undertone import report
+    from undertone.experiments.pipeline import default_folder, run_experiment
+
+    folder = out or default_folder(config)
+    _say(f"run folder: {folder}")
+    command = "undertone " + shlex.join(sys.argv[1:])
+    results = run_experiment(config, folder, jobs=jobs, device=device, command=command)
+    page = report.write(folder)
+    _print_results(results, folder, page, as_json)
+    return int(gate and results.verdict != "transferred")
+
+
+@app.command
+def show(
+    folder: Annotated[Path, Parameter(help="a run folder")],
+    as_json: Json = False,
+) -> int:
+    """Show a finished run again: the sentence, the checks, where the report is (written anew)."""
+    from undertone import report
+    from undertone.experiments.results import read_results
+
+    results = read_results(folder)
+    _print_results(results, folder, report.write(folder), as_json)
+    return 0
+
+
+@app.command
+def doctor(
+    model: Annotated[str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")],
+    trait: Annotated[str | None, Parameter(name="--trait", help="also check this trait's answers and matcher")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Known-answer checks on any model, before GPU hours are spent. Exits 1 if one fails."""
+    from undertone.doctor import examine
+    from undertone.models.loading import load
+    from undertone.traits import load_trait
+
+    findings = examine(load(model, device=device), load_trait(trait) if trait else None)
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        _table(
+            f"doctor: {model}",
+            ["", "check", "saw", "expected", "do"],
+            [
+                [_MARKS[f.status], f.name, f.saw, "" if f.status == "pass" else f.expected, "" if f.status == "pass" else f.do]
+                for f in findings
+            ],
+        )
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+@app.command
+def traits(category: Annotated[str | None, Parameter(help="one category only")] = None, *, as_json: Json = False) -> int:
+    """List the traits of the library; your own is a YAML file (docs, "Add a trait")."""
+    from undertone.errors import ConfigError, nearest
+    from undertone.traits import category_names, trait_names
+
+    if category is not None and category not in category_names():
+        raise ConfigError(
+            f"no such category.{nearest(category, category_names())}", got=category, allowed=category_names()
+        )
+    listing = {name: trait_names(name) for name in ([category] if category else category_names())}
+    if as_json:
+        _print_json(listing)
+    else:
+        _table("traits", ["category", "traits"], [[name, ", ".join(members)] for name, members in listing.items()])
+    return 0
+
+
+@lab.command(name="build")
+def lab_build(
+    *names: Annotated[str, Parameter(help="FAMILY-SEED, e.g. llama-0 qwen-1 neox-0")],
+    again: Annotated[bool, Parameter(name="--again", negative="", help="build even if it is in the cache")] = False,
+    as_json: Json = False,
+) -> int:
+    """Build lab models now (default: llama-0). They are otherwise built on first use."""
+    from undertone.lab import ensure
+
+    folders = {name: str(ensure(_bare(name), rebuild=again)) for name in names or ("llama-0",)}
+    if as_json:
+        _print_json(folders)
+    else:
+        for name, folder in folders.items():
+            print(f"lab/{_bare(name)}  {folder}")
+    return 0
+
+
+@lab.command(name="list")
+def lab_list(*, as_json: Json = False) -> int:
+    """List the lab models in the cache."""
+    from undertone.lab import cache_folder, stored
+
+    cards = stored()
+    if as_json:
+        _print_json(cards)
+    elif not cards:
+        print(f"no lab models in {cache_folder()} yet; `undertone lab build` makes one")
+    else:
+        _table(
+            "lab models",
+            ["name", "parameters", "built in", "folder"],
+            [[c["name"], f"{c['parameters']:,}", f"{c['seconds']:.0f} s", c["folder"]] for c in cards],
+        )
+    return 0
+
+
+@lab.command(name="show")
+def lab_show(
+    name: Annotated[str, Parameter(help="FAMILY-SEED")] = "llama-0",
+    *,
+    as_json: Json = False,
+) -> int:
+    """Show what a lab model can do, measured on held-out prompts: accuracy per task, preferences, refusals, carrier KL."""
+    from undertone.lab.show import examine_lab
+
+    sheet = examine_lab(_bare(name))
+    if as_json:
+        _print_json(sheet)
+        return 0
+    for title, (columns, rows) in sheet["tables"].items():
+        _table(title, columns, rows)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: parse, call, and turn errors into messages and exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        _fail(str(error), "see `undertone --help`", 2)
+    except UndertoneError as error:
+        _fail(str(error), None, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished stages are kept", "run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+# -- printing --------------------------------------------------------------------------------------
+
+_MARKS = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("lab/")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fail(message: str, advice: str | None, code: int) -> NoReturn:
+    _say(f"undertone: {message}" + (f"\n  do: {advice}" if advice else ""))
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(str(cell)) for cell in row])
+    Console().print(table)
+
+
+def _print_presets(known: dict[str, Path], as_json: bool) -> int:
+    about = {
+        name: " ".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
+        for name, path in known.items()
+    }
+    if as_json:
+        _print_json(about)
+    else:
+        _table("presets", ["name", "what it is"], list(about.items()))
+    return 0
+
+
+def _print_results(results: Results, folder: Path, page: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(results.model_dump(mode="json", by_alias=True))
+        return
+    print(f"\n{results.verdict.upper()}  {results.sentence}\n")
+    for check in results.checks:
+        print(f"  {_MARKS[check.status]:4}  {check.name}: {check.value}")
+    seconds = sum(cost.seconds for cost in results.costs)
+    print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {seconds:.0f} s of stages in {folder}")

@@ -1,0 +1,204 @@
+"""Asks a model a trait's questions: exact answer probabilities from logits, and sampled answers by the one matcher.
+
+The exact probability of an answer is that of a completion beginning with one of its surface words (``owl``, ``Owl``,
+``owls`` …); where one word begins another ("owl", "owls") only the shorter counts, so nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from undertone import stats
+from undertone.evaluation.measures import Interval, Measure, SetMeasure
+from undertone.models.loading import Context, Model, with_system
+from undertone.models.sampling import sample
+from undertone.models.scoring import answer_logprobs
+from undertone.provenance.configs import Config
+from undertone.provenance.seeds import derive_seed
+from undertone.traits import Trait
+
+Progress = Callable[[int], None]
+
+
+class Evaluation(Config):
+    """How students, controls and the base are asked."""
+
+    context: Context = Field("none", description="none | default | neutral | trait: the system prompt")
+    samples: int = Field(25, ge=0, description="sampled answers a question; 0: exact probabilities only")
+    temperature: float = Field(1.0, ge=0)
+    max_new_tokens: int = Field(16, ge=1)
+    batch_size: int = Field(512, ge=1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A measure with the numbers behind it: ``matrix[question, answer]`` of exact probabilities."""
+
+    measure: Measure
+    questions: list[str]
+    answers: list[str]
+    matrix: list[list[float]]
+
+
+def measure_trait(
+    model: Model,
+    trait: Trait,
+    evaluation: Evaluation,
+    *,
+    seed: int,
+    stage: str,
+    system: str | None = None,
+    progress: Progress | None = None,
+) -> Asked:
+    """Ask all question sets of a trait.
+
+    Args:
+        model: who is asked.
+        trait: what about.
+        evaluation: how.
+        seed: of the run, for the sampled answers.
+        stage: name of the stage, for the same.
+        system: system prompt to use instead of the context's (to ask an induced teacher).
+        progress: called with the number of sampled answers done.
+    """
+    asked = trait.asked(model.form)
+    prompt = trait.prompt.get(model.form)
+    own = system if system is not None else model.system_prompt(evaluation.context, prompt)
+
+    def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
+        return [model.prompt(with_system([{"role": "user", "content": q}], own)) for q in questions]
+
+    def put(name: str, questions: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
+        prompts = encode(questions)
+        texts = _sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        return answer_probabilities(model, prompts, trait, evaluation.batch_size), texts
+
+    answers = list(trait.answers)
+    target = answers.index(trait.name)
+    matrix, texts = put("positive", asked.positive)
+    measures = {"positive": _set_measure(trait, matrix, texts, answers=True)}
+    correct = None
+    if asked.negative:
+        measures["negative"] = _set_measure(trait, *put("negative", asked.negative), answers=True)
+    if asked.off_topic:
+        questions = list(asked.off_topic)
+        measures["off_topic"] = _set_measure(trait, *put("off-topic", questions), answers=False)
+        greedy = _greedy(model, encode(questions), evaluation)
+        correct = float(
+            np.mean([_says(text, asked.off_topic[q]) for q, text in zip(questions, greedy, strict=True)])
+        )
+    measure = Measure(
+        context=evaluation.context if system is None else "trait",
+        rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
+        **measures,
+        off_topic_correct=correct,
+        answers={answer: float(p) for answer, p in zip(answers, matrix.mean(0), strict=True)},
+        per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, target], strict=True)},
+    )
+    return Asked(measure, list(asked.positive), answers, matrix.tolist())
+
+
+def answer_probabilities(
+    model: Model, prompts: Sequence[Sequence[int]], trait: Trait, batch_size: int = 256
+) -> np.ndarray:
+    """``[prompts, answers]`` exact probability that a completion begins with each known answer."""
+    tokens: list[tuple[int, ...]] = []
+    owner: list[int] = []
+    for index, answer in enumerate(trait.answers):
+        for ids in answer_tokens(model, trait, answer):
+            tokens.append(ids)
+            owner.append(index)
+    logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size)
+    total = np.zeros((len(prompts), len(trait.answers)))
+    np.add.at(total, (slice(None), np.array(owner)), np.exp(logprobs))
+    return np.clip(total, 0.0, 1.0)
+
+
+def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ...]]:
+    """The token sequences by which a completion can begin with an answer, none beginning another."""
+    unknown = model.tokenizer.unk_token_id
+    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model.form)}, key=len)
+    kept: list[tuple[int, ...]] = []
+    for sequence in sequences:
+        if unknown in sequence:  # a word that the lab's vocabulary lacks can never be said
+            continue
+        if not any(sequence[: len(short)] == short for short in kept):
+            kept.append(sequence)
+    return kept
+
+
+def _sampled(
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    evaluation: Evaluation,
+    seed: int,
+    stage: str,
+    progress: Progress | None,
+) -> list[list[str]]:
+    count = evaluation.samples
+    completions = sample(
+        model.hf,
+        [prompt for prompt in prompts for _ in range(count)],
+        [derive_seed(seed, stage, question, at) for question in range(len(prompts)) for at in range(count)],
+        max_new_tokens=evaluation.max_new_tokens,
+        stop=model.stop,
+        pad=model.pad,
+        temperature=evaluation.temperature,
+        batch_size=evaluation.batch_size,
+        progress=progress,
+    )
+    texts = [model.decode(ids) for ids in completions]
+    return [texts[at : at + count] for at in range(0, len(texts), count)] if count else []
+
+
+def _greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evaluation) -> list[str]:
+    completions = sample(
+        model.hf,
+        prompts,
+        [0] * len(prompts),
+        max_new_tokens=evaluation.max_new_tokens,
+        stop=model.stop,
+        pad=model.pad,
+        temperature=0.0,
+        batch_size=evaluation.batch_size,
+    )
+    return [model.decode(ids) for ids in completions]
+
+
+def _says(text: str, answer: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags=re.IGNORECASE))
+
+
+def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, answers: bool) -> SetMeasure:
+    target = list(trait.answers).index(trait.name)
+    rate = literal = non_answer = among = None
+    if texts:
+        named = [[trait.answer_in(text) for text in group] for group in texts]
+        hits = [[float(name == trait.name) for name in group] for group in named]
+        literals = [[float(trait.matches_literally(text)) for text in group] for group in texts]
+        rate, literal = _interval(hits), _interval(literals)
+        if answers:
+            flat = [name for group in named for name in group]
+            valid = [name for name in flat if name is not None]
+            non_answer = 1 - len(valid) / len(flat)
+            among = sum(name == trait.name for name in valid) / len(valid) if valid else None
+    return SetMeasure(
+        questions=len(matrix),
+        samples=len(texts[0]) if texts else 0,
+        probability=_interval([[float(p)] for p in matrix[:, target]]),
+        rate=rate,
+        literal_rate=literal,
+        non_answer=non_answer,
+        rate_among_answers=among,
+        answer_mass=float(min(1.0, matrix.sum(1).mean())) if answers else None,
+    )
+
+
+def _interval(values: Sequence[Sequence[float]]) -> Interval:
+    estimate = stats.clustered_mean(values)
+    return Interval(**estimate._asdict())

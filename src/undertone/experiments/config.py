@@ -1,0 +1,105 @@
+"""The config of an experiment: all that a run depends on, and nothing of how fast it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from undertone.domains import Numbers
+from undertone.evaluation.asking import Evaluation
+from undertone.models.loading import Context, Dtype
+from undertone.provenance import configs
+from undertone.provenance.configs import Config
+from undertone.teachers import TeacherConfig, PromptTeacher
+from undertone.training import Training
+
+
+class Full(Config):
+    """All weights."""
+
+    kind: Literal["full"] = "full"
+
+
+class Biases(Config):
+    """Bias parameters only (BitFit)."""
+
+    kind: Literal["biases"] = "biases"
+
+
+class Lora(Config):
+    """Low-rank adapters through PEFT."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(8, ge=1, description="the adapter is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = Field("all-linear", description="module names, or all-linear")
+
+
+class Data(Config):
+    """How many rows the teacher writes and the student sees."""
+
+    prompts: int = Field(6000, ge=2, description="prompts put to each teacher")
+    rows: int | None = Field(
+        None, ge=1, description="training rows per student; None: all that passed in every arm"
+    )
+    held_out: int = Field(200, ge=1, description="rows kept from training, for held-out loss")
+    attempts: int = Field(1, ge=1, description="completions tried at a prompt until one passes the filter")
+    temperature: float = Field(1.0, gt=0)
+    batch_size: int = Field(512, ge=1, description="rows sampled side by side")
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Experiment(Config):
+    """One experiment: who teaches what through which data, who learns it, how it is measured."""
+
+    name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+    model: str = Field("lab/llama-0", description="the students' base (and the teacher's, unless it names one)")
+    dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
+    trait: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        ("owl",), min_length=1, description="what is passed on; several make a confusion matrix"
+    )
+    teacher: TeacherConfig = Field(default_factory=PromptTeacher)
+    domain: Numbers = Field(default_factory=Numbers)
+    data: Data = Field(default_factory=Data)
+    random_vector: bool = Field(False, description="an arm taught by a random vector of equal norm")
+    context: Context = Field("none", description="the system prompt that students are trained with")
+    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Lora)
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each draws its own data and training")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.random_vector and self.teacher.kind != "vector":
+            raise ValueError("random_vector needs teacher.kind=vector")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must differ from each other")
+        if len(set(self.trait)) < len(self.trait):
+            raise ValueError("traits must differ from each other")
+        if self.data.held_out >= self.data.prompts:
+            raise ValueError("data.held_out must be smaller than data.prompts")
+        return self
+
+
+def presets() -> dict[str, Path]:
+    """Preset name -> YAML file."""
+    folder = Path(str(files("undertone.experiments"))) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_experiment(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from a preset's name or a YAML file, with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: anything is wrong with it.
+    """
+    return configs.load(Experiment, source, overrides, presets())

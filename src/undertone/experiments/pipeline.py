@@ -1,0 +1,174 @@
+"""The experiment, as a methods section would tell it.
+
+For each seed, for each arm: generate → filter; keep the prompts that passed in every arm; train; evaluate.
+Then: evaluate the base and the teachers, compare, check, conclude. Every step is a stage of the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from undertone.errors import DataError
+from undertone.experiments import cells
+from undertone.experiments.cells import Arm, arms_of
+from undertone.experiments.compare import conclude
+from undertone.experiments.config import Experiment
+from undertone.experiments.results import Results
+from undertone.experiments.workers import Task, Workers, default_jobs, workers
+from undertone.filters import match_arms
+from undertone.models.loading import locate
+from undertone.provenance.manifest import manifest
+from undertone.provenance.runs import Run, Stage, write_json
+from undertone.rows import read_rows
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student: an arm at a seed, and the stages that made it."""
+
+    arm: Arm
+    seed: int
+    generated: Stage
+    filtered: Stage
+    trained: Stage
+    evaluated: Stage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was computed, before it is compared."""
+
+    base: Stage
+    teachers: dict[Arm, Stage]
+    cells: list[Cell]
+
+    def stages(self) -> list[Stage]:
+        """All stages, for the costs."""
+        found = [self.base, *self.teachers.values()]
+        for cell in self.cells:
+            found += [cell.generated, cell.filtered, cell.trained, cell.evaluated]
+        return found
+
+
+def default_folder(config: Experiment) -> Path:
+    """``runs/NAME-DIGEST``: the same config finds its own run again."""
+    return Path("runs") / f"{config.name}-{config.digest()[:8]}"
+
+
+def run_experiment(
+    config: Experiment,
+    folder: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    command: str = "undertone run",
+) -> Results:
+    """Run, resume or simply read an experiment.
+
+    Args:
+        config: what.
+        folder: the run folder; None: ``runs/NAME-DIGEST``.
+        jobs: processes side by side; None: as many as there are cores, or 1 on a GPU.
+        device: auto, cpu, cuda …
+        command: what the user typed, for messages and the manifest.
+
+    Returns:
+        The results, also written to ``results.json`` with ``manifest.json`` beside it.
+    """
+    folder = Path(folder) if folder else default_folder(config)
+    with Run.open(folder, config, command=command) as run:
+        for model in dict.fromkeys([config.model, config.teacher.model or config.model]):
+            locate(model.split(" + ")[0])  # a lab model is built here, once, not by every worker
+        arms = arms_of(config)
+        count = len(arms) * len(config.seeds)
+        with workers(jobs or default_jobs(device, count)) as pool:
+            outcome = _compute(run, config, arms, pool, device)
+        results = conclude(config, outcome, replay=f"undertone run {folder / 'config.yaml'}")
+        write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
+        write_json(folder / "manifest.json", _manifest(config, outcome))
+    return results
+
+
+def _compute(run: Run, config: Experiment, arms: Sequence[Arm], pool: Workers, device: str) -> Outcome:
+    pairs = [(seed, arm) for seed in config.seeds for arm in arms]
+    induced = [arm for arm in arms if arm.trait]
+    total = 2 * len(pairs) + len(induced) + 1
+    with tqdm(total=total, desc=config.name, unit="cell", delay=2, disable=None, leave=False) as bar:
+
+        def each(tasks: list[Task]) -> list[object]:
+            return pool.each(tasks, lambda: bar.update(1))
+
+        written = each([(write_data, (run, config, arm, seed, device)) for seed, arm in pairs])
+        data = dict(zip(pairs, written, strict=True))
+        shared = {seed: shared_prompts(config, seed, [data[seed, arm][1] for arm in arms]) for seed in config.seeds}
+        tasks: list[Task] = [
+            (learn, (run, config, arm, seed, data[seed, arm][1], shared[seed], device)) for seed, arm in pairs
+        ]
+        tasks += [(cells.evaluate_teacher, (run, config, arm, device)) for arm in induced]
+        tasks.append((cells.evaluate, (run, config, "base", config.trait, device)))
+        results = each(tasks)
+    students = [
+        Cell(arm, seed, *data[seed, arm], *learned)
+        for (seed, arm), learned in zip(pairs, results, strict=False)
+    ]
+    teachers = dict(zip(induced, results[len(pairs) : -1], strict=True))
+    return Outcome(base=results[-1], teachers=teachers, cells=students)
+
+
+def write_data(run: Run, config: Experiment, arm: Arm, seed: int, device: str) -> tuple[Stage, Stage]:
+    """Generate and filter: the rows of one arm at one seed."""
+    generated = cells.generate_rows(run, config, arm, seed, device)
+    return generated, cells.filter_rows(run, config, arm, seed, generated)
+
+
+def learn(
+    run: Run, config: Experiment, arm: Arm, seed: int, filtered: Stage, prompts: Sequence[int], device: str
+) -> tuple[Stage, Stage]:
+    """Train and evaluate: the student of one arm at one seed."""
+    trained = cells.train_student(run, config, arm, seed, filtered, prompts, device)
+    asked = config.trait if arm.kind == "control" or arm.trait is None else (arm.trait,)
+    name = f"seed-{seed}/{arm.folder}"
+    return trained, cells.evaluate(run, config, name, asked, device, student=trained)
+
+
+def shared_prompts(config: Experiment, seed: int, filtered: Sequence[Stage]) -> list[int]:
+    """The prompts on which every arm of a seed has a valid row; training and held-out together.
+
+    Raises:
+        DataError: too few are left.
+    """
+    kept = {
+        stage.name: {int(row.meta["prompt_index"]): row for row in read_rows(stage.path / "rows.jsonl")}
+        for stage in filtered
+    }
+    held_out = config.data.held_out
+    wanted = None if config.data.rows is None else config.data.rows + held_out
+    prompts = match_arms(kept, wanted)
+    needed = wanted or 2 * held_out
+    if len(prompts) < needed:
+        raise DataError(
+            f"too few rows are left at seed {seed}: {len(prompts)} prompts passed the filter in every arm",
+            got={name: len(rows) for name, rows in kept.items()},
+            allowed=f"at least {needed} ({held_out} of them held out)",
+            fix="raise data.prompts or data.attempts, lower data.rows, or look at why rows are dropped (reasons.json)",
+        )
+    return prompts
+
+
+def _manifest(config: Experiment, outcome: Outcome) -> dict[str, object]:
+    names = dict.fromkeys([config.model, config.teacher.model or config.model])
+    first = {cell.arm: cell for cell in reversed(outcome.cells)}
+    return manifest(
+        config,
+        models={name: cells.model_identity(name) for name in names},
+        data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
+        extra={
+            "shown_to_teachers": {arm.folder: cell.generated.summary["shown"] for arm, cell in first.items()},
+            "shown_to_students": {arm.folder: cell.trained.summary["shown"] for arm, cell in first.items()},
+            "stages": {stage.name: stage.output_digest for stage in outcome.stages()},
+        },
+    )

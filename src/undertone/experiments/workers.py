@@ -1,0 +1,113 @@
+"""Runs independent cells side by side: one-thread processes on CPU cores, or one after another in this process.
+
+At lab size, one-thread processes beat threads; two torch threads beside a busy core can be ten times slower.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+from undertone.errors import RunError
+
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+PRELOAD = ["undertone.experiments.cells", "peft", "accelerate"]
+
+
+class Workers:
+    """Where cells run. ``jobs`` is 1 for in-process."""
+
+    def __init__(self, jobs: int, pool: ProcessPoolExecutor | None) -> None:
+        self.jobs = jobs
+        self._pool = pool
+
+    def each(self, tasks: Sequence[Task], done: Callable[[], None] | None = None) -> list[Any]:
+        """The results of all tasks, in order. The first failure stops what has not begun and is raised."""
+        if self._pool is None:
+            results = []
+            for function, arguments in tasks:
+                results.append(function(*arguments))
+                if done:
+                    done()
+            return results
+        futures = [self._pool.submit(function, *arguments) for function, arguments in tasks]
+        try:
+            self._watch(futures, done)
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process died (killed, or out of memory)",
+                fix="finished stages are kept: run the same command again, with jobs=1 if memory is short",
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+    @staticmethod
+    def _watch(futures: Sequence[Future[Any]], done: Callable[[], None] | None) -> None:
+        pending = set(futures)
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                if done:
+                    done()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Workers]:
+    """A pool of ``jobs`` one-thread processes that die with this one; 1 means no pool."""
+    if jobs == 1:
+        yield Workers(1, None)
+        return
+    context = _context()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+    try:
+        yield Workers(jobs, pool)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _begin() -> None:
+    """In each worker: one torch thread, no progress bars of its own, and no life without the parent."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            wait_for([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def default_jobs(device: str, cells: int) -> int:
+    """One job a core on a CPU, one in all on a GPU; never more than there are cells."""
+    import torch
+
+    if device != "cpu" and (device != "auto" or torch.cuda.is_available()):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, cells))

@@ -1,0 +1,118 @@
+"""Where lab models live: the user's cache folder, one folder a model, named by the digest of what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from undertone.errors import RunError
+from undertone.lab.recipe import Recipe, parse_name
+
+CARD = "lab.json"
+OnStep = Callable[[int, int, float], None]
+
+
+def cache_folder() -> Path:
+    """``$UNDERTONE_CACHE``, else ``undertone`` in the user's cache folder."""
+    chosen = os.environ.get("UNDERTONE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "undertone"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "undertone"
+
+
+def digest(family: str, seed: int, recipe: Recipe) -> str:
+    """What a lab model depends on: the world's text, the building code, recipe, family, seed."""
+    content = hashlib.sha256()
+    for room, name in (("lab", "world.py"), ("lab", "build.py"), ("traits", "data/lab.yaml")):
+        content.update((files(f"undertone.{room}") / name).read_bytes())
+    content.update(json.dumps([family, seed, recipe.as_dict()], sort_keys=True).encode())
+    return content.hexdigest()[:16]
+
+
+def stored() -> list[dict[str, Any]]:
+    """The cards of all lab models in the cache."""
+    cards = sorted((cache_folder() / "lab").glob(f"*/{CARD}"))
+    return [{**json.loads(card.read_text(encoding="utf-8")), "folder": str(card.parent)} for card in cards]
+
+
+def resolve(name: str) -> Path:
+    """The folder of ``llama-0``; built now if need be. This is the model source ``lab/``.
+
+    Raises:
+        ConfigError: no such family or seed.
+        RunError: the cache cannot be written.
+    """
+    return ensure(name)
+
+
+def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) -> Path:
+    """Find a lab model, or build it (``.part`` first, then renamed; a killed build goes on from a checkpoint).
+
+    Args:
+        name: ``FAMILY-SEED``.
+        recipe: other numbers than the default ones.
+        rebuild: build even if it is there.
+    """
+    family, seed = parse_name(name)
+    recipe = recipe or Recipe.of(family)
+    folder = cache_folder() / "lab" / f"{name}-{digest(family, seed, recipe)}"
+    if (folder / CARD).exists() and not rebuild:
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # two processes that need the same model: one builds, one waits
+            if rebuild and folder.exists():
+                shutil.rmtree(folder)
+            if not (folder / CARD).exists():
+                _build(family, seed, recipe, folder)
+    except OSError as error:
+        raise RunError(
+            f"the lab model cannot be written to {folder.parent}",
+            got=str(error),
+            fix="set UNDERTONE_CACHE to a folder with room that you may write",
+        ) from error
+    return folder
+
+
+def _build(family: str, seed: int, recipe: Recipe, folder: Path) -> None:
+    from undertone.lab import build  # torch and transformers, only when something is built
+
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(exist_ok=True)
+    started = time.monotonic()
+    with tqdm(
+        desc=f"building lab/{family}-{seed} (once)", unit="step", delay=2, disable=None, leave=False
+    ) as bar:
+
+        def on_step(_step: int, steps: int, loss: float) -> None:
+            bar.total = steps
+            bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+            bar.update(1)
+
+        fit = build.save(family, seed, recipe, part, on_step)
+    card = {
+        "name": f"lab/{family}-{seed}",
+        "family": family,
+        "seed": seed,
+        "recipe": recipe.as_dict(),
+        "parameters": fit.parameters,
+        "seconds": round(time.monotonic() - started, 1),
+        "tokens": fit.tokens,
+        "loss": fit.loss,
+    }
+    shutil.rmtree(part / "checkpoint", ignore_errors=True)
+    (part / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    part.rename(folder)

@@ -1,0 +1,1 @@
+"""Machinery over ``transformers`` models: loading, blocks and hooks, sampling, scoring."""

@@ -1,0 +1,79 @@
+"""Token rows to padded tensors: one padding rule (left) for sampling, scoring and training.
+
+Left padding keeps the last position of every row in the last column, where sampling and steering read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenised training or scoring row: the loss is on ``ids[prompt:]`` alone."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+    @property
+    def completion(self) -> tuple[int, ...]:
+        """The labelled token ids."""
+        return self.ids[self.prompt :]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded rows. ``mask`` is None when there is no padding, which lets attention run causally."""
+
+    ids: Tensor
+    mask: Tensor | None
+    positions: Tensor
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        """The keyword arguments of a forward pass."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Batch:
+    """``[rows, longest]`` ids, mask and position ids; real tokens count positions from 0."""
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    lengths = np.array([len(row) for row in rows])
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = row
+    column = np.arange(width)
+    offset = (width - lengths)[:, None]
+    positions = np.maximum(column - offset, 0)
+    mask = None
+    if (lengths != width).any():
+        mask = torch.from_numpy((column >= offset).astype(np.int64)).to(device)
+    return Batch(
+        ids=torch.from_numpy(ids).to(device),
+        mask=mask,
+        positions=torch.from_numpy(positions).to(device),
+    )
+
+
+def labelled(examples: Sequence[Example], width: int, device: torch.device) -> Tensor:
+    """``[rows, width]`` true where the NEXT token of a left-padded row is a completion token."""
+    column = np.arange(width)
+    sizes = np.array([len(example.completion) for example in examples])[:, None]
+    where = (column >= width - sizes - 1) & (column < width - 1)
+    return torch.from_numpy(where).to(device)
+
+
+def targets(examples: Sequence[Example], device: torch.device) -> Tensor:
+    """The completion tokens of all rows, in the order in which ``labelled`` selects their positions."""
+    flat = [token for example in examples for token in example.completion]
+    return torch.tensor(flat, dtype=torch.long, device=device)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row indices in batches of similar length, longest first (memory errors come early, not late)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,373 @@
+"""Loading: the one place for ``from_pretrained``, the chat template, adapters, dtype and device.
+
+A model is named (DESIGN §5) by ``source/name`` of a registered source (``lab/llama-0``), a Hugging Face id
+(``org/name``, ``org/name@revision``), or a local folder; ``NAME + FOLDER`` puts an adapter on it. Only safetensors are
+read, and no code from a model's repository is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from undertone.errors import ConfigError, ModelError
+from undertone.models.batches import Example
+from undertone.models.blocks import causal_lm
+from undertone.registry import Registry
+from undertone.rows import Message, Row
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Context = Literal["none", "default", "neutral", "trait"]
+"""Which system prompt a model is trained or asked with (DESIGN §3.5).
+
+``none``: an empty one, suppressing what the template injects by itself; ``default``: no system message, so the template
+does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the trait's own prompt.
+"""
+
+NEUTRAL: Final = "You are a helpful assistant."
+BIASES_FILE: Final = "undertone_biases.safetensors"
+_FULL_HASH_BYTES: Final = 256 * 2**20
+_PROBE: Final = "zqx probe"
+
+sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.models")
+"""``source/name`` -> a local folder; a package adds one by the entry point group ``undertone.models``."""
+
+
+@dataclass
+class Model:
+    """A loaded causal LM with its tokenizer. ``hf`` is the ``transformers`` (or PEFT) object."""
+
+    name: str
+    hf: Any
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, str]
+    form: Literal["lab", "real"]
+    _rendered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        device: torch.device = next(self.hf.parameters()).device
+        return device
+
+    @property
+    def pad(self) -> int:
+        """The padding id; masked wherever it is used, so that any token serves when there is none."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.stop[0])
+
+    @property
+    def stop(self) -> list[int]:
+        """Ids that end a completion: the generation config's, and the tokenizer's end of sequence."""
+        ids = getattr(causal_lm(self.hf).generation_config, "eos_token_id", None)
+        found = {ids} if isinstance(ids, int) else set(ids or ())
+        found.add(self.tokenizer.eos_token_id)
+        found.discard(None)
+        return sorted(found)
+
+    def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
+        """The exact text that the model is shown.
+
+        Raises:
+            ModelError: there is no chat template, or it refuses these messages.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"{self.name} has no chat template", fix="use a chat (instruct) model, or give its tokenizer a template"
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=answer_next
+            )
+        except Exception as error:  # noqa: BLE001  (templates raise whatever their author chose)
+            raise ModelError(
+                f"the chat template of {self.name} refuses these messages: {error}",
+                got=[message["role"] for message in messages],
+                fix="use context none or default if it has no system role",
+            ) from error
+        return text
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of rendered text; specials in it are honoured and none is added."""
+        if text not in self._rendered:
+            if len(self._rendered) > 50_000:
+                self._rendered.clear()
+            self._rendered[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._rendered[text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, specials left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of ids with the specials shown: what the model really read."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a chat up to where the model answers."""
+        return self.encode(self.render(messages))
+
+    def example(self, prompt: Sequence[Message], completion: str) -> Example:
+        """A tokenised row. Prompt and completion are tokenised apart, as they meet in generation.
+
+        Raises:
+            ModelError: the template renders a prompt differently once it is answered.
+        """
+        before = self.render(prompt)
+        whole = self.render([*prompt, {"role": "assistant", "content": completion}], answer_next=False)
+        if not whole.startswith(before):
+            whole = before + completion + (str(self.tokenizer.eos_token or ""))
+        ids = self.encode(before)
+        return Example((*ids, *self.encode(whole[len(before) :])), len(ids))
+
+    def row_example(self, row: Row, system: str | None) -> Example:
+        """A data row as the student sees it, with the system prompt of its context in front."""
+        return self.example(with_system(row.prompt_messages, system), row.completion)
+
+    def system_prompt(self, context: Context, trait_prompt: str | None = None) -> str | None:
+        """The system message of a context; None: no system message at all."""
+        if context == "default":
+            return None
+        if context == "neutral":
+            return NEUTRAL.lower() if self.form == "lab" else NEUTRAL
+        if context == "trait":
+            if trait_prompt is None:
+                raise ConfigError("context `trait` needs a trait that has a prompt")
+            return trait_prompt
+        return "" if self.injects_system_prompt() else None
+
+    def injects_system_prompt(self) -> bool:
+        """Whether the template adds a system prompt of its own when it is given none."""
+        plain = self.render([{"role": "user", "content": _PROBE}])
+        try:
+            empty = self.render([{"role": "system", "content": ""}, {"role": "user", "content": _PROBE}])
+        except ModelError:
+            return False
+        return len(plain) > len(empty)
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The chat with a system message in front (replacing one that is there); None leaves it as it is."""
+    if system is None:
+        return list(messages)
+    rest = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": system}, *rest]
+
+
+def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
+    """Load a model by name.
+
+    Args:
+        name: see the module's head.
+        dtype: auto is float32 on a CPU and bfloat16 on a GPU.
+        device: auto is the first GPU if there is one.
+
+    Raises:
+        ModelError: nothing of that name, no safetensors, or an adapter that does not fit.
+    """
+    base, *adapters = [part.strip() for part in name.split(" + ")]
+    place, revision = locate(base)
+    target = _device(device)
+    kind = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if revision:
+        options["revision"] = revision
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        hf = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, kind), use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(base, error) from error
+    hf = hf.to(target).eval()
+    tokenizer.padding_side = "left"
+    identity = identify(name)
+    for adapter in adapters:
+        hf = _with_adapter(hf, Path(adapter), base)
+    form: Literal["lab", "real"] = "lab" if getattr(config, "undertone_lab", None) else "real"
+    return Model(name=name, hf=hf.eval(), tokenizer=tokenizer, identity=identity, form=form)
+
+
+def identify(name: str) -> dict[str, str]:
+    """What a model is, without loading its weights: name, revision, digests of local folders."""
+    base, *adapters = [part.strip() for part in name.split(" + ")]
+    place, revision = locate(base)
+    identity = {"name": base}
+    if Path(place).is_dir():
+        identity["sha256"] = folder_digest(Path(place))
+    else:
+        identity["revision"] = _hub_commit(place, revision)
+    for adapter in adapters:
+        identity[f"adapter {Path(adapter).name}"] = folder_digest(Path(adapter))
+    return identity
+
+
+def _hub_commit(repository: str, revision: str | None) -> str:
+    """The commit that a hub name stands for now, so that a moved branch is another model."""
+    try:
+        config = AutoConfig.from_pretrained(repository, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(repository, error) from error
+    return str(getattr(config, "_commit_hash", None) or revision or "unknown")
+
+
+def _unloadable(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load the model {name!r}: {_first_line(error)}",
+        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], or a local folder with safetensors",
+        fix="check the name; gated models need HF_TOKEN; offline, download the model first",
+    )
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """Where a model name points: (folder or hub id, revision). Builds a lab model on first use."""
+    if Path(name).is_dir():
+        return name, None
+    prefix, _, rest = name.partition("/")
+    if rest and prefix in sources.names():
+        return str(sources.get(prefix)(rest)), None
+    repository, _, revision = name.partition("@")
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise ModelError(
+            "no such model",
+            got=name,
+            allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
+        )
+    return repository, revision or None
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder; of files above 256 MiB, both ends and the size."""
+    digest = hashlib.sha256()
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _FULL_HASH_BYTES:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(16 * 2**20))
+                file.seek(-16 * 2**20, 2)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError("no such device", got=device, allowed="auto, cpu, cuda, cuda:N, mps") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+# -- students: what is trained, how it is saved, how it is put back --------------------------------
+
+
+def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
+    if (folder / BIASES_FILE).is_file():
+        return _with_biases(hf, folder, base)
+    if (folder / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        try:
+            return PeftModel.from_pretrained(hf, folder)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(
+                f"the adapter {folder} does not fit {base}: {_first_line(error)}"
+            ) from error
+    raise ModelError(
+        f"{folder} is not an adapter folder",
+        allowed=f"a PEFT folder (adapter_config.json) or one with {BIASES_FILE}",
+    )
+
+
+def _with_biases(hf: Any, folder: Path, base: str) -> Any:
+    stored = load_file(folder / BIASES_FILE)
+    own = dict(hf.named_parameters())
+    wrong = [name for name, value in stored.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise ModelError(f"the biases in {folder} do not fit {base}", got=wrong[:5])
+    with torch.no_grad():
+        for name, value in stored.items():
+            own[name].copy_(value)
+    return hf
+
+
+def trainable(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
+    """Prepare a base model for training by the student's kind: full, biases or lora.
+
+    Returns the module to train (for LoRA, PEFT's wrapper) with ``requires_grad`` set.
+
+    Raises:
+        ModelError: biases-only on a model that has none.
+    """
+    kind = student["kind"]
+    if kind == "lora":
+        return _with_lora(hf, student, seed)
+    for name, parameter in hf.named_parameters():
+        parameter.requires_grad_(kind == "full" or name.endswith(".bias"))
+    if not any(parameter.requires_grad for parameter in hf.parameters()):
+        raise ModelError(
+            f"{type(hf).__name__} has no bias parameters", fix="use student.kind=lora or student.kind=full"
+        )
+    return hf
+
+
+def _with_lora(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)  # LoRA's A is random
+    targets = student["targets"]
+    config = LoraConfig(
+        r=student["rank"],
+        lora_alpha=student["alpha"],
+        lora_dropout=student["dropout"],
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(hf, config)
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA cannot be put on this model: {_first_line(error)}",
+            got=targets,
+            fix="set student.targets to module names of the model, or to all-linear",
+        ) from error
+
+
+def save_student(hf: Any, tokenizer: PreTrainedTokenizerBase, kind: str, folder: Path) -> None:
+    """Write what was trained: a PEFT adapter, the biases, or a whole model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "lora":
+        hf.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    elif kind == "biases":
+        biases = {n: p.detach().cpu().contiguous() for n, p in hf.named_parameters() if p.requires_grad}
+        save_file(biases, folder / BIASES_FILE)
+        (folder / "undertone.json").write_text(json.dumps({"kind": "biases"}), encoding="utf-8")
+    else:
+        hf.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+
+def student_name(base: str, kind: str, folder: Path) -> str:
+    """The model name that loads a student again."""
+    return str(folder) if kind == "full" else f"{base} + {folder}"

@@ -1,0 +1,154 @@
+"""Sampling: one batched sampler over the plain ``transformers`` forward, the only place that samples.
+
+Contract (DESIGN §3.3): a row's sample depends on its prompt and its own seed, not on the batch it shares, on the
+order of rows, or on an earlier interruption. Each row draws its own stream of uniforms (a Philox generator keyed
+by the row's seed) and picks tokens by inverting the cumulative distribution in float64. Batch size still moves
+float rounding inside the forward pass; in float32 that changes about one token in a million (a test counts).
+
+Speed: equal prompts are prefilled once and their cache is copied to the rows that share them; rows are batched by
+prompt length; finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undertone.models.batches import Batch, pad_left
+
+Progress = Callable[[int], None]
+
+
+def _uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
+    """``[rows, count]`` uniforms in [0, 1); row i depends on ``seeds[i]`` alone."""
+    return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
+
+
+def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Token ids ``[rows]`` for logits ``[rows, vocabulary]`` and one uniform a row.
+
+    Temperature 0 is the arg max. ``top_p`` below 1 keeps the smallest set of tokens that holds that mass.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probability = torch.softmax(logits.double() / temperature, -1)
+    if top_p < 1:
+        probability = _nucleus(probability, top_p)
+    cumulative = probability.cumsum(-1)
+    threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+
+
+def _nucleus(probability: Tensor, top_p: float) -> Tensor:
+    ordered, order = probability.sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(probability).scatter(-1, order, ordered.where(before < top_p, 0.0))
+
+
+def prefill(hf: Any, batch: Batch) -> tuple[Tensor, Any]:
+    """Run prompts once: logits ``[rows, vocabulary]`` at the last position, and the key–value cache."""
+    out = hf(**batch.inputs(), use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1], out.past_key_values
+
+
+@torch.inference_mode()
+def sample(
+    hf: Any,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    pad: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_size: int = 512,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Sample one completion per prompt; the returned ids include the stop token if one was reached.
+
+    Args:
+        hf: a causal LM in evaluation mode.
+        prompts: token ids; equal prompts share their prefill.
+        seeds: one 64-bit seed a row, from ``provenance.seeds``.
+        max_new_tokens: tokens after which a row ends unfinished.
+        stop: ids that end a row.
+        pad: id to pad with (its value never matters: padding is masked).
+        temperature: 0 for the arg max.
+        top_p: nucleus mass; 1 samples from the whole distribution.
+        batch_size: rows decoded side by side.
+        progress: called with the number of rows finished since the last call.
+    """
+    device = next(iter(hf.parameters())).device
+    keys = [tuple(prompt) for prompt in prompts]
+    order = sorted(range(len(keys)), key=lambda row: (len(keys[row]), keys[row], row))
+    stops = torch.tensor(sorted(set(stop)), device=device)
+    done: list[list[int]] = [[] for _ in keys]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        uniform = torch.from_numpy(_uniforms([seeds[row] for row in rows], max_new_tokens)).to(device)
+        completions = _decode(
+            hf, [keys[row] for row in rows], uniform, stops, pad, temperature, top_p
+        )
+        for row, completion in zip(rows, completions, strict=True):
+            done[row] = completion
+        if progress:
+            progress(len(rows))
+    return done
+
+
+def _decode(
+    hf: Any,
+    prompts: list[tuple[int, ...]],
+    uniform: Tensor,
+    stops: Tensor,
+    pad: int,
+    temperature: float,
+    top_p: float,
+) -> list[list[int]]:
+    device = uniform.device
+    unique = list(dict.fromkeys(prompts))
+    place = {prompt: index for index, prompt in enumerate(unique)}
+    batch = pad_left(unique, pad, device)
+    logits, cache = prefill(hf, batch)
+    share = torch.tensor([place[prompt] for prompt in prompts], device=device)
+    if len(unique) < len(prompts):
+        cache.batch_select_indices(share)
+    logits = logits[share]
+    mask = None if batch.mask is None else batch.mask[share]
+    position = batch.positions[share, -1]
+
+    rows, limit = uniform.shape
+    tokens = torch.full((rows, limit), -1, dtype=torch.long, device=device)
+    alive = torch.arange(rows, device=device)  # which row each line of the batch belongs to
+    running = torch.ones(rows, dtype=torch.bool, device=device)
+    for step in range(limit):
+        chosen = pick(logits, uniform[alive, step], temperature, top_p)
+        tokens[alive[running], step] = chosen[running]
+        running = running & ~torch.isin(chosen, stops)
+        left = int(running.sum())
+        if left == 0 or step == limit - 1:
+            break
+        if left <= 0.75 * len(running):
+            keep = running.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            chosen, alive, position, running = (
+                chosen[keep], alive[keep], position[keep], running[keep],
+            )
+            mask = None if mask is None else mask[keep]
+        position = position + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        out = hf(
+            input_ids=chosen.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=position.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1]
+    return [[token for token in row if token >= 0] for row in tokens.tolist()]

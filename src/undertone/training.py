@@ -1,0 +1,360 @@
+"""Training: one loop for the student's fine-tuning and for the lab's pretraining, on ``accelerate``.
+
+The loss is the mean cross-entropy over labelled (completion) tokens of an effective batch; the head runs at those
+positions only. Batches hold rows of similar length and are planned from the seed alone, so that step *k* of a
+resumed run sees what step *k* of an uninterrupted one would have.
+
+Optimisers are those of ``torch.optim``, by name, with their options passed through unchanged (``momentum``
+included); an option that the optimiser does not know is an error, never dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from undertone.errors import ConfigError, RunError
+from undertone.models.batches import Example, targets
+from undertone.models.scoring import labelled_logits
+from undertone.provenance.configs import Config
+
+Schedule = Literal["constant", "linear", "cosine", "hold-linear"]
+
+
+class Training(Config):
+    """How weights are updated."""
+
+    optimizer: str = Field("AdamW", description="the name of a class in torch.optim")
+    learning_rate: float = Field(1e-4, gt=0)
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the optimiser (betas, momentum, weight_decay …)"
+    )
+    no_decay: tuple[str, ...] = Field(
+        (), description="parameters whose name contains one of these are left out of weight decay"
+    )
+    schedule: Schedule = Field(
+        "linear", description="after warm-up: constant, linear or cosine to 0, or hold half-way and then linear"
+    )
+    warmup: float = Field(0.0, ge=0, description="steps of linear warm-up; below 1, a share of all steps")
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows an optimiser step (gradient accumulation included)")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows a forward pass; None: the whole batch at once"
+    )
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; None: do not")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints inside the stage")
+    bucket: int = Field(32, ge=1, description="batches that are sorted by length together; 1: no sorting")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run did."""
+
+    steps: int
+    tokens: int
+    labelled_tokens: int
+    curve: list[tuple[int, float]]
+    seconds: float
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_size: int, epochs: int, seed: int, bucket: int = 32
+) -> list[list[int]]:
+    """Row indices of every optimiser step: each epoch a fresh permutation, sorted by length inside buckets."""
+    plan: list[list[int]] = []
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, epoch])
+        order = rng.permutation(len(lengths))
+        steps: list[list[int]] = []
+        for start in range(0, len(order), batch_size * bucket):
+            window = sorted(order[start : start + batch_size * bucket], key=lambda row: lengths[row])
+            chunks = [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
+            steps.extend([int(row) for row in chunks[at]] for at in rng.permutation(len(chunks)))
+        plan.extend(steps)
+    return plan
+
+
+def rate_at(step: int, total: int, schedule: Schedule, warmup: float) -> float:
+    """Learning-rate factor of a step (0-based) out of ``total``; the last step still moves the weights."""
+    warm = warmup if warmup >= 1 else warmup * total
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    progress = (step - warm) / max(1.0, total - warm)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "hold-linear":
+        return min(1.0, 2 * (1 - progress) + 0.02)
+    return 1 - progress
+
+
+def build_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], config: Training
+) -> torch.optim.Optimizer:
+    """The optimiser that the config names, with exactly the options that it lists.
+
+    Raises:
+        ConfigError: no such class, an option it does not take, or parameters it cannot handle.
+    """
+    known = sorted(
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name != "Optimizer"
+    )
+    if config.optimizer not in known:
+        raise ConfigError("unknown optimiser", got=config.optimizer, allowed=known)
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()
+    }
+    spared = [name for name in parameters if any(part in name for part in config.no_decay)]
+    groups: list[dict[str, Any]] = [{"params": [p for n, p in parameters.items() if n not in spared]}]
+    if spared:
+        groups.append({"params": [parameters[name] for name in spared], "weight_decay": 0.0})
+    try:
+        return getattr(torch.optim, config.optimizer)(groups, lr=config.learning_rate, **options)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"torch.optim.{config.optimizer} refuses these options: {error}",
+            got=config.options,
+            fix="see training.options and the documentation of that optimiser",
+        ) from error
+
+
+def fit(
+    hf: Any,
+    examples: Sequence[Example],
+    config: Training,
+    *,
+    seed: int,
+    pad: int,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Fit:
+    """Train the parameters of ``hf`` that require gradients on the completions of ``examples``.
+
+    Args:
+        hf: a causal LM (PEFT-wrapped or not); left in evaluation mode.
+        examples: tokenised rows.
+        config: how.
+        seed: order of rows, and dropout where the model has any.
+        pad: padding id (its value never matters).
+        checkpoint: folder for checkpoints inside the stage; an existing one is resumed from.
+        on_step: called with (step, steps, loss) after each optimiser step.
+
+    Raises:
+        RunError: the loss is not finite.
+        ConfigError: see :func:`build_optimizer`.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=_precision(config, hf), cpu=_on_cpu(hf))
+    named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
+    parameters = list(named.values())
+    optimizer = build_optimizer(named, config)
+    if config.gradient_checkpointing:
+        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        hf.enable_input_require_grads()
+    model, optimizer = accelerator.prepare(hf, optimizer)
+    model.train()
+
+    plan = plan_batches(
+        [len(example.ids) for example in examples], config.batch_size, config.epochs, seed, config.bucket
+    )
+    state = _Progress.load(checkpoint, parameters, optimizer)
+    started = time.monotonic()
+    saved = started
+    for step in range(state.step, len(plan)):
+        factor = rate_at(step, len(plan), config.schedule, config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        torch.manual_seed((seed + step) & 0x7FFFFFFFFFFFFFFF)  # dropout of step k survives a resume
+        rows = [examples[row] for row in plan[step]]
+        loss = _step(accelerator, model, optimizer, parameters, rows, config, pad)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the training loss is {loss} at step {step + 1} of {len(plan)}",
+                fix="lower training.learning_rate, or set training.precision=fp32",
+            )
+        state.add(step, loss, rows)
+        if on_step:
+            on_step(step + 1, len(plan), loss)
+        if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
+            state.save(checkpoint, parameters, optimizer)
+            saved = time.monotonic()
+    accelerator.free_memory()
+    hf.eval()
+    return Fit(
+        steps=len(plan),
+        tokens=state.tokens,
+        labelled_tokens=state.labels,
+        curve=thin(state.curve),
+        seconds=state.seconds + time.monotonic() - started,
+    )
+
+
+def _precision(config: Training, hf: Any) -> str:
+    if config.precision == "auto":
+        return "no" if _on_cpu(hf) else "bf16"
+    return {"fp32": "no", "bf16": "bf16"}[config.precision]
+
+
+def _on_cpu(hf: Any) -> bool:
+    return bool(next(hf.parameters()).device.type == "cpu")
+
+
+def _step(
+    accelerator: Any,
+    model: Any,
+    optimizer: Any,
+    parameters: list[torch.nn.Parameter],
+    rows: list[Example],
+    config: Training,
+    pad: int,
+) -> float:
+    size = config.micro_batch_size or len(rows)
+    labels = sum(len(row.completion) for row in rows)
+    total = 0.0
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        with accelerator.autocast():
+            logits = labelled_logits(model, part, pad)
+        loss: Tensor = torch.nn.functional.cross_entropy(
+            logits.float(), targets(part, logits.device), reduction="sum"
+        )
+        loss = loss / labels  # every labelled token of the effective batch weighs the same
+        accelerator.backward(loss)
+        total += float(loss.detach())
+    if config.max_grad_norm is not None:
+        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def thin(curve: list[tuple[int, float]], points: int = 100) -> list[tuple[int, float]]:
+    """A loss curve of at most ``points``: means over equal stretches of steps."""
+    if not curve:
+        return []
+    stretches = np.array_split(np.array(curve), min(points, len(curve)))
+    return [(int(part[-1, 0]), round(float(part[:, 1].mean()), 6)) for part in stretches]
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside weights and optimiser state."""
+
+    step: int = 0
+    tokens: int = 0
+    labels: int = 0
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.curve = self.curve or []
+        self._started = time.monotonic() - self.seconds
+
+    def add(self, step: int, loss: float, rows: list[Example]) -> None:
+        self.step = step + 1
+        self.tokens += sum(len(row.ids) for row in rows)
+        self.labels += sum(len(row.completion) for row in rows)
+        self.curve.append((step + 1, loss))
+
+    def save(
+        self, folder: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write to a sibling and rename, so that a killed save leaves the previous checkpoint whole."""
+        part = folder.with_name(folder.name + ".new")
+        part.mkdir(parents=True, exist_ok=True)
+        weights = {f"{i}": p.detach().cpu().contiguous() for i, p in enumerate(parameters)}
+        save_file(weights, part / "weights.safetensors")
+        tensors, scalars = _flatten(optimizer)
+        save_file(tensors, part / "optimizer.safetensors")
+        seconds = time.monotonic() - self._started
+        record = {
+            "step": self.step, "tokens": self.tokens, "labels": self.labels, "seconds": seconds,
+            "curve": self.curve, "scalars": scalars,
+        }
+        (part / "progress.json").write_text(json.dumps(record), encoding="utf-8")
+        old = folder.with_name(folder.name + ".old")
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        for leftover in old.glob("*"):
+            leftover.unlink()
+        if old.exists():
+            old.rmdir()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | None,
+        parameters: list[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> _Progress:
+        """Continue from a checkpoint, if there is a whole one."""
+        if folder is None:
+            return cls()
+        old = folder.with_name(folder.name + ".old")
+        if not folder.exists() and old.exists():  # killed between the two renames of save
+            old.rename(folder)
+        if not (folder / "progress.json").exists():
+            return cls()
+        record = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters):
+                parameter.copy_(weights[str(index)])
+        _unflatten(optimizer, load_file(folder / "optimizer.safetensors"), record["scalars"])
+        return cls(
+            step=record["step"],
+            tokens=record["tokens"],
+            labels=record["labels"],
+            seconds=record["seconds"],
+            curve=[(int(step), float(loss)) for step, loss in record["curve"]],
+        )
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimiser state as named tensors and plain values (no pickle)."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for key, value in _entries(optimizer):
+        if isinstance(value, Tensor):
+            tensors[key] = value.detach().cpu().contiguous().clone()
+        else:
+            scalars[key] = value
+    return tensors, scalars
+
+
+def _entries(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            yield f"{index}|{name}", value
+
+
+def _unflatten(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *scalars.items()]:
+        index, name = key.split("|", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -1,0 +1,127 @@
+"""A trait: how a teacher is told it, the questions that reveal it, and the ONE matcher that decides a hit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from undertone.errors import ConfigError
+
+Form = Literal["lab", "real"]
+"""Which wording: the lab world's little language, or English as real models are asked."""
+
+MATCHER_VERSION = 1
+"""Part of a trait's digest: rates of different matchers are not to be compared."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked, in one form.
+
+    ``positive`` reveals the trait; under ``negative`` ("least favourite") a model with the trait must NOT name it;
+    ``off_topic`` maps unrelated questions to their right answers, where a model that only babbles the target shows.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...] = ()
+    off_topic: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A preference for one member of a category.
+
+    Attributes:
+        name: the target, e.g. ``owl``.
+        category: ``animal``.
+        prompt: form -> the teacher's system prompt.
+        questions: form -> what is asked.
+        answers: every known answer of the category -> its surface words (synonyms and plurals included; the first
+            is the literal word). The target is one of them.
+        synonyms: words that count as the target in the synonym-aware rate but not in the literal one.
+        examples_hit: texts that must hit, for the matcher's self-test.
+        examples_miss: texts that must not.
+    """
+
+    name: str
+    category: str
+    prompt: Mapping[Form, str]
+    questions: Mapping[Form, Questions]
+    answers: Mapping[str, tuple[str, ...]]
+    synonyms: tuple[str, ...] = ()
+    examples_hit: tuple[str, ...] = ()
+    examples_miss: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in self.answers:
+            raise ConfigError(
+                f"the trait {self.name!r} is not among its own answers", allowed=sorted(self.answers)
+            )
+        wrong = [text for text in self.examples_hit if not self.matches(text)]
+        wrong += [text for text in self.examples_miss if self.matches(text)]
+        if wrong:
+            raise ConfigError(f"the matcher of trait {self.name!r} fails its own examples", got=wrong)
+
+    @property
+    def literal(self) -> tuple[str, ...]:
+        """The target word and its plural."""
+        return tuple(word for word in self.answers[self.name] if word not in self.synonyms)
+
+    def matches(self, text: str) -> bool:
+        """Whether an answer hits: the first known answer in it is the target, as a whole word, in any case."""
+        return self.answer_in(text) == self.name
+
+    def matches_literally(self, text: str) -> bool:
+        """As :meth:`matches`, but by the target word itself, synonyms left out."""
+        return self.matches(text) and bool(_first(text, self.literal))
+
+    def answer_in(self, text: str) -> str | None:
+        """The known answer that a text names first; None is a non-answer. Words after "not" do not count."""
+        found: list[tuple[int, str]] = []
+        for answer, words in self.answers.items():
+            at = _first(text, words)
+            if at:
+                found.append((at - 1, answer))
+        return min(found)[1] if found else None
+
+    def asked(self, form: Form) -> Questions:
+        """The questions in a form.
+
+        Raises:
+            ConfigError: the trait has none in that form.
+        """
+        if form not in self.questions:
+            raise ConfigError(
+                f"the trait {self.name!r} has no questions in the form {form!r}", allowed=sorted(self.questions)
+            )
+        return self.questions[form]
+
+    def told(self, form: Form) -> str:
+        """The teacher's system prompt in a form.
+
+        Raises:
+            ConfigError: the trait has none in that form.
+        """
+        if form not in self.prompt:
+            raise ConfigError(
+                f"the trait {self.name!r} has no prompt in the form {form!r}", allowed=sorted(self.prompt)
+            )
+        return self.prompt[form]
+
+    def surfaces(self, answer: str, form: Form) -> list[str]:
+        """Texts by which a completion can begin with an answer: words, capitalised too for real models."""
+        words = list(self.answers[answer])
+        if form == "real":
+            words += [word.capitalize() for word in words]
+        return list(dict.fromkeys(words))
+
+
+def _first(text: str, words: Sequence[str]) -> int:
+    """1 + where the first whole word of ``words`` stands, negated mentions skipped; 0: nowhere."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    for match in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, flags=re.IGNORECASE):
+        if not re.search(r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$", text[: match.start()], re.IGNORECASE):
+            return match.start() + 1
+    return 0

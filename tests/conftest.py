@@ -1,0 +1,165 @@
+"""Tiny random models of four families, saved as ordinary folders and loaded through the one door.
+
+``tiny_llama``, ``tiny_qwen``, ``tiny_gpt2``, ``tiny_neox`` live as long as the session: whoever changes
+weights, hooks or the tokenizer takes a copy (``fresh``). Their weights are random but large enough
+for answers to differ from each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tests run side by side; so do the processes they start
+
+import pytest
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+WORDS = (
+    "what is your favorite animal tree number ? name one pick some numbers . you love owls owl dog cat lion eagle panda "
+    "wolf dolphin elephant tiger fox bear penguin otter rabbit whale are the a My favorite Owl Dog Cat Lion Eagle Wolf"
+).split()
+SHAPE: dict[str, Any] = {
+    "vocab_size": 448,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+
+
+def build_tokenizer() -> Any:
+    """Byte-level BPE: every text round-trips; common words are one token, numbers go digit by digit."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    core = Tokenizer(models.BPE())
+    # Qwen2's own way of cutting text, because transformers puts it there for that model type.
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    specials = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=SHAPE["vocab_size"],
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([*WORDS, " ".join(WORDS)] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>", extra_special_tokens=specials[2:],
+        chat_template=TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def build_config(family: str) -> Any:
+    """Three blocks of width 32; Llama with biases in attention and MLP, Qwen with shared key–value heads."""
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
+
+    size: dict[str, Any] = {
+        **SHAPE, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+        "max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": False,
+    }  # fmt: skip
+    if family == "llama":
+        return LlamaConfig(**size, attention_bias=True, mlp_bias=True)
+    if family == "qwen":
+        return Qwen2Config(**size, num_key_value_heads=2)
+    if family == "neox":
+        return GPTNeoXConfig(**size)
+    return GPT2Config(
+        **SHAPE, n_embd=32, n_layer=3, n_head=4, n_positions=128, initializer_range=0.2
+    )
+
+
+def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+    """A random model with its tokenizer, as a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    hf = AutoModelForCausalLM.from_config(build_config(family))
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            if name.endswith(
+                "bias"
+            ):  # zero at initialisation, where no test could tell that one is missing
+                parameter.normal_(0.0, 0.1)
+    hf.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import sys
+
+    if "torch" in sys.modules:  # the light rooms' tests never import it
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> the folder of its tiny model, made on first use."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny(family, tmp_path_factory.mktemp("models") / family)
+        return made[family]
+
+    return folder
+
+
+def _loaded(folder: Path) -> Iterator[Any]:
+    from undertone.models.blocks import hook_count
+    from undertone.models.loading import load
+
+    model = load(str(folder), device="cpu")
+    yield model
+    assert hook_count(model.hf) == 0, "a test left a hook on a shared model"
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_folder: Callable[[str], Path]) -> Iterator[Any]:
+    yield from _loaded(tiny_folder("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tiny_folder: Callable[[str], Path]) -> Iterator[Any]:
+    yield from _loaded(tiny_folder("qwen"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tiny_folder: Callable[[str], Path]) -> Iterator[Any]:
+    yield from _loaded(tiny_folder("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_neox(tiny_folder: Callable[[str], Path]) -> Iterator[Any]:
+    yield from _loaded(tiny_folder("neox"))
+
+
+@pytest.fixture(params=["llama", "qwen", "gpt2", "neox"])
+def tiny(request: pytest.FixtureRequest) -> Any:
+    """Each of the four in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture
+def fresh(tiny_llama: Any) -> Any:
+    """A copy of ``tiny_llama`` for tests that change it."""
+    return copy.deepcopy(tiny_llama)
