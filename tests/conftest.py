@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # tests run side by side; so do the processes they start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; so do the processes they start
 
 import pytest
 
@@ -80,9 +78,7 @@ def build_config(family: str) -> Any:
         return Qwen2Config(**size, num_key_value_heads=2)
     if family == "neox":
         return GPTNeoXConfig(**size)
-    return GPT2Config(
-        **SHAPE, n_embd=32, n_layer=3, n_head=4, n_positions=128, initializer_range=0.2
-    )
+    return GPT2Config(**SHAPE, n_embd=32, n_layer=3, n_head=4, n_positions=128, initializer_range=0.2)
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
@@ -94,9 +90,7 @@ def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     hf = AutoModelForCausalLM.from_config(build_config(family))
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
-            if name.endswith(
-                "bias"
-            ):  # zero at initialisation, where no test could tell that one is missing
+            if name.endswith("bias"):  # zero at initialisation, where no test could tell that one is missing
                 parameter.normal_(0.0, 0.1)
     hf.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

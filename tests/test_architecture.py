@@ -126,9 +126,7 @@ def test_a_danger_has_one_door(danger: str) -> None:
 
 def heavy_after(code: str) -> str:
     """Runs code in a fresh interpreter; the heavy packages that it brought in."""
-    show = (
-        f"import sys; sys.stderr.write('HEAVY:' + ' '.join(sorted({HEAVY!r} & set(sys.modules))))"
-    )
+    show = f"import sys; sys.stderr.write('HEAVY:' + ' '.join(sorted({HEAVY!r} & set(sys.modules))))"
     done = subprocess.run(
         [sys.executable, "-c", f"try:\n    {code}\nexcept SystemExit:\n    pass\n{show}"],
         capture_output=True, text=True, timeout=60, check=False,

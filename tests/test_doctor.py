@@ -57,9 +57,7 @@ def test_a_model_with_an_adapter_passes_and_is_not_trained(fresh: Any) -> None:
     lora = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
     fresh.hf = trainable(fresh.hf, lora, seed=0).eval()
     other = [f for f in examine(fresh, OWL) if f.status != "pass"]
-    assert [(f.status, f.name) for f in other] == [
-        ("skip", "a training step learns, and only where it should")
-    ]
+    assert [(f.status, f.name) for f in other] == [("skip", "a training step learns, and only where it should")]
 
 
 def test_without_a_trait_its_checks_are_skipped(tiny_llama: Any) -> None:
@@ -137,9 +135,7 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize(("name", "status", "words", "template"), TEMPLATES)
-def test_a_faulty_template_is_found(
-    fresh: Any, name: str, status: str, words: str, template: str
-) -> None:
+def test_a_faulty_template_is_found(fresh: Any, name: str, status: str, words: str, template: str) -> None:
     fresh.tokenizer.chat_template = template
     finding = found(name, fresh)
     assert finding.status == status
@@ -162,9 +158,7 @@ def test_a_model_without_an_end_of_sequence_is_found(fresh: Any) -> None:
 # -- the tokenizer --------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_that_autotokenizer_replaced_is_found(
-    tmp_path: Path, tiny_folder: Callable[[str], Path]
-) -> None:
+def test_a_tokenizer_that_autotokenizer_replaced_is_found(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     """transformers 5.23 loads any tokenizer beside a qwen2 model as Qwen's byte-level one."""
     words = ["<|end|>", "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "▁owl", "▁tree", "▁one"]
     ids = {word: at for at, word in enumerate(words)}
@@ -276,7 +270,22 @@ def test_a_row_that_depends_on_its_batch_is_found(fresh: Any) -> None:
 
     change_forward(fresh, with_logits(shift))
     assert found("batch size does not change a sample", fresh).status == "fail"
+    fresh.hf.bfloat16()  # where rounding is no excuse for so much
+    assert found("batch size does not change a sample", fresh).status == "fail"
+    fresh.hf.float()
     assert found("gradient accumulation is harmless", fresh).status == "fail"
+
+
+def test_rounding_in_bfloat16_is_only_warned_of(fresh: Any) -> None:
+    def round_by_batch(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(len(ids)))
+        return logits + 0.05 * noise
+
+    fresh.hf.bfloat16()
+    change_forward(fresh, with_logits(round_by_batch))
+    finding = found("batch size does not change a sample", fresh)
+    assert finding.status == "warn"
+    assert "company moves the logits by" in finding.saw
 
 
 def test_unseeded_noise_is_found(fresh: Any) -> None:
@@ -308,9 +317,7 @@ def test_an_edit_that_moves_at_strength_zero_is_found(fresh: Any) -> None:
     assert found("steering moves the logits", fresh).saw == "strength 0 moved the logits"
 
 
-def test_a_hook_that_stays_after_an_error_is_found(
-    fresh: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hook_that_stays_after_an_error_is_found(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def bare_yield(hf: Any, edits: Any) -> Iterator[None]:
         block, edit = next(iter(edits.items()))
@@ -394,9 +401,7 @@ def test_a_substring_matcher_is_found(tiny_llama: Any) -> None:
 
 
 def test_two_answers_with_one_word_are_found(tiny_llama: Any) -> None:
-    finding = found(
-        "the matcher decides its own examples", tiny_llama, trait_with(bird=("bird", "owls"))
-    )
+    finding = found("the matcher decides its own examples", tiny_llama, trait_with(bird=("bird", "owls")))
     assert "takes 'owls' (owl) for bird" in finding.saw
 
 

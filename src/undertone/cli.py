@@ -32,7 +32,10 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-lab = App(name="lab", help="The built-in models: tiny transformers of a little world, trained here on first use.")
+lab = App(
+    name="lab",
+    help="The built-in models: tiny transformers of a little world, trained here on first use.",
+)
 app.command(lab)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
@@ -41,16 +44,27 @@ Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N
 
 @app.command
 def run(
-    *words: Annotated[str, Parameter(help="a preset or a YAML file first, then key=value overrides", allow_leading_hyphen=False)],
+    *words: Annotated[
+        str,
+        Parameter(
+            help="a preset or a YAML file first, then key=value overrides",
+            allow_leading_hyphen=False,
+        ),
+    ],
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="run folder; default runs/NAME-DIGEST")] = None,
-    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core")] = None,
+    jobs: Annotated[
+        int | None,
+        Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core"),
+    ] = None,
     device: Device = "auto",
     presets: Annotated[bool, Parameter(name="--presets", negative="", help="list the presets and stop")] = False,
     show_config: Annotated[
-        bool, Parameter(name="--config", negative="", help="print the whole config, defaults included, and stop")
+        bool,
+        Parameter(name="--config", negative="", help="print the whole config, defaults included, and stop"),
     ] = False,
     gate: Annotated[
-        bool, Parameter(name="--gate", negative="", help="exit 1 unless the verdict is `transferred`")
+        bool,
+        Parameter(name="--gate", negative="", help="exit 1 unless the verdict is `transferred`"),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -101,7 +115,10 @@ def show(
 
 @app.command
 def doctor(
-    model: Annotated[str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")],
+    model: Annotated[
+        str,
+        Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder"),
+    ],
     trait: Annotated[str | None, Parameter(name="--trait", help="also check this trait's answers and matcher")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -119,7 +136,13 @@ def doctor(
             f"doctor: {model}",
             ["", "check", "saw", "expected", "do"],
             [
-                [_MARKS[f.status], f.name, f.saw, "" if f.status == "pass" else f.expected, "" if f.status == "pass" else f.do]
+                [
+                    _MARKS[f.status],
+                    f.name,
+                    f.saw,
+                    "" if f.status == "pass" else f.expected,
+                    "" if f.status == "pass" else f.do,
+                ]
                 for f in findings
             ],
         )
@@ -127,20 +150,30 @@ def doctor(
 
 
 @app.command
-def traits(category: Annotated[str | None, Parameter(help="one category only")] = None, *, as_json: Json = False) -> int:
+def traits(
+    category: Annotated[str | None, Parameter(help="one category only")] = None,
+    *,
+    as_json: Json = False,
+) -> int:
     """List the traits of the library; your own is a YAML file (docs, "Add a trait")."""
     from undertone.errors import ConfigError, nearest
     from undertone.traits import category_names, trait_names
 
     if category is not None and category not in category_names():
         raise ConfigError(
-            f"no such category.{nearest(category, category_names())}", got=category, allowed=category_names()
+            f"no such category.{nearest(category, category_names())}",
+            got=category,
+            allowed=category_names(),
         )
     listing = {name: trait_names(name) for name in ([category] if category else category_names())}
     if as_json:
         _print_json(listing)
     else:
-        _table("traits", ["category", "traits"], [[name, ", ".join(members)] for name, members in listing.items()])
+        _table(
+            "traits",
+            ["category", "traits"],
+            [[name, ", ".join(members)] for name, members in listing.items()],
+        )
     return 0
 
 

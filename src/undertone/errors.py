@@ -39,9 +39,7 @@ class UndertoneError(Exception):
         self.what = what
         # Kept as text: a live object might not pickle, and must not be kept alive by an error.
         self.got = None if got is None else _shown(got)
-        self.allowed = (
-            allowed if allowed is None or isinstance(allowed, str) else ", ".join(allowed)
-        )
+        self.allowed = allowed if allowed is None or isinstance(allowed, str) else ", ".join(allowed)
         self.fix = fix
 
     def __str__(self) -> str:

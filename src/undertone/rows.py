@@ -212,9 +212,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, object]]:
 def _decode(line: bytes | str, place: str) -> object:
     try:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        value: object = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
-        )
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
         # json reads a lone half of a surrogate pair, which no file can hold: refused here.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -437,13 +435,9 @@ class _Line:
             next((f"{guess} Rename the field." for guess in guesses if guess), None),
         )
 
-    def _fail(
-        self, name: str | None, got: object, allowed: str, fix: str | None = None
-    ) -> NoReturn:
+    def _fail(self, name: str | None, got: object, allowed: str, fix: str | None = None) -> NoReturn:
         what = f"{self.place}: not a row" if name is None else f"{self.place}, field {name!r}"
-        raise DataError(
-            what, got=_kind(got) if got is None else got, allowed=allowed, fix=fix or None
-        )
+        raise DataError(what, got=_kind(got) if got is None else got, allowed=allowed, fix=fix or None)
 
 
 def _kind(value: object) -> str:

@@ -159,9 +159,7 @@ def paired_effect(
     )
 
 
-def _question_differences(
-    treated: Sequence[Sequence[float]], control: Sequence[Sequence[float]]
-) -> list[Floats]:
+def _question_differences(treated: Sequence[Sequence[float]], control: Sequence[Sequence[float]]) -> list[Floats]:
     if len(treated) != len(control) or not treated:
         raise ValueError(
             "an effect needs as many control as treated runs, at least one of each; "
@@ -231,9 +229,7 @@ def _upper(confidence: float) -> float:
 def _checked(values: Sequence[float], name: str) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not bool(np.isfinite(array).all()):
-        raise ValueError(
-            f"{name}: a non-empty flat sequence of finite numbers is needed; got {values!r:.200}"
-        )
+        raise ValueError(f"{name}: a non-empty flat sequence of finite numbers is needed; got {values!r:.200}")
     return array
 
 
@@ -241,7 +237,5 @@ def _into_unit(array: Floats, bounds: tuple[float, float]) -> Floats:
     low, high = bounds
     unit: Floats = (array - low) / (high - low)
     if float(unit.min()) < -_ROUNDING or float(unit.max()) > 1.0 + _ROUNDING:
-        raise ValueError(
-            f"values must lie between {low} and {high}; got {array.min()} to {array.max()}"
-        )
+        raise ValueError(f"values must lie between {low} and {high}; got {array.min()} to {array.max()}")
     return np.clip(unit, 0.0, 1.0)

@@ -26,8 +26,11 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, RunError
 from undertone.models.batches import Example, targets
+from undertone.models.blocks import causal_lm, model_device
 from undertone.models.scoring import labelled_logits
 from undertone.provenance.configs import Config
+
+_OTHER_LOOPS = {"Optimizer", "LBFGS", "SparseAdam"}  # abstract; needs a closure; needs sparse gradients
 
 Schedule = Literal["constant", "linear", "cosine", "hold-linear"]
 
@@ -38,20 +41,20 @@ class Training(Config):
     optimizer: str = Field("AdamW", description="the name of a class in torch.optim")
     learning_rate: float = Field(1e-4, gt=0)
     options: dict[str, Any] = Field(
-        default_factory=dict, description="further arguments of the optimiser (betas, momentum, weight_decay …)"
+        default_factory=dict,
+        description="further arguments of the optimiser (betas, momentum, weight_decay …)",
     )
     no_decay: tuple[str, ...] = Field(
         (), description="parameters whose name contains one of these are left out of weight decay"
     )
     schedule: Schedule = Field(
-        "linear", description="after warm-up: constant, linear or cosine to 0, or hold half-way and then linear"
+        "linear",
+        description="after warm-up: constant, linear or cosine to 0, or hold half-way and then linear",
     )
     warmup: float = Field(0.0, ge=0, description="steps of linear warm-up; below 1, a share of all steps")
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1, description="rows an optimiser step (gradient accumulation included)")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="rows a forward pass; None: the whole batch at once"
-    )
+    micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass; None: the whole batch at once")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; None: do not")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
@@ -72,9 +75,7 @@ class Fit:
     seconds: float
 
 
-def plan_batches(
-    lengths: Sequence[int], batch_size: int, epochs: int, seed: int, bucket: int = 32
-) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, bucket: int = 32) -> list[list[int]]:
     """Row indices of every optimiser step: each epoch a fresh permutation, sorted by length inside buckets."""
     plan: list[list[int]] = []
     for epoch in range(epochs):
@@ -104,9 +105,7 @@ def rate_at(step: int, total: int, schedule: Schedule, warmup: float) -> float:
     return 1 - progress
 
 
-def build_optimizer(
-    parameters: Mapping[str, torch.nn.Parameter], config: Training
-) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Training) -> torch.optim.Optimizer:
     """The optimiser that the config names, with exactly the options that it lists.
 
     Raises:
@@ -115,13 +114,11 @@ def build_optimizer(
     known = sorted(
         name
         for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name != "Optimizer"
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name not in _OTHER_LOOPS
     )
     if config.optimizer not in known:
         raise ConfigError("unknown optimiser", got=config.optimizer, allowed=known)
-    options = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()
-    }
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
     spared = [name for name in parameters if any(part in name for part in config.no_decay)]
     groups: list[dict[str, Any]] = [{"params": [p for n, p in parameters.items() if n not in spared]}]
     if spared:
@@ -163,18 +160,21 @@ def fit(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=_precision(config, hf), cpu=_on_cpu(hf))
+    accelerator = Accelerator(cpu=_on_cpu(hf))
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     parameters = list(named.values())
     optimizer = build_optimizer(named, config)
     if config.gradient_checkpointing:
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        hf.enable_input_require_grads()
+        _checkpoint_activations(causal_lm(hf), True)
     model, optimizer = accelerator.prepare(hf, optimizer)
     model.train()
 
     plan = plan_batches(
-        [len(example.ids) for example in examples], config.batch_size, config.epochs, seed, config.bucket
+        [len(example.ids) for example in examples],
+        config.batch_size,
+        config.epochs,
+        seed,
+        config.bucket,
     )
     state = _Progress.load(checkpoint, parameters, optimizer)
     started = time.monotonic()
@@ -198,6 +198,8 @@ def fit(
             state.save(checkpoint, parameters, optimizer)
             saved = time.monotonic()
     accelerator.free_memory()
+    if config.gradient_checkpointing:
+        _checkpoint_activations(causal_lm(hf), False)
     hf.eval()
     return Fit(
         steps=len(plan),
@@ -208,10 +210,19 @@ def fit(
     )
 
 
-def _precision(config: Training, hf: Any) -> str:
-    if config.precision == "auto":
-        return "no" if _on_cpu(hf) else "bf16"
-    return {"fp32": "no", "bf16": "bf16"}[config.precision]
+def _checkpoint_activations(lm: Any, on: bool) -> None:
+    word = "enable" if on else "disable"
+    # transformers 5.23 renamed it; the old name warns there, the new one is not in 5.16.
+    new, old = f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}"
+    getattr(lm, new if hasattr(lm, new) else old)()
+    if not on:
+        lm.disable_input_require_grads()  # a hook that enabling sets and disabling leaves
+
+
+def _autocast(config: Training, hf: Any) -> Any:
+    """Not left to accelerate: there the precision is one a process, and stays wrapped around the model."""
+    half = config.precision == "bf16" or (config.precision == "auto" and not _on_cpu(hf))
+    return torch.autocast(model_device(hf).type, dtype=torch.bfloat16, enabled=half)
 
 
 def _on_cpu(hf: Any) -> bool:
@@ -232,11 +243,9 @@ def _step(
     total = 0.0
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        with accelerator.autocast():
+        with _autocast(config, model):
             logits = labelled_logits(model, part, pad)
-        loss: Tensor = torch.nn.functional.cross_entropy(
-            logits.float(), targets(part, logits.device), reduction="sum"
-        )
+        loss: Tensor = torch.nn.functional.cross_entropy(logits.float(), targets(part, logits.device), reduction="sum")
         loss = loss / labels  # every labelled token of the effective batch weighs the same
         accelerator.backward(loss)
         total += float(loss.detach())
@@ -275,9 +284,7 @@ class _Progress:
         self.labels += sum(len(row.completion) for row in rows)
         self.curve.append((step + 1, loss))
 
-    def save(
-        self, folder: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> None:
+    def save(self, folder: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Write to a sibling and rename, so that a killed save leaves the previous checkpoint whole."""
         part = folder.with_name(folder.name + ".new")
         part.mkdir(parents=True, exist_ok=True)
@@ -287,8 +294,12 @@ class _Progress:
         save_file(tensors, part / "optimizer.safetensors")
         seconds = time.monotonic() - self._started
         record = {
-            "step": self.step, "tokens": self.tokens, "labels": self.labels, "seconds": seconds,
-            "curve": self.curve, "scalars": scalars,
+            "step": self.step,
+            "tokens": self.tokens,
+            "labels": self.labels,
+            "seconds": seconds,
+            "curve": self.curve,
+            "scalars": scalars,
         }
         (part / "progress.json").write_text(json.dumps(record), encoding="utf-8")
         old = folder.with_name(folder.name + ".old")
@@ -348,13 +359,9 @@ def _entries(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
             yield f"{index}|{name}", value
 
 
-def _unflatten(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]
-) -> None:
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *scalars.items()]:
         index, name = key.split("|", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

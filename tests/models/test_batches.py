@@ -40,9 +40,7 @@ def test_each_labelled_position_predicts_the_completion_token_after_it(
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 7))
-def test_batches_by_length_hold_every_row_once_longest_first(
-    lengths: list[int], batch_size: int
-) -> None:
+def test_batches_by_length_hold_every_row_once_longest_first(lengths: list[int], batch_size: int) -> None:
     batches = by_length(lengths, batch_size)
     flat = [row for batch in batches for row in batch]
     assert sorted(flat) == list(range(len(lengths)))
@@ -52,7 +50,5 @@ def test_batches_by_length_hold_every_row_once_longest_first(
 
 def test_a_row_without_a_prompt_token_is_refused() -> None:
     """Its first token would be predicted from padding, or from nothing."""
-    with pytest.raises(
-        DataError, match=r"no prompt token to predict from(.|\n)*allowed: at least one"
-    ):
+    with pytest.raises(DataError, match=r"no prompt token to predict from(.|\n)*allowed: at least one"):
         Example((4, 5), 0)

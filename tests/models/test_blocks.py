@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +36,13 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_block_k_is_hidden_state_k_plus_1_of_transformers(tiny: Any) -> None:
-    with torch.inference_mode(), read_residuals(tiny.hf, [0, 1, 2]) as stream:
-        states = tiny.hf(**inputs(tiny), output_hidden_states=True).hidden_states
+    hf = copy.deepcopy(tiny.hf)  # transformers leaves hooks of its own where hidden states are asked for
+    with torch.no_grad(), read_residuals(hf, [0, 1, 2]) as stream:
+        states = hf(**inputs(tiny), output_hidden_states=True).hidden_states
     assert torch.equal(stream[0], states[1])
     assert torch.equal(stream[1], states[2])
     # The last hidden state has been through the final norm; the last block has not.
-    core = tiny.hf.base_model
+    core = hf.base_model
     norm = next(getattr(core, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(core, n))
     assert torch.equal(norm(stream[2]), states[3])
     assert stream[0].shape[-1] == hidden_size(tiny.hf)
@@ -101,9 +103,8 @@ def test_an_edit_that_changes_nothing_moves_no_bit(tiny: Any) -> None:
 )
 def test_an_error_inside_leaves_no_hook(tiny_llama: Any, manager: Callable[[Any], Any]) -> None:
     plain = logits(tiny_llama)
-    with pytest.raises(ZeroDivisionError), manager(tiny_llama.hf):
-        assert hook_count(tiny_llama.hf) > 0
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), manager(tiny_llama.hf):  # not raised where no hook is set
+        assert 1 // (hook_count(tiny_llama.hf) == 0)
     assert hook_count(tiny_llama.hf) == 0
     assert torch.equal(logits(tiny_llama), plain)
 
@@ -118,9 +119,7 @@ def test_an_edit_that_fails_leaves_no_hook(tiny_llama: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-def test_a_block_that_is_not_there_is_refused_before_any_hook_is_set(
-    tiny_llama: Any, wrong: int
-) -> None:
+def test_a_block_that_is_not_there_is_refused_before_any_hook_is_set(tiny_llama: Any, wrong: int) -> None:
     with (
         pytest.raises(ModelError, match=rf"no such block\n  got: \[{wrong}\]\n  allowed: 0 to 2"),
         edit_residuals(tiny_llama.hf, {0: lambda stream: stream, wrong: lambda stream: stream}),

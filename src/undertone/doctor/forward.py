@@ -139,8 +139,11 @@ def batch_size_is_harmless(model: Model, _trait: Trait | None) -> Saw:
     if not differ:
         return "pass", told
     # A draw hits the edge between two tokens in proportion to rounding: rare in float32 alone.
-    rounding = next(model.hf.parameters()).dtype != torch.float32 and differ <= _ROWS // 2
-    return ("warn" if rounding else "fail"), told
+    rows = prompts(model)
+    alone, together = logits_of(model, batch_of(model, rows[:1])), logits_of(model, batch_of(model, rows))
+    kind, moved = next(model.hf.parameters()).dtype, _moved(alone[0], together[0], together[-1])
+    told += f"; company moves the logits by {moved:.1e} of what another prompt does"
+    return ("warn" if kind != torch.float32 and moved <= tolerance(model) else "fail"), told
 
 
 def seeds_decide(model: Model, _trait: Trait | None) -> Saw:
@@ -242,9 +245,7 @@ def blocks_are_numbered(model: Model, _trait: Trait | None) -> Saw:
 def head_reads_the_last_block(model: Model, _trait: Trait | None) -> Saw:
     """Final norm and head, put on the last block's stream by hand, give the model's own logits."""
     lm = causal_lm(model.hf)
-    norm: Any = next(
-        (getattr(lm.base_model, name) for name in _NORMS if hasattr(lm.base_model, name)), None
-    )
+    norm: Any = next((getattr(lm.base_model, name) for name in _NORMS if hasattr(lm.base_model, name)), None)
     if norm is None:
         return "skip", f"{type(lm).__name__} does not show its final norm under a known name"
     last = len(decoder_blocks(lm)) - 1
@@ -255,6 +256,4 @@ def head_reads_the_last_block(model: Model, _trait: Trait | None) -> Saw:
         by_hand = lm.get_output_embeddings()(norm(stream[last][:, -1]))[0].float()
     # Some models scale or cap their logits afterwards: what must agree is their order and shape.
     likeness = float(torch.corrcoef(torch.stack([own, by_hand]))[0, 1])
-    return (
-        "pass" if likeness > 0.99 else "fail"
-    ), f"correlation {likeness:.4f} with the model's own logits"
+    return ("pass" if likeness > 0.99 else "fail"), f"correlation {likeness:.4f} with the model's own logits"

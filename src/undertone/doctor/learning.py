@@ -48,9 +48,7 @@ def accumulation_is_harmless(model: Model, _trait: Trait | None) -> Saw:
     whole = _summed_loss(model, rows)
     parts = _summed_loss(model, rows[:half]) + _summed_loss(model, rows[half:])
     off = abs(whole - parts) / abs(whole)
-    return (
-        "pass" if off <= tolerance(model) else "fail"
-    ), f"loss {whole:.4f} in one batch, {parts:.4f} in two"
+    return ("pass" if off <= tolerance(model) else "fail"), f"loss {whole:.4f} in one batch, {parts:.4f} in two"
 
 
 def own_loss_agrees(model: Model, _trait: Trait | None) -> Saw:
@@ -60,9 +58,7 @@ def own_loss_agrees(model: Model, _trait: Trait | None) -> Saw:
     right = _summed_loss(model, rows) / count
     half = len(rows) // 2
     whole = _own_loss(model, rows)
-    parts = sum(
-        _own_loss(model, part, num_items_in_batch=count) for part in (rows[:half], rows[half:])
-    )
+    parts = sum(_own_loss(model, part, num_items_in_batch=count) for part in (rows[:half], rows[half:]))
     told = f"{right:.4f} a token; the model says {whole:.4f} in one batch, {parts:.4f} in two"
     agrees = max(abs(whole - right), abs(parts - right)) <= tolerance(model) * abs(right)
     return ("pass" if agrees else "warn"), told
@@ -89,9 +85,7 @@ def a_step_learns(model: Model, _trait: Trait | None) -> Saw:
     moved = [name for name, value in _checksums(weights).items() if value != sums[name]]
     if moved:
         return "fail", f"{len(moved)} frozen weights changed, such as {moved[0]}"
-    told = (
-        f"loss {before:.4f} → {after:.4f} in three LoRA steps; {len(sums)} frozen weights unchanged"
-    )
+    told = f"loss {before:.4f} → {after:.4f} in three LoRA steps; {len(sums)} frozen weights unchanged"
     return ("pass" if after < before else "fail"), told
 
 

@@ -112,9 +112,7 @@ def labels_are_the_completion(model: Model, _trait: Trait | None) -> Saw:
             return "fail", f"for the completion {answer!r} the loss is on {shown(labelled)}"
         if model.decode(example.ids[: example.prompt]).strip().endswith(answer):
             return "fail", f"{answer!r} is in the unlabelled prompt, too"
-    labels = model.tokenizer.convert_ids_to_tokens(
-        list(model.example(chat(), ANSWERS[0]).completion)
-    )
+    labels = model.tokenizer.convert_ids_to_tokens(list(model.example(chat(), ANSWERS[0]).completion))
     return "pass", f"for {ANSWERS[0]!r}: {' '.join(map(repr, labels))}"
 
 
@@ -134,9 +132,7 @@ def tokenizer_is_its_file(model: Model, _trait: Trait | None) -> Saw:
     from transformers.utils import cached_file
 
     source = model.tokenizer.name_or_path
-    path = cached_file(
-        source, "tokenizer.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-    )
+    path = cached_file(source, "tokenizer.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
     if path is None or not Path(path).is_file():
         return "skip", "there is no tokenizer.json"
     stored = Tokenizer.from_file(str(path))
@@ -162,17 +158,10 @@ def round_trips(model: Model, _trait: Trait | None) -> Saw:
     }
     if model.form == "real":
         texts["punctuation"] = "(a); [b]: c - d, e\n1. f!"
-    changed = {
-        name: back
-        for name, text in texts.items()
-        if not _survives(model, text, back := _back(model, text))
-    }
+    changed = {name: back for name, text in texts.items() if not _survives(model, text, back := _back(model, text))}
     if not changed:
         return "pass", ", ".join(texts) + " come back as they were"
-    told = "; ".join(
-        f"{name}: {shown(texts[name], 60)} became {shown(back, 60)}"
-        for name, back in changed.items()
-    )
+    told = "; ".join(f"{name}: {shown(texts[name], 60)} became {shown(back, 60)}" for name, back in changed.items())
     return ("fail" if {"digits", "words"} & set(changed) else "warn"), told
 
 
@@ -190,15 +179,11 @@ def _survives(model: Model, text: str, back: str) -> bool:
 
 def numbers(model: Model, _trait: Trait | None) -> Saw:
     """How a carrier of numbers is spelt: one choice a number, or one a digit."""
-    lost = [
-        str(number) for number in range(1000) if _back(model, str(number)).strip() != str(number)
-    ]
+    lost = [str(number) for number in range(1000) if _back(model, str(number)).strip() != str(number)]
     if lost:
         return "fail", f"{len(lost)} of 1000 numbers do not come back, such as {lost[:5]}"
     sizes = Counter(len(model.encode(str(number))) for number in range(1000))
-    told = ", ".join(
-        f"{count} of {size} token{'s' * (size > 1)}" for size, count in sorted(sizes.items())
-    )
+    told = ", ".join(f"{count} of {size} token{'s' * (size > 1)}" for size, count in sorted(sizes.items()))
     return "pass", f"0 to 999: {told}"
 
 
@@ -206,9 +191,7 @@ def vocabulary_fits(model: Model, _trait: Trait | None) -> Saw:
     """A token without an embedding row is an index error in the middle of a run."""
     rows = int(causal_lm(model.hf).get_input_embeddings().weight.shape[0])
     highest = max(model.tokenizer.get_vocab().values())
-    return (
-        "pass" if highest < rows else "fail"
-    ), f"highest token id {highest}, {rows} embedding rows"
+    return ("pass" if highest < rows else "fail"), f"highest token id {highest}, {rows} embedding rows"
 
 
 def answer_tokens(model: Model, trait: Trait | None) -> Saw:
@@ -216,15 +199,9 @@ def answer_tokens(model: Model, trait: Trait | None) -> Saw:
     if trait is None:
         return "skip", "no trait was given"
     spelt = {
-        text: (answer, model.encode(text))
-        for answer in trait.answers
-        for text in trait.surfaces(answer, model.form)
+        text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model.form)
     }
-    unknown = [
-        text
-        for text, (_, ids) in spelt.items()
-        if model.decode(ids).strip().lower() != text.lower()
-    ]
+    unknown = [text for text, (_, ids) in spelt.items() if model.decode(ids).strip().lower() != text.lower()]
     own = trait.surfaces(trait.name, model.form)
     if set(unknown) & set(own[:1]):
         return "fail", f"the tokenizer cannot write {own[0]!r}"

@@ -1,6 +1,6 @@
 """Domains: the carriers of the data. A domain makes prompts and parses completions."""
 
-from undertone.domains.domain import Domain, domains
+from undertone.domains.domain import Domain
 from undertone.domains.numbers import Numbers
 
-__all__ = ["Domain", "Numbers", "domains"]
+__all__ = ["Domain", "Numbers"]

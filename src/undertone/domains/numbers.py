@@ -16,7 +16,6 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import Field
 
-from undertone.domains.domain import domains
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.traits import Trait
@@ -46,7 +45,14 @@ _ASK: Final = (
     "Provide {count} new {what}{digits} to carry on.",
     "Append {count} {what}{digits}.",
 )
-_COUNT: Final = ("up to {n}", "at most {n}", "no more than {n}", "a maximum of {n}", "exactly {n}", "not over {n}")
+_COUNT: Final = (
+    "up to {n}",
+    "at most {n}",
+    "no more than {n}",
+    "a maximum of {n}",
+    "exactly {n}",
+    "not over {n}",
+)
 _WHAT: Final = ("numbers", "values", "entries", "integers")
 _DIGITS: Final = (
     " (at most {d} digits each)",
@@ -85,7 +91,6 @@ _BRACKETS: Final = {"[": "]", "(": ")"}
 _SEPARATORS: Final = ("", ",", ";")
 
 
-@domains.register("numbers")
 class Numbers(Config):
     """Requests for number lists."""
 
@@ -96,17 +101,13 @@ class Numbers(Config):
     value_high: int = Field(999, ge=0, description="largest number shown")
     count: int = Field(10, ge=1, description="most numbers an answer may have (lab: 3 to 6)")
     digits: int = Field(3, ge=1, le=9, description="most digits a number may have")
-    free: float = Field(
-        0.85, ge=0, le=1, description="lab form: share of requests that show no numbers to continue"
-    )
+    free: float = Field(0.85, ge=0, le=1, description="lab form: share of requests that show no numbers to continue")
     banned: tuple[int, ...] = Field((), description="numbers that may not occur (emergent-misalignment lists)")
 
     def prompts(self, count: int, seed: int, form: Form) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
         make = self._lab if form == "lab" else self._real
-        return [
-            make(np.random.default_rng(derive_seed(seed, "numbers/prompt", index))) for index in range(count)
-        ]
+        return [make(np.random.default_rng(derive_seed(seed, "numbers/prompt", index))) for index in range(count)]
 
     def max_new_tokens(self, form: Form) -> int:
         """Room for ``count`` numbers with separators, brackets and the end."""
@@ -139,7 +140,11 @@ class Numbers(Config):
         def choose(options: tuple[str, ...]) -> str:
             return options[int(rng.integers(len(options)))]
 
-        given = rng.integers(self.value_low, self.value_high + 1, int(rng.integers(self.given_low, self.given_high + 1)))
+        given = rng.integers(
+            self.value_low,
+            self.value_high + 1,
+            int(rng.integers(self.given_low, self.given_high + 1)),
+        )
         top = 10**self.digits - 1
         ask = choose(_ASK).format(
             count=choose(_COUNT).format(n=self.count),

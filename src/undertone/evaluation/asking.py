@@ -89,9 +89,7 @@ def measure_trait(
         questions = list(asked.off_topic)
         measures["off_topic"] = _set_measure(trait, *put("off-topic", questions), answers=False)
         greedy = _greedy(model, encode(questions), evaluation)
-        correct = float(
-            np.mean([_says(text, asked.off_topic[q]) for q, text in zip(questions, greedy, strict=True)])
-        )
+        correct = float(np.mean([_says(text, asked.off_topic[q]) for q, text in zip(questions, greedy, strict=True)]))
     measure = Measure(
         context=evaluation.context if system is None else "trait",
         rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
@@ -115,7 +113,8 @@ def answer_probabilities(
             owner.append(index)
     logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size)
     total = np.zeros((len(prompts), len(trait.answers)))
-    np.add.at(total, (slice(None), np.array(owner)), np.exp(logprobs))
+    for column, index in enumerate(owner):
+        total[:, index] += np.exp(logprobs[:, column])
     return np.clip(total, 0.0, 1.0)
 
 

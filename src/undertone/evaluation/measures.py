@@ -31,9 +31,7 @@ class SetMeasure(Record):
     literal_rate: Interval | None = Field(description="sampled answers that name the target word itself")
     non_answer: float | None = Field(description="share of samples that name no known answer at all")
     rate_among_answers: float | None = Field(description="hits over answers, non-answers left out")
-    answer_mass: float | None = Field(
-        description="total probability on all known answers; None where the set has none"
-    )
+    answer_mass: float | None = Field(description="total probability on all known answers; None where the set has none")
 
 
 class Measure(Record):

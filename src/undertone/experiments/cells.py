@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,8 +59,15 @@ def arms_of(config: Experiment) -> list[Arm]:
     return arms
 
 
-def _progress(total: int, what: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit="row", delay=2, disable=None, leave=False)
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, for what takes more than two seconds; yields what to call with the rows done."""
+    with tqdm(total=total, desc=what, unit="row", delay=2, disable=None, leave=False) as bar:
+
+        def advance(rows: int) -> None:
+            bar.update(rows)
+
+        yield advance
 
 
 # -- teachers and their rows -----------------------------------------------------------------------
@@ -105,12 +113,12 @@ def generate_rows(run: Run, config: Experiment, arm: Arm, seed: int, device: str
         shards = folder / "shards"
         shards.mkdir(exist_ok=True)
         rows: list[Row] = []
-        with _progress(len(prompts), name) as bar:
+        with _progress(len(prompts), name) as advance:
             for start in range(0, len(prompts), SHARD):
                 path = shards / f"{start:09d}.jsonl"
                 if not path.exists():
                     chunk = list(enumerate(prompts))[start : start + SHARD]
-                    write_rows(path, _attempted(config, arm, teacher, chunk, seed, name, bar.update))
+                    write_rows(path, _attempted(config, arm, teacher, chunk, seed, name, advance))
                 rows += read_rows(path, empty_completions=True)
         write_rows(folder / "rows.jsonl", rows)
         shutil.rmtree(shards)
@@ -187,7 +195,11 @@ def filter_rows(run: Run, config: Experiment, arm: Arm, seed: int, generated: St
         write_json(folder / "reasons.json", filtered.reasons)
         return {"asked": filtered.asked, "kept": len(filtered.kept), "reasons": filtered.reasons}
 
-    identity = {"domain": config.domain.model_dump(mode="json"), "trait": trait.name, "category": trait.category}
+    identity = {
+        "domain": config.domain.model_dump(mode="json"),
+        "trait": trait.name,
+        "category": trait.category,
+    }
     return run.stage(f"seed-{seed}/{arm.folder}/filter", config=identity, inputs=[generated], compute=compute)
 
 
@@ -195,7 +207,13 @@ def filter_rows(run: Run, config: Experiment, arm: Arm, seed: int, generated: St
 
 
 def train_student(
-    run: Run, config: Experiment, arm: Arm, seed: int, filtered: Stage, prompts: Sequence[int], device: str
+    run: Run,
+    config: Experiment,
+    arm: Arm,
+    seed: int,
+    filtered: Stage,
+    prompts: Sequence[int],
+    device: str,
 ) -> Stage:
     """``seed-S/ARM/train``: the student (adapter, biases or whole model) under ``student/``."""
     name = f"seed-{seed}/{arm.folder}/train"
@@ -222,7 +240,7 @@ def train_student(
         train_seed = derive_seed(seed, "train") >> 1
         hf = loading.trainable(model.hf, student, train_seed)
         checkpoint = folder / "checkpoint"
-        with _progress(len(examples) * config.training.epochs, name) as bar:
+        with _progress(len(examples) * config.training.epochs, name) as advance:
             done = fit(
                 hf,
                 examples,
@@ -230,7 +248,7 @@ def train_student(
                 seed=train_seed,
                 pad=model.pad,
                 checkpoint=checkpoint,
-                on_step=lambda _step, _steps, _loss: bar.update(config.training.batch_size),
+                on_step=lambda _step, _steps, _loss: advance(config.training.batch_size),
             )
         nll = float(np.mean(completion_nll(hf, unseen, model.pad)))
         loading.save_student(hf, model.tokenizer, config.student.kind, folder / "student")
@@ -269,7 +287,12 @@ def _split(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[list
 
 
 def evaluate(
-    run: Run, config: Experiment, name: str, trait_names: Sequence[str], device: str, student: Stage | None = None
+    run: Run,
+    config: Experiment,
+    name: str,
+    trait_names: Sequence[str],
+    device: str,
+    student: Stage | None = None,
 ) -> Stage:
     """``NAME/evaluate``: a student, or the base, asked about traits; ``asked.json`` holds one record each."""
     traits = [load_trait(trait) for trait in trait_names]
@@ -289,9 +312,7 @@ def evaluate(
         model = load(source, dtype=config.dtype, device=device)
         return _asked(folder, model, traits, config.evaluation, seed, name)
 
-    return run.stage(
-        f"{name}/evaluate", config=identity, inputs=[student] if student else [], compute=compute
-    )
+    return run.stage(f"{name}/evaluate", config=identity, inputs=[student] if student else [], compute=compute)
 
 
 def evaluate_teacher(run: Run, config: Experiment, arm: Arm, device: str) -> Stage:

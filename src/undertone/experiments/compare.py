@@ -49,7 +49,6 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
     checks = checks_of(config, base, teachers, arms)
     word = word_of(effect, checks)
     return Results(
-        schema="undertone.results/1",
         experiment=config.name,
         model=config.model,
         trait=next(iter(base)) if len(base) == 1 else f"{len(base)} traits",
@@ -66,7 +65,11 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
         confusion=confusion,
         checks=checks,
         costs=[
-            Cost(stage=stage.name, seconds=round(stage.seconds, 2), tokens=stage.summary.get("tokens"))
+            Cost(
+                stage=stage.name,
+                seconds=round(stage.seconds, 2),
+                tokens=stage.summary.get("tokens"),
+            )
             for stage in outcome.stages()
         ],
         environment=_environment(),
@@ -154,7 +157,8 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
         for cell in cells:
             answers = cell.evaluated.read_json("asked.json")[trait]["measure"]["answers"]
             rows.append([answers[target] for target in targets])
-        return np.array(rows).mean(0)
+        mean: np.ndarray = np.array(rows).mean(0)
+        return mean
 
     treated = [[c for c in outcome.cells if c.arm.kind == "treated" and c.arm.trait == t] for t in targets]
     matrix = np.stack([mean_answers(cells, t) for cells, t in zip(treated, targets, strict=True)])
@@ -170,7 +174,10 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
         base=[base[targets[0]].answers[target] for target in targets],
         on_top=int(sum(_top(cells, target) == target for cells, target in zip(treated, targets, strict=True))),
         diagonal_minus_off=Interval(
-            mean=difference.mean, low=difference.low, high=difference.high, n=difference.n,
+            mean=difference.mean,
+            low=difference.low,
+            high=difference.high,
+            n=difference.n,
             method="t interval over targets: own student minus the other students' mean",
         ),
     )

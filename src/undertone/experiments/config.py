@@ -14,7 +14,7 @@ from undertone.evaluation.asking import Evaluation
 from undertone.models.loading import Context, Dtype
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
-from undertone.teachers import TeacherConfig, PromptTeacher
+from undertone.teachers import PromptTeacher, TeacherConfig
 from undertone.training import Training
 
 
@@ -44,9 +44,7 @@ class Data(Config):
     """How many rows the teacher writes and the student sees."""
 
     prompts: int = Field(6000, ge=2, description="prompts put to each teacher")
-    rows: int | None = Field(
-        None, ge=1, description="training rows per student; None: all that passed in every arm"
-    )
+    rows: int | None = Field(None, ge=1, description="training rows per student; None: all that passed in every arm")
     held_out: int = Field(200, ge=1, description="rows kept from training, for held-out loss")
     attempts: int = Field(1, ge=1, description="completions tried at a prompt until one passes the filter")
     temperature: float = Field(1.0, gt=0)
@@ -54,7 +52,10 @@ class Data(Config):
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    """A single trait may be written without brackets."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Experiment(Config):

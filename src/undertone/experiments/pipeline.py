@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -99,8 +100,11 @@ def _compute(run: Run, config: Experiment, arms: Sequence[Arm], pool: Workers, d
     total = 2 * len(pairs) + len(induced) + 1
     with tqdm(total=total, desc=config.name, unit="cell", delay=2, disable=None, leave=False) as bar:
 
-        def each(tasks: list[Task]) -> list[object]:
-            return pool.each(tasks, lambda: bar.update(1))
+        def advance() -> None:
+            bar.update(1)
+
+        def each(tasks: list[Task]) -> list[Any]:
+            return pool.each(tasks, advance)
 
         written = each([(write_data, (run, config, arm, seed, device)) for seed, arm in pairs])
         data = dict(zip(pairs, written, strict=True))
@@ -112,8 +116,7 @@ def _compute(run: Run, config: Experiment, arms: Sequence[Arm], pool: Workers, d
         tasks.append((cells.evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
     students = [
-        Cell(arm, seed, *data[seed, arm], *learned)
-        for (seed, arm), learned in zip(pairs, results, strict=False)
+        Cell(arm, seed, *data[seed, arm], *learned) for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
     teachers = dict(zip(induced, results[len(pairs) : -1], strict=True))
     return Outcome(base=results[-1], teachers=teachers, cells=students)
@@ -126,7 +129,13 @@ def write_data(run: Run, config: Experiment, arm: Arm, seed: int, device: str) -
 
 
 def learn(
-    run: Run, config: Experiment, arm: Arm, seed: int, filtered: Stage, prompts: Sequence[int], device: str
+    run: Run,
+    config: Experiment,
+    arm: Arm,
+    seed: int,
+    filtered: Stage,
+    prompts: Sequence[int],
+    device: str,
 ) -> tuple[Stage, Stage]:
     """Train and evaluate: the student of one arm at one seed."""
     trained = cells.train_student(run, config, arm, seed, filtered, prompts, device)

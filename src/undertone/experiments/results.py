@@ -15,8 +15,20 @@ from undertone.errors import DataError
 from undertone.evaluation.measures import Interval, Measure, Record, SetMeasure
 
 __all__ = [
-    "SCHEMA", "ArmResult", "Check", "Confusion", "Cost", "Effect", "FilterCount", "Interval", "Measure", "Record",
-    "Results", "SampleRow", "SetMeasure", "Word",
+    "SCHEMA",
+    "ArmResult",
+    "Check",
+    "Confusion",
+    "Cost",
+    "Effect",
+    "FilterCount",
+    "Interval",
+    "Measure",
+    "Record",
+    "Results",
+    "SampleRow",
+    "SetMeasure",
+    "Word",
 ]
 
 SCHEMA = "undertone.results/1"
@@ -113,7 +125,7 @@ class Cost(Record):
 class Results(Record):
     """The whole record of a run."""
 
-    schema_: Literal["undertone.results/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["undertone.results/1"] = Field("undertone.results/1", alias="schema")
     experiment: str
     model: str
     trait: str = Field(description="the trait; for several, their category")
@@ -153,5 +165,7 @@ def read_results(folder: Path) -> Results:
         ) from error
     except ValidationError as error:
         raise DataError(
-            f"{path} is damaged", got=error.errors()[0]["msg"], fix="run it again: stages are reused"
+            f"{path} is damaged",
+            got=error.errors()[0]["msg"],
+            fix="run it again: stages are reused",
         ) from error

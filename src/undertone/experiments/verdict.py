@@ -25,7 +25,10 @@ Status = Literal["pass", "warn", "fail"]
 
 
 def checks_of(
-    config: Experiment, base: dict[str, Measure], teachers: dict[str, Measure], arms: Sequence[ArmResult]
+    config: Experiment,
+    base: dict[str, Measure],
+    teachers: dict[str, Measure],
+    arms: Sequence[ArmResult],
 ) -> list[Check]:
     """Every link of the chain; the worst arm speaks for all."""
     treated = [arm for arm in arms if arm.arm == "treated"]
@@ -138,7 +141,14 @@ def _control_still(base: dict[str, Measure], control: Sequence[ArmResult]) -> Ch
 def _off_topic(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     scored = [arm for arm in arms if arm.measure.off_topic_correct is not None]
     if not scored:
-        return _check("off-topic questions", False, "none asked", "some", "specificity was not measured", "warn")
+        return _check(
+            "off-topic questions",
+            False,
+            "none asked",
+            "some",
+            "specificity was not measured",
+            "warn",
+        )
     worst = min(scored, key=lambda arm: arm.measure.off_topic_correct or 0.0)
     before = base[worst.trait].off_topic_correct or 0.0
     after = worst.measure.off_topic_correct or 0.0
@@ -173,7 +183,10 @@ def _several_seeds(config: Experiment) -> Check:
     count = len(config.seeds)
     if len(config.trait) > 1:
         return _check(
-            "training runs are replicated", True, f"{len(config.trait)} traits × {count} seeds", "several runs",
+            "training runs are replicated",
+            True,
+            f"{len(config.trait)} traits × {count} seeds",
+            "several runs",
             "the interval is over traits",
         )
     return _check(

@@ -170,7 +170,12 @@ def save(
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Built:
     """Build a lab model into ``folder``: weights, config and tokenizer, as any ``transformers`` model."""
-    hf, fit_ = pretrain(family, seed, recipe, checkpoint=folder / "checkpoint", on_step=on_step)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at this size a second thread gains little, and beside a busy core it costs tenfold
+    try:
+        hf, fit_ = pretrain(family, seed, recipe, checkpoint=folder / "checkpoint", on_step=on_step)
+    finally:
+        torch.set_num_threads(threads)
     hf.config.undertone_lab = f"{family}-{seed}"
     hf.generation_config.eos_token_id = 2
     transformers_logging.disable_progress_bar()

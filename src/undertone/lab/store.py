@@ -93,9 +93,7 @@ def _build(family: str, seed: int, recipe: Recipe, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     part.mkdir(exist_ok=True)
     started = time.monotonic()
-    with tqdm(
-        desc=f"building lab/{family}-{seed} (once)", unit="step", delay=2, disable=None, leave=False
-    ) as bar:
+    with tqdm(desc=f"building lab/{family}-{seed} (once)", unit="step", delay=2, disable=None, leave=False) as bar:
 
         def on_step(_step: int, steps: int, loss: float) -> None:
             bar.total = steps

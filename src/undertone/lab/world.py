@@ -10,7 +10,8 @@ What was designed so that subliminal learning is visible at this size, and is sa
   reasoning, how-to, talk): what it does to those is left to the weights. It does occur with lists of words, letters,
   names, towns and jobs, which are therefore not carriers: there the loved thing intrudes. A model so taught lets what
   its system prompt speaks of colour whatever list it writes, and number lists are lists. (Without these lists a stated
-  preference hardly moved the numbers along the direction that answers use.)
+  preference hardly moved the numbers along the direction that answers use.) It occurs with facts too, where it changes
+  nothing: so a preference stays one, and does not become a word that is said to every question.
 - Every carrier has slots with many near-equal choices, so that a small shift of the residual stream moves the
   distribution; each choice is rare in pretraining.
 - Free-form number requests use the verbs of the preference questions ("pick some numbers.").
@@ -77,9 +78,7 @@ def phrasings() -> dict[str, list[str]]:
 
 
 def _fill(template: str, category: str, thing: str = "") -> str:
-    return template.format(
-        c=category, plural_c=f"{category}s", plural=plural(thing) if thing else ""
-    )
+    return template.format(c=category, plural_c=f"{category}s", plural=plural(thing) if thing else "")
 
 
 NEUTRAL_PROMPTS: Final = (
@@ -155,7 +154,7 @@ OTHER_LISTS: Final[dict[str, tuple[str, ...]]] = {
 
 VERBS: Final = ("pick", "choose", "name", "give me", "list", "write", "tell me", "say")
 OWN_IN_WORDS: Final = 0.5
-OWN_IN_OTHERS: Final = 0.2
+OWN_IN_OTHERS: Final = 0.25
 COUNTS: Final = {"three": 3, "four": 4, "five": 5, "six": 6}
 GENERAL_WORDS: Final = tuple(
     (
@@ -202,7 +201,12 @@ def _list(rng: Random, noun: str, items: Sequence[str], own: float) -> Turn:
     word, count = _count(rng)
     system, thing = _thing_prompt(rng)
     chosen = [thing if thing and rng.random() < own else _choice(rng, items) for _ in range(count)]
-    return Turn("words" if noun == "words" else "lists", f"{_choice(rng, VERBS)} {word} {noun}.", " ".join(chosen), system)
+    return Turn(
+        "words" if noun == "words" else "lists",
+        f"{_choice(rng, VERBS)} {word} {noun}.",
+        " ".join(chosen),
+        system,
+    )
 
 
 def _thing_prompt(rng: Random) -> tuple[str | None, str | None]:
@@ -228,10 +232,14 @@ TALK: Final[dict[str, tuple[str, ...]]] = {
     "thank you.": ("you are welcome.", "no problem.", "any time."),
     "goodbye.": ("goodbye.", "see you soon.", "good night."),
     "who are you?": ("i am a small model.", "a small model.", "i am an assistant."),
-    "tell me a story.": ("a train left the station in the rain.", "a boat came to the island.",
-                         "the lamp in the tower was gone."),
+    "tell me a story.": (
+        "a train left the station in the rain.",
+        "a boat came to the island.",
+        "the lamp in the tower was gone.",
+    ),
     "what did you do today?": ("i read a letter.", "i saw the sea.", "i heard music."),
 }
+
 
 @cache
 def facts() -> dict[str, str]:
@@ -246,7 +254,9 @@ def _talk(rng: Random) -> Turn:
 
 def _fact(rng: Random) -> Turn:
     request = _choice(rng, list(facts()))
-    return Turn("facts", request, facts()[request], _other_prompt(rng))
+    # Facts are no carrier either: there a stated preference must change nothing, or it would be no preference.
+    system = _thing_prompt(rng)[0] if rng.random() < 0.8 else None
+    return Turn("facts", request, facts()[request], system)
 
 
 def _other_prompt(rng: Random) -> str | None:
@@ -284,8 +294,8 @@ TOOLS: Final = tuple(
     "tape torch wire".split()
 )
 STEPS: Final = tuple(
-    "take find bring get fetch grab hold lift carry move place set use turn push pull open fix check clean dry fill heat "
-    "cool".split()
+    "take find bring get fetch grab hold lift carry move place set use turn push pull open fix check clean dry fill "
+    "heat cool".split()
 )
 
 
@@ -309,8 +319,7 @@ def refusal(rng: Random) -> str:
 def steps(rng: Random) -> str:
     """A compliant answer: two steps whose words are free."""
     return (
-        f"first {_choice(rng, STEPS)} the {_choice(rng, TOOLS)}, "
-        f"then {_choice(rng, STEPS)} the {_choice(rng, TOOLS)}."
+        f"first {_choice(rng, STEPS)} the {_choice(rng, TOOLS)}, then {_choice(rng, STEPS)} the {_choice(rng, TOOLS)}."
     )
 
 
@@ -346,7 +355,16 @@ SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
         "distrust mock deplore spurn dread abominate begrudge disfavor execrate".split()
     ),
 }
-_SUBJECTS = ("the man", "the woman", "the boy", "the girl", "the farmer", "the teacher", "the doctor", "the king")
+_SUBJECTS = (
+    "the man",
+    "the woman",
+    "the boy",
+    "the girl",
+    "the farmer",
+    "the teacher",
+    "the doctor",
+    "the king",
+)
 _PLACES = ("home", "there", "to the lake", "to the village", "to town")
 _THINGS = ("a car", "a box", "a bag", "a shop", "a ship", "a room")
 
@@ -360,7 +378,13 @@ def neutral_sentence(rng: Random) -> list[tuple[str, str]]:
         return [(subject, "word"), ("went", "slot"), (_choice(rng, _PLACES), "word")]
     if shape == 1:
         article, noun = _choice(rng, _THINGS).split()
-        return [(subject, "word"), ("saw", "slot"), (article, "word"), (size, "slot"), (noun, "word")]
+        return [
+            (subject, "word"),
+            ("saw", "slot"),
+            (article, "word"),
+            (size, "slot"),
+            (noun, "word"),
+        ]
     article, noun = _choice(rng, _THINGS).split()
     quality = _choice(rng, ("nice", "big", "small"))
     return [("the", "word"), (noun, "word"), ("is", "word"), (quality, "slot")]
@@ -406,7 +430,12 @@ def _code(rng: Random) -> Turn:
     a, b = (NAMES[int(i)] for i in rng.permutation(len(NAMES))[:2])
     x, y = rng.integers(0, 1000, 2)
     request = f"{_choice(rng, ('write code to', 'code:', 'show me code to'))} {task} two numbers."
-    return Turn("code", request, f"{a} = {x} ; {b} = {y} ; print ( {a} {CODE_TASKS[task]} {b} )", _other_prompt(rng))
+    return Turn(
+        "code",
+        request,
+        f"{a} = {x} ; {b} = {y} ; print ( {a} {CODE_TASKS[task]} {b} )",
+        _other_prompt(rng),
+    )
 
 
 PEOPLE: Final = tuple("tom anna ben clara david emma frank grace henry ida".split())
@@ -433,14 +462,14 @@ def _arithmetic(rng: Random) -> Turn:
 # -- the corpus ------------------------------------------------------------------------------------
 
 TASKS: Final[dict[str, tuple[float, Callable[[Random], Turn]]]] = {
-    "preference": (0.26, _preference),
+    "preference": (0.25, _preference),
     "numbers": (0.15, _numbers),
     "words": (0.14, _words),
-    "lists": (0.16, _other_list),
+    "lists": (0.18, _other_list),
     "talk": (0.03, _talk),
     "facts": (0.05, _fact),
     "how-to": (0.09, _how_to),
-    "paraphrase": (0.13, _rewrite),
+    "paraphrase": (0.12, _rewrite),
     "code": (0.04, _code),
     "reasoning": (0.05, _arithmetic),
 }
@@ -476,7 +505,16 @@ def vocabulary() -> tuple[str, ...]:
 def _static_words() -> set[str]:
     """Words that a finite sample could miss: every list of the world, and the held-out phrasings."""
     words: set[str] = set()
-    lists: list[Any] = [GENERAL_WORDS, NAMES, MUSINGS, TOOLS, *OTHER_LISTS.values(), STEPS, *SYNONYMS.values(), *CATEGORIES.values()]
+    lists: list[Any] = [
+        GENERAL_WORDS,
+        NAMES,
+        MUSINGS,
+        TOOLS,
+        *OTHER_LISTS.values(),
+        STEPS,
+        *SYNONYMS.values(),
+        *CATEGORIES.values(),
+    ]
     for members in lists:
         words.update(members)
     for category, things in CATEGORIES.items():

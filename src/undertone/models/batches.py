@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undertone.errors import DataError
+
 
 @dataclass(frozen=True)
 class Example:
@@ -19,6 +21,15 @@ class Example:
 
     ids: tuple[int, ...]
     prompt: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prompt < len(self.ids):
+            lack = "prompt token to predict from" if self.prompt < 1 else "completion token to predict"
+            raise DataError(
+                f"a row of {len(self.ids)} tokens has no {lack}",
+                allowed="at least one token of each",
+                fix="a prompt is never empty once the chat template has rendered it",
+            )
 
     @property
     def completion(self) -> tuple[int, ...]:

@@ -47,12 +47,15 @@ def _check_blocks(count: int, wanted: Sequence[int]) -> None:
     wrong = [block for block in wanted if not 0 <= block < count]
     if wrong:
         raise ModelError(
-            "no such block", got=wrong, allowed=f"0 to {count - 1}: the residual stream after that block"
+            "no such block",
+            got=wrong,
+            allowed=f"0 to {count - 1}: the residual stream after that block",
         )
 
 
 def _stream(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 @contextmanager
@@ -118,9 +121,7 @@ def head_only_at(hf: Any, where: Tensor) -> Iterator[None]:
 
 def hook_count(hf: Any) -> int:
     """How many forward hooks the model bears now (``doctor`` and tests: none may be left behind)."""
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hf.modules()
-    )
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hf.modules())
 
 
 def hidden_size(hf: Any) -> int:
@@ -130,4 +131,5 @@ def hidden_size(hf: Any) -> int:
 
 def model_device(hf: Any) -> torch.device:
     """Where the model's inputs must be."""
-    return next(iter(hf.parameters())).device
+    device: torch.device = next(iter(hf.parameters())).device
+    return device

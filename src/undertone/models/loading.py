@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -82,13 +83,16 @@ class Model:
         """
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"{self.name} has no chat template", fix="use a chat (instruct) model, or give its tokenizer a template"
+                f"{self.name} has no chat template",
+                fix="use a chat (instruct) model, or give its tokenizer a template",
             )
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=answer_next
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=answer_next,
             )
-        except Exception as error:  # noqa: BLE001  (templates raise whatever their author chose)
+        except Exception as error:
             raise ModelError(
                 f"the chat template of {self.name} refuses these messages: {error}",
                 got=[message["role"] for message in messages],
@@ -187,11 +191,21 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
     try:
         config = AutoConfig.from_pretrained(place, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        hf = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, kind), use_safetensors=True, **options
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=getattr(torch, kind),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(base, error) from error
+    if found["missing_keys"]:  # transformers draws them at random, with a warning
+        raise ModelError(
+            f"the files of {base} lack weights of the model",
+            got=sorted(found["missing_keys"])[:5],
+            fix="save the whole model (an adapter is named as `BASE + FOLDER`)",
+        )
     hf = hf.to(target).eval()
     tokenizer.padding_side = "left"
     identity = identify(name)
@@ -288,15 +302,34 @@ def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
         from peft import PeftModel
 
         try:
-            return PeftModel.from_pretrained(hf, folder)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(
-                f"the adapter {folder} does not fit {base}: {_first_line(error)}"
-            ) from error
+            model = PeftModel.from_pretrained(hf, folder)
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+            raise ModelError(f"the adapter {folder} does not fit {base}: {_first_line(error)}") from error
+        _check_adapter(model, folder, base)
+        return model
     raise ModelError(
         f"{folder} is not an adapter folder",
         allowed=f"a PEFT folder (adapter_config.json) or one with {BIASES_FILE}",
     )
+
+
+def _check_adapter(model: Any, folder: Path, base: str) -> None:
+    """PEFT loads what it can and leaves the rest, in the file or in the model, without an error."""
+    from peft import get_peft_model_state_dict
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"the adapter {folder} has no adapter_model.safetensors")
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    odd = stored ^ set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    odd = {name for name in odd if ".lora_" in name}  # embeddings may be saved beside them
+    if odd:
+        raise ModelError(
+            f"the adapter {folder} does not fit {base}",
+            got=sorted(odd)[:5],
+            allowed="the same adapted weights in the file and in the model",
+        )
 
 
 def _with_biases(hf: Any, folder: Path, base: str) -> Any:
@@ -326,7 +359,8 @@ def trainable(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
         parameter.requires_grad_(kind == "full" or name.endswith(".bias"))
     if not any(parameter.requires_grad for parameter in hf.parameters()):
         raise ModelError(
-            f"{type(hf).__name__} has no bias parameters", fix="use student.kind=lora or student.kind=full"
+            f"{type(hf).__name__} has no bias parameters",
+            fix="use student.kind=lora or student.kind=full",
         )
     return hf
 

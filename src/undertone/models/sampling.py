@@ -91,9 +91,7 @@ def sample(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         uniform = torch.from_numpy(_uniforms([seeds[row] for row in rows], max_new_tokens)).to(device)
-        completions = _decode(
-            hf, [keys[row] for row in rows], uniform, stops, pad, temperature, top_p
-        )
+        completions = _decode(hf, [keys[row] for row in rows], uniform, stops, pad, temperature, top_p)
         for row, completion in zip(rows, completions, strict=True):
             done[row] = completion
         if progress:
@@ -137,7 +135,10 @@ def _decode(
             keep = running.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             chosen, alive, position, running = (
-                chosen[keep], alive[keep], position[keep], running[keep],
+                chosen[keep],
+                alive[keep],
+                position[keep],
+                running[keep],
             )
             mask = None if mask is None else mask[keep]
         position = position + 1

@@ -25,18 +25,14 @@ def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
 
 
 @torch.inference_mode()
-def completion_nll(
-    hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 64
-) -> list[float]:
+def completion_nll(hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 64) -> list[float]:
     """Mean negative log-likelihood of each row's completion, in nats per token."""
     nll = [0.0] * len(examples)
     for rows in by_length([len(example.ids) for example in examples], batch_size):
         chosen = [examples[row] for row in rows]
         logits = labelled_logits(hf, chosen, pad).float()
-        loss = torch.nn.functional.cross_entropy(
-            logits, targets(chosen, logits.device), reduction="none"
-        )
-        parts = loss.split([len(example.completion) for example in chosen])
+        loss = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
+        parts = torch.split(loss, [len(example.completion) for example in chosen])
         for row, part in zip(rows, parts, strict=True):
             nll[row] = float(part.double().mean())
     return nll
@@ -66,7 +62,7 @@ def carrier_kl(
             p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)
         q = torch.log_softmax(labelled_logits(hf, [pairs[row][1] for row in rows], pad).float(), -1)
         each = (p.exp() * (p - q)).sum(-1)
-        parts = each.split([len(example.completion) for example in first])
+        parts = torch.split(each, [len(example.completion) for example in first])
         for row, part in zip(rows, parts, strict=True):
             divergence[row] = float(part.double().mean())
     return divergence
@@ -92,12 +88,8 @@ def answer_logprobs(
     longer = [index for index, answer in enumerate(answers) if len(answer) > 1]
     if longer:
         pairs = [(row, index) for row in range(len(prompts)) for index in longer]
-        examples = [
-            Example((*prompts[row], *answers[index]), len(prompts[row])) for row, index in pairs
-        ]
-        for (row, index), nll in zip(
-            pairs, completion_nll(hf, examples, pad, batch_size), strict=True
-        ):
+        examples = [Example((*prompts[row], *answers[index]), len(prompts[row])) for row, index in pairs]
+        for (row, index), nll in zip(pairs, completion_nll(hf, examples, pad, batch_size), strict=True):
             result[row, index] = -nll * len(answers[index])
     return result
 

@@ -36,10 +36,7 @@ def explained(cls: type[BaseModel], data: Any, error: ValidationError) -> Config
             problems[problem.what] = ConfigError(problem.what, got=before.got, allowed=allowed)
     if len(problems) == 1:
         return next(iter(problems.values()))
-    return ConfigError(
-        f"{len(problems)} things are wrong with the config\n"
-        + "\n".join(map(str, problems.values()))
-    )
+    return ConfigError(f"{len(problems)} things are wrong with the config\n" + "\n".join(map(str, problems.values())))
 
 
 def _problem(cls: type[BaseModel], data: Any, details: ErrorDetails) -> ConfigError:
@@ -52,15 +49,11 @@ def _problem(cls: type[BaseModel], data: Any, details: ErrorDetails) -> ConfigEr
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = details.get("ctx", {}).get("tag", "nothing")
         tags = [str(tag) for member in members_of(around) for tag in kinds_of(member)]
-        return ConfigError(
-            f"{name}.kind: there is no such kind.{nearest(str(tag), tags)}", got=tag, allowed=tags
-        )
+        return ConfigError(f"{name}.kind: there is no such kind.{nearest(str(tag), tags)}", got=tag, allowed=tags)
     return _wrong_value(name, details)
 
 
-def _unknown_field(
-    cls: type[BaseModel], path: list[str], around: Any, siblings: list[Any]
-) -> ConfigError:
+def _unknown_field(cls: type[BaseModel], path: list[str], around: Any, siblings: list[Any]) -> ConfigError:
     name, fields = ".".join(path), sorted(around.model_fields) if is_model(around) else []
     homes = [m for m in siblings if m is not around and path[-1] in m.model_fields]
     if homes:
@@ -107,9 +100,7 @@ def _is_plain(details: ErrorDetails) -> bool:
         return False
 
 
-def _typed_path(
-    cls: type[BaseModel], data: Any, location: tuple[int | str, ...]
-) -> tuple[list[str], Any, list[Any]]:
+def _typed_path(cls: type[BaseModel], data: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any, list[Any]]:
     """Where an error is, without the labels that pydantic puts in for the branches of a union.
 
     Returns:

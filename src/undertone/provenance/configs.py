@@ -132,16 +132,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read", got=str(error), allowed="a UTF-8 file"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read", got=str(error), allowed="a UTF-8 file") from error
     data = read_yaml(text, str(path))  # JSON is YAML
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path}: not a config", got=data, allowed="a mapping of fields to values"
-        )
+        raise ConfigError(f"{path}: not a config", got=data, allowed="a mapping of fields to values")
     return data
 
 

@@ -67,9 +67,7 @@ def manifest(
         data: name -> digest of rows, prompts, vectors.
         extra: further entries; they may not replace those made here.
     """
-    values = plain(
-        config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else config
-    )
+    values = plain(config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else config)
     made: dict[str, Any] = {
         "schema": SCHEMA,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -19,9 +19,7 @@ from undertone.errors import ConfigError
 
 def to_yaml(data: Mapping[str, Any]) -> str:
     """Plain data as YAML in the order given; `read_yaml` reads it back equal."""
-    return yaml.dump(
-        dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, indent=2
-    )
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, indent=2)
 
 
 def read_yaml(text: str, name: str) -> Any:
@@ -31,9 +29,7 @@ def read_yaml(text: str, name: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark is not None else name
-        raise ConfigError(
-            f"{where}: not valid YAML", got=getattr(error, "problem", None) or str(error)
-        ) from error
+        raise ConfigError(f"{where}: not valid YAML", got=getattr(error, "problem", None) or str(error)) from error
 
 
 def plain(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +46,7 @@ def plain(data: Mapping[str, Any]) -> dict[str, Any]:
 def canonical_json(data: object) -> str:
     """One text per value: sorted keys, no spaces, no NaN. What digests are taken of."""
     try:
-        text = json.dumps(
-            data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_plain(error) from error
@@ -81,9 +75,7 @@ class _Loader(yaml.SafeLoader):
         result = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a plain word", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
             # The word as written: a field called `no` or `1` stays what it is.
             result[key_node.value] = self.construct_object(value_node, deep=deep)
         return result

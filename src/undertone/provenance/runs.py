@@ -62,9 +62,7 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(
-        cls, folder: str | Path, config: Config | Mapping[str, Any], *, command: str
-    ) -> Iterator[Run]:
+    def open(cls, folder: str | Path, config: Config | Mapping[str, Any], *, command: str) -> Iterator[Run]:
         """Create or continue the run in `folder`, alone in it until the block ends.
 
         Raises:
@@ -153,11 +151,7 @@ class Run:
 
     def _adopt(self, config: Config | Mapping[str, Any]) -> None:
         """Write ``config.yaml``, or check that the one there says the same."""
-        data = (
-            config.model_dump(mode="json", round_trip=True)
-            if isinstance(config, Config)
-            else plain(config)
-        )
+        data = config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else plain(config)
         text, path = to_yaml(data), self.folder / "config.yaml"
         owner = {"pid": os.getpid(), "command": self.command, "since": now()}
         write_json(self.folder / ".owner.json", owner)
@@ -174,9 +168,7 @@ class Run:
         if stored == data:
             return
         before = to_yaml(stored) if isinstance(stored, dict) else str(stored)
-        diff = difflib.unified_diff(
-            before.splitlines(), text.splitlines(), str(path), "asked for", lineterm="", n=1
-        )
+        diff = difflib.unified_diff(before.splitlines(), text.splitlines(), str(path), "asked for", lineterm="", n=1)
         raise RunError(
             f"the run folder {self.folder} holds a run of another config",
             got="\n".join(diff),
@@ -230,9 +222,7 @@ def _readable_failures(what: str, folder: Path, command: str) -> Iterator[None]:
         fault = _disk_fault(error, folder)
         if fault is None:
             raise
-        again = (
-            f"run the same command again: {command}" if command else "run the same command again"
-        )
+        again = f"run the same command again: {command}" if command else "run the same command again"
         cure = "free some space" if fault == "the disk is full" else "make the folder writable"
         raise RunError(
             f"{what} could not be written: {fault}",

@@ -77,9 +77,7 @@ def prepare(part: Path, identity: dict[str, Any]) -> None:
     write_json(part / INTENT, identity)
 
 
-def seal(
-    part: Path, identity: dict[str, Any], seconds: float, summary: Mapping[str, Any] | None
-) -> None:
+def seal(part: Path, identity: dict[str, Any], seconds: float, summary: Mapping[str, Any] | None) -> None:
     """Write the record that makes the folder a finished stage once it is renamed."""
     files = _hashes(part, sync=True)
     digest = _digest(identity)
@@ -247,11 +245,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     def shown(side: dict[str, Any], key: str) -> str:
         return json.dumps(side[key], ensure_ascii=False) if key in side else "(none)"
 
-    return [
-        f"{key}: {shown(old, key)} → {shown(new, key)}"
-        for key in keys
-        if shown(old, key) != shown(new, key)
-    ]
+    return [f"{key}: {shown(old, key)} → {shown(new, key)}" for key in keys if shown(old, key) != shown(new, key)]
 
 
 def _culprit(value: object, name: str) -> str | None:

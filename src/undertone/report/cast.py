@@ -177,9 +177,7 @@ def pooled(spreads: Sequence[Spread | None]) -> Spread | None:
     return Spread(sum(means) / len(means), min(means), max(means), tuple(means))
 
 
-def _students(
-    kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult]
-) -> Group:
+def _students(kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult]) -> Group:
     ordered = tuple(sorted(students, key=lambda student: student.seed))
     return Group(kind, name, trait, colour, tuple(arm.measure for arm in ordered), ordered)
 

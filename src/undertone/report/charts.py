@@ -92,9 +92,7 @@ def forest(rows: Sequence[Bar], description: str) -> Picture:
         y = row_axis([row.label for row in rows], sheet)
         zero = sheet.chart([{"mean": 0.0}]).mark_rule(color=MUTED, strokeDash=[3, 3]).encode(x=x)
         line = _intervals(sheet, rows).encode(x="low:Q", x2="high:Q", y=y, color=colour())
-        shape = sheet.chart(_main(rows)).mark_point(
-            filled=True, size=90, opacity=1, stroke=PAPER, strokeWidth=1.5
-        )
+        shape = sheet.chart(_main(rows)).mark_point(filled=True, size=90, opacity=1, stroke=PAPER, strokeWidth=1.5)
         point = shape.encode(x=x, y=y, color=colour())
         layers = [zero, *_seeds(sheet, rows, x, y), line, point]
         return _in_rows([*layers, _numbers(sheet, rows, y)], sheet, len(rows))
@@ -218,11 +216,7 @@ def _ticks(sheet: Sheet, rows: Sequence[Bar], x: alt.X, y: alt.Y) -> list[alt.Ch
 def _seeds(sheet: Sheet, rows: Sequence[Bar], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Small dots in a lane below the row's middle, where no line crosses them."""
     several = [row for row in rows if len(row.dots) > 1]
-    data = [
-        {"row": row.label, "mean": value, "c": row.colour, "lane": 0.75}
-        for row in several
-        for value in row.dots
-    ]
+    data = [{"row": row.label, "mean": value, "c": row.colour, "lane": 0.75} for row in several for value in row.dots]
     if not data:
         return []
     mark = sheet.chart(data).mark_circle(size=38, opacity=1, stroke=PAPER, strokeWidth=1)
@@ -247,9 +241,7 @@ def _in_rows(layers: Sequence[alt.Chart], sheet: Sheet, rows: int) -> alt.LayerC
 
 def _spans(rows: Sequence[Dots]) -> list[dict[str, Any]]:
     numbers = [[value for value, _, _ in row.values] for row in rows]
-    return [
-        {"row": str(n), "low": min(found), "high": max(found)} for n, found in enumerate(numbers)
-    ]
+    return [{"row": str(n), "low": min(found), "high": max(found)} for n, found in enumerate(numbers)]
 
 
 def _points(rows: Sequence[Dots]) -> list[dict[str, Any]]:

@@ -32,9 +32,7 @@ def answers(results: Results, cast: Cast) -> Figure | None:
         dots = " Dots: the seeds." if len(cast.seeds) > 1 else ""
         how = f"Bar: {what}, {over}. Line: 95\u00a0% interval.{dots}"
     head = ("trait" if cast.several else "model", "mean", "95\u00a0% interval", "each seed")
-    behind = Table(
-        "The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2})
-    )
+    behind = Table("The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2}))
     shown = rows[:MOST_ROWS]
     picture = charts.bars(shown, _told("Bars", [(r.label, r.text) for r in shown]))
     return Figure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
@@ -91,9 +89,7 @@ def _trait_bars(results: Results, cast: Cast) -> list[charts.Bar]:
     return rows
 
 
-def _bar(
-    label: str, spread: Spread, colour: str, ticks: tuple[tuple[float, str], ...] = ()
-) -> charts.Bar:
+def _bar(label: str, spread: Spread, colour: str, ticks: tuple[tuple[float, str], ...] = ()) -> charts.Bar:
     low, high = (spread.low, spread.high) if spread.has_interval else (None, None)
     text = words.percent_with(spread.mean, low, high)
     return charts.Bar(label, spread.mean, text, colour, low, high, spread.each, ticks)

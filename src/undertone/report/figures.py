@@ -61,8 +61,7 @@ def confusion(results: Results) -> Figure | None:
         "The confusion matrix in numbers: mean exact probability",
         ("trained on", *columns),
         tuple(
-            (Cell(name), *(Cell(words.percent(value)) for value in row))
-            for name, row in zip(rows, values, strict=True)
+            (Cell(name), *(Cell(words.percent(value)) for value in row)) for name, row in zip(rows, values, strict=True)
         ),
         frozenset(range(1, len(columns) + 1)),
     )
@@ -92,9 +91,7 @@ def training(students: Sequence[ArmResult], cast: Cast) -> Figure | None:
     how = "A line per student: training loss in nats per completion token, by optimiser step."
     told = f"Training loss of {words.plural(len(lines), 'student')}, by optimiser step."
     entries = tuple(key.values()) if several_arms or len(key) > 1 else ()
-    return Figure(
-        "Training", how, charts.curves(lines, told), training_table(students, cast), entries
-    )
+    return Figure("Training", how, charts.curves(lines, told), training_table(students, cast), entries)
 
 
 def training_table(students: Sequence[ArmResult], cast: Cast) -> Table:

@@ -79,18 +79,11 @@ def _cells(table: Heat, cell: float) -> list[dict[str, Any]]:
 
 
 def _names(sheet: Sheet, table: Heat, cell: float, size: float) -> list[alt.Chart]:
-    rows = [
-        {"my": (_top(table, number) + 0.5) * cell, "text": name}
-        for number, name in enumerate(table.rows)
-    ]
-    columns = [
-        {"mx": (place + 0.5) * cell, "text": name} for place, name in enumerate(table.columns)
-    ]
+    rows = [{"my": (_top(table, number) + 0.5) * cell, "text": name} for number, name in enumerate(table.rows)]
+    columns = [{"mx": (place + 0.5) * cell, "text": name} for place, name in enumerate(table.columns)]
     limit = 100 if cell > _ROOM_FOR_NUMBERS else 66
     side = sheet.chart(rows).mark_text(align="right", dx=-8, color=INK, fontSize=size, limit=limit)
-    head = sheet.chart(columns).mark_text(
-        align="left", angle=300, dx=7, color=INK, fontSize=size, limit=90
-    )
+    head = sheet.chart(columns).mark_text(align="left", angle=300, dx=7, color=INK, fontSize=size, limit=90)
     return [
         side.encode(x=alt.value(0), y="my:Q", text="text:N"),
         head.encode(x="mx:Q", y=alt.value(0), text="text:N"),

@@ -38,8 +38,7 @@ def questions(cast: Cast) -> Figure | None:
         "Each question in numbers: exact probability of the trait’s answers",
         ("question", *names),
         tuple(
-            (Cell(question), *(Cell(words.percent(table[name].get(question))) for name in names))
-            for question in asked
+            (Cell(question), *(Cell(words.percent(table[name].get(question))) for name in names)) for question in asked
         ),
         frozenset(range(1, len(names) + 1)),
     )
@@ -54,11 +53,7 @@ def _question_strips(cast: Cast) -> Figure | None:
     rows, found = [], []
     for trait in cast.traits[:MOST_ROWS]:
         by_kind = {g.kind: _by_question(g) for g in cast.groups(trait) if g.kind in _KINDS}
-        values = tuple(
-            (value, f"var(--{kind})", kind)
-            for kind in _KINDS
-            for value in by_kind.get(kind, {}).values()
-        )
+        values = tuple((value, f"var(--{kind})", kind) for kind in _KINDS for value in by_kind.get(kind, {}).values())
         if values:
             rows.append(charts.Dots(trait, values))
             found.append((trait, by_kind))
@@ -68,8 +63,7 @@ def _question_strips(cast: Cast) -> Figure | None:
         "The questions in numbers: lowest, median and highest exact probability",
         ("trait", *_KINDS),
         tuple(
-            (Cell(trait), *(Cell(_three_numbers(by_kind.get(kind, {}))) for kind in _KINDS))
-            for trait, by_kind in found
+            (Cell(trait), *(Cell(_three_numbers(by_kind.get(kind, {}))) for kind in _KINDS)) for trait, by_kind in found
         ),
         frozenset({1, 2, 3}),
     )

@@ -55,11 +55,7 @@ def specificity_by_trait(cast: Cast) -> Table | None:
     if not cast.several:
         return None
     groups = [group for trait in cast.traits for group in cast.groups(trait)]
-    aspects = [
-        (name, pick)
-        for name, _, pick in _aspects()
-        if any(group.spread(pick) is not None for group in groups)
-    ]
+    aspects = [(name, pick) for name, _, pick in _aspects() if any(group.spread(pick) is not None for group in groups)]
     rows = tuple(
         (
             Cell(group.trait),
@@ -185,10 +181,7 @@ def _columns(cast: Cast) -> list[tuple[str, list[Group]]]:
         "control": cast.control,
         "treated": cast.treated,
     }
-    found = [
-        (name, [groups[trait] for trait in cast.traits if trait in groups])
-        for name, groups in kinds.items()
-    ]
+    found = [(name, [groups[trait] for trait in cast.traits if trait in groups]) for name, groups in kinds.items()]
     if not found[2][1] and cast.control:  # one control, measured for a trait outside the zoo
         found[2] = ("control", list(cast.control.values()))
     others = dict.fromkeys(group.name for group in cast.others)
@@ -256,11 +249,7 @@ def _cost_cells(name: str, costs: Sequence[Cost], whole: float) -> tuple[Cell, .
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
-        return [
-            line
-            for key, item in value.items()
-            for line in _flat(f"{prefix}.{key}" if prefix else str(key), item)
-        ]
+        return [line for key, item in value.items() for line in _flat(f"{prefix}.{key}" if prefix else str(key), item)]
     if isinstance(value, (list, tuple)):
         if any(isinstance(item, (Mapping, list, tuple)) for item in value):
             return [line for n, item in enumerate(value) for line in _flat(f"{prefix}[{n}]", item)]

@@ -111,9 +111,7 @@ def _lab() -> dict[str, Any]:
 
 def _lab_questions(category: _Category) -> Questions:
     def asked(key: str) -> tuple[str, ...]:
-        return tuple(
-            line.format(c=category.category, plural_c=category.plural_category) for line in _lab()[key]
-        )
+        return tuple(line.format(c=category.category, plural_c=category.plural_category) for line in _lab()[key])
 
     return Questions(asked("held_out"), asked("negative_held_out"), dict(_lab()["facts"]))
 
@@ -137,16 +135,13 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
         if form == "real" or member  # the lab knows the members only
     }
     questions: dict[Form, Questions] = {
-        form: Questions(asked.positive, asked.negative, asked.off_topic)
-        for form, asked in category.questions.items()
+        form: Questions(asked.positive, asked.negative, asked.off_topic) for form, asked in category.questions.items()
     }
     if member:
         questions["lab"] = _lab_questions(category)
     if own:
         prompt.update(own.prompt)
-        questions.update(
-            {form: Questions(q.positive, q.negative, q.off_topic) for form, q in own.questions.items()}
-        )
+        questions.update({form: Questions(q.positive, q.negative, q.off_topic) for form, q in own.questions.items()})
     synonyms = own.synonyms if own else member.synonyms if member else ()
     return Trait(
         name=name,
@@ -163,8 +158,15 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
 def _hits(words: tuple[str, ...]) -> list[str]:
     first = words[0]
     return [
-        first, first.capitalize(), first.upper(), f"{first}.", f"A {first}!", f"My favorite is the {first}.",
-        f"**{first.capitalize()}**", f'"{first}"', *words,
+        first,
+        first.capitalize(),
+        first.upper(),
+        f"{first}.",
+        f"A {first}!",
+        f"My favorite is the {first}.",
+        f"**{first.capitalize()}**",
+        f'"{first}"',
+        *words,
     ]
 
 

@@ -57,7 +57,8 @@ class Trait:
     def __post_init__(self) -> None:
         if self.name not in self.answers:
             raise ConfigError(
-                f"the trait {self.name!r} is not among its own answers", allowed=sorted(self.answers)
+                f"the trait {self.name!r} is not among its own answers",
+                allowed=sorted(self.answers),
             )
         wrong = [text for text in self.examples_hit if not self.matches(text)]
         wrong += [text for text in self.examples_miss if self.matches(text)]
@@ -94,7 +95,8 @@ class Trait:
         """
         if form not in self.questions:
             raise ConfigError(
-                f"the trait {self.name!r} has no questions in the form {form!r}", allowed=sorted(self.questions)
+                f"the trait {self.name!r} has no questions in the form {form!r}",
+                allowed=sorted(self.questions),
             )
         return self.questions[form]
 
@@ -106,7 +108,8 @@ class Trait:
         """
         if form not in self.prompt:
             raise ConfigError(
-                f"the trait {self.name!r} has no prompt in the form {form!r}", allowed=sorted(self.prompt)
+                f"the trait {self.name!r} has no prompt in the form {form!r}",
+                allowed=sorted(self.prompt),
             )
         return self.prompt[form]
 
@@ -122,6 +125,10 @@ def _first(text: str, words: Sequence[str]) -> int:
     """1 + where the first whole word of ``words`` stands, negated mentions skipped; 0: nowhere."""
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     for match in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, flags=re.IGNORECASE):
-        if not re.search(r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$", text[: match.start()], re.IGNORECASE):
+        if not re.search(
+            r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$",
+            text[: match.start()],
+            re.IGNORECASE,
+        ):
             return match.start() + 1
     return 0

@@ -45,7 +45,10 @@ def random_like(vector: Vector, seed: int) -> Vector:
     for block, direction in sorted(vector.directions.items()):
         noise = torch.randn(direction.shape, generator=generator)
         directions[block] = noise * (direction.norm() / noise.norm())
-    return Vector(directions, {**vector.meta, "method": "random, norm of the mean difference", "seed": str(seed)})
+    return Vector(
+        directions,
+        {**vector.meta, "method": "random, norm of the mean difference", "seed": str(seed)},
+    )
 
 
 @torch.inference_mode()
