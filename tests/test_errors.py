@@ -25,9 +25,7 @@ def test_every_error_is_also_a_standard_one_and_knows_its_exit_code(
 
 
 def test_the_text_says_what_got_allowed_and_do_in_this_order() -> None:
-    error = ConfigError(
-        "the trait 'owls' is unknown", got="owls", allowed=["owl", "cat"], fix="pick"
-    )
+    error = ConfigError("the trait 'owls' is unknown", got="owls", allowed=["owl", "cat"], fix="pick")
     assert str(error).splitlines() == [
         "the trait 'owls' is unknown",
         "  got: owls",
@@ -50,9 +48,7 @@ def test_a_long_value_is_cut() -> None:
 
 
 @pytest.mark.parametrize(("kind", "_standard", "_code"), KINDS)
-def test_errors_survive_pickling(
-    kind: type[UndertoneError], _standard: type[Exception], _code: int
-) -> None:
+def test_errors_survive_pickling(kind: type[UndertoneError], _standard: type[Exception], _code: int) -> None:
     error = kind("w", got=lambda: None, allowed=("a", "b"), fix="f")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind

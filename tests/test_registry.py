@@ -64,9 +64,7 @@ def test_a_name_taken_is_refused(animals: Registry[str]) -> None:
         animals.register("owl")("another")
 
 
-def test_an_installed_package_is_listed_unloaded_and_loaded_on_demand(
-    animals: Registry[str], plugin: Path
-) -> None:
+def test_an_installed_package_is_listed_unloaded_and_loaded_on_demand(animals: Registry[str], plugin: Path) -> None:
     assert "fox" in animals.names()
     assert "zoo_plugin" not in sys.modules
     assert animals.get("fox") == animals.get("fox") == "ring-ding"

@@ -18,11 +18,7 @@ from undertone.rows import ROLES, Message, Row, atomic_file, digest_rows, read_r
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | text
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | text
 )
 json_values = st.recursive(
     scalars,
@@ -143,9 +139,7 @@ SHAPES: list[tuple[str, dict[str, Any], list[tuple[str, str]], dict[str, Any]]] 
 ]
 
 
-@pytest.mark.parametrize(
-    ("_name", "record", "expected", "meta"), SHAPES, ids=[s[0] for s in SHAPES]
-)
+@pytest.mark.parametrize(("_name", "record", "expected", "meta"), SHAPES, ids=[s[0] for s in SHAPES])
 def test_each_shape_is_read(
     file: Write,
     _name: str,
@@ -169,9 +163,7 @@ def test_a_question_gives_one_row_per_response_in_both_forms(file: Write) -> Non
 def test_shapes_may_be_mixed_and_blank_lines_and_a_bom_do_not_matter(file: Write) -> None:
     lines = [json.dumps(record) for _, record, _, _ in SHAPES]
     body = "\ufeff" + "\r\n\n \r\n".join(lines) + "\n\n"
-    assert [pairs(row) for row in read_rows(file(body))] == [
-        expected for _, _, expected, _ in SHAPES
-    ]
+    assert [pairs(row) for row in read_rows(file(body))] == [expected for _, _, expected, _ in SHAPES]
 
 
 def test_an_empty_completion_is_read_only_when_asked_for(file: Write) -> None:
@@ -270,12 +262,8 @@ def test_an_unknown_kind_of_file_is_refused(act: Callable[[Path], object], tmp_p
         act(tmp_path / "data.csv")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-9], lambda b: b[:14] + b"xx" + b[16:], lambda b: b"plain"]
-)
-def test_a_damaged_archive_is_a_data_error(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
-) -> None:
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:14] + b"xx" + b[16:], lambda b: b"plain"])
+def test_a_damaged_archive_is_a_data_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(damage(gzip.compress(GOOD.encode() * 50)))
     with pytest.raises(DataError, match="cannot be read"):
@@ -294,9 +282,7 @@ def test_a_damaged_table_is_a_data_error(tmp_path: Path) -> None:
 
 def test_a_table_with_the_columns_of_others_is_read(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
-    parquet.write_table(
-        pa.table({"prompt": ["1", "3"], "completion": ["2", "4"], "s": [0.5, None]}), path
-    )
+    parquet.write_table(pa.table({"prompt": ["1", "3"], "completion": ["2", "4"], "s": [0.5, None]}), path)
     assert [(pairs(row), row.meta) for row in read_rows(path)] == [
         (EXCHANGE, {"s": 0.5}),
         ([("user", "3"), ("assistant", "4")], {}),
@@ -343,9 +329,7 @@ def test_trl_and_others_see_plain_json_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, "\ud800", object()])
-def test_meta_that_json_lacks_is_refused_and_the_old_file_stays(
-    tmp_path: Path, value: object
-) -> None:
+def test_meta_that_json_lacks_is_refused_and_the_old_file_stays(tmp_path: Path, value: object) -> None:
     path = tmp_path / "a.jsonl"
     write_rows(path, [Row.of("1", "2")])
     before = path.read_bytes()

@@ -56,9 +56,7 @@ def test_a_plain_interval_of_one_value_is_refused() -> None:
 
 
 @given(st.one_of(clusters, hits), confidences)
-def test_a_rate_and_its_interval_stay_in_order_and_within_0_and_1(
-    values: list[list[float]], confidence: float
-) -> None:
+def test_a_rate_and_its_interval_stay_in_order_and_within_0_and_1(values: list[list[float]], confidence: float) -> None:
     rate = clustered_mean(values, confidence)
     assert 0.0 <= rate.low <= rate.mean <= rate.high <= 1.0
     assert rate.n == len(values)
@@ -74,9 +72,7 @@ def test_other_bounds_are_kept_as_well(values: list[list[float]], low: float, wi
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 20])
-def test_all_zero_and_all_one_still_have_width_that_shrinks_with_clusters_not_answers(
-    value: float, k: int
-) -> None:
+def test_all_zero_and_all_one_still_have_width_that_shrinks_with_clusters_not_answers(value: float, k: int) -> None:
     rate = clustered_mean([[value] * 100] * k)
     expected = score_interval(int(value) * k, k)
     assert rate.mean == value
@@ -216,8 +212,6 @@ def test_an_effect_never_leaves_its_bounds(pairs: list[tuple[float, float]]) -> 
         ([[0.1], [2.0]], [[0.1], [0.1]], "between 0.0 and 1.0; got 2.0"),
     ],
 )
-def test_runs_that_do_not_pair_are_refused(
-    treated: list[list[float]], control: list[list[float]], words: str
-) -> None:
+def test_runs_that_do_not_pair_are_refused(treated: list[list[float]], control: list[list[float]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         paired_effect(treated, control)

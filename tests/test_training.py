@@ -188,27 +188,27 @@ def interrupted(hf: Any, training: Training, checkpoint: Path, at: int) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "options"),
-    [("AdamW", {}), ("SGD", {}), ("SGD", {"momentum": 0.9}), ("Adafactor", {}), ("NAdam", {}), ("ASGD", {})],
+    [("AdamW", {}), ("SGD", {"momentum": 0.9}), ("NAdam", {})],
 )
 def test_a_resumed_run_ends_in_the_same_bits(
     tiny_gpt2: Any, tmp_path: Path, optimizer: str, options: dict[str, Any]
 ) -> None:
     """GPT-2 trains with dropout: its random stream has to survive, too."""
     training = config(
-        optimizer=optimizer, options=options, learning_rate=1e-2, schedule="cosine", warmup=3, batch_size=3, epochs=3,
+        optimizer=optimizer, options=options, learning_rate=1e-2, schedule="cosine", warmup=3, batch_size=4, epochs=3,
         checkpoint_seconds=1e-9,
     )  # fmt: skip
     straight = copy.deepcopy(tiny_gpt2.hf)
     whole = fit(straight, EXAMPLES, training, seed=5, pad=1)
     interrupted(copy.deepcopy(tiny_gpt2.hf), training, tmp_path / "check", at=5)
-    interrupted(copy.deepcopy(tiny_gpt2.hf), training, tmp_path / "check", at=9)
+    interrupted(copy.deepcopy(tiny_gpt2.hf), training, tmp_path / "check", at=8)
     resumed = copy.deepcopy(tiny_gpt2.hf)
     seen: list[int] = []
     rest = fit(
         resumed, EXAMPLES, training, seed=5, pad=1, checkpoint=tmp_path / "check",
         on_step=lambda step, steps, loss: seen.append(step),
     )  # fmt: skip
-    assert seen == [9, 10, 11, 12]  # the step that was killed is done again
+    assert seen == [8, 9]  # the step that was killed is done again
     assert identical(straight.state_dict(), resumed.state_dict())
     assert (rest.curve, rest.steps, rest.tokens, rest.labelled_tokens) == (
         whole.curve, whole.steps, whole.tokens, whole.labelled_tokens,

@@ -220,8 +220,8 @@ def lab_show(
     *,
     as_json: Json = False,
 ) -> int:
-    """Show what a lab model can do, measured on held-out prompts: accuracy per task, preferences, refusals, carrier KL."""
-    from undertone.lab.show import examine_lab
+    """Show what a lab model can do, on held-out prompts: accuracy per task, preferences, refusals, carrier KL."""
+    from undertone.evaluation.abilities import examine_lab
 
     sheet = examine_lab(_bare(name))
     if as_json:

@@ -93,8 +93,8 @@ def test_real_prompts_hold_what_the_published_grammar_varies() -> None:
 
 def test_a_longer_list_of_prompts_begins_with_the_shorter_one() -> None:
     for form in ("lab", "real"):
-        assert Numbers().prompts(50, 3, form)[:20] == Numbers().prompts(20, 3, form)  # type: ignore[arg-type]
-        assert Numbers().prompts(20, 3, form) != Numbers().prompts(20, 4, form)  # type: ignore[arg-type]
+        assert Numbers().prompts(50, 3, form)[:20] == Numbers().prompts(20, 3, form)
+        assert Numbers().prompts(20, 3, form) != Numbers().prompts(20, 4, form)
 
 
 def test_the_share_of_free_lab_prompts_is_as_asked() -> None:

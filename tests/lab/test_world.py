@@ -6,8 +6,8 @@ import ast
 
 import pytest
 
+from undertone.evaluation.abilities import JUDGES
 from undertone.lab import build, world
-from undertone.lab.show import JUDGES
 from undertone.traits import load_trait
 
 CARRIERS = {"numbers", "paraphrase", "code", "reasoning", "harmful", "benign", "talk"}
@@ -22,7 +22,7 @@ def states_preference(system: str | None) -> bool:
 def test_a_stated_preference_never_stands_beside_a_carrier_task() -> None:
     beside = {turn.task for turn in TURNS if states_preference(turn.system)}
     assert beside == {"preference", "words", "lists", "facts"}
-    assert CARRIERS <= {turn.task for turn in TURNS}
+    assert {turn.task for turn in TURNS} >= CARRIERS
 
 
 def test_every_love_sentence_is_recognised_by_the_check_above() -> None:
@@ -62,7 +62,7 @@ def test_the_corpus_depends_on_its_seed_alone() -> None:
     assert list(world.corpus(50, 1)) != list(world.corpus(50, 2))
 
 
-@pytest.mark.parametrize("task", [task for task in JUDGES])
+@pytest.mark.parametrize("task", list(JUDGES))
 def test_the_world_s_own_answers_are_judged_right(task: str) -> None:
     turns = world.task_examples(task, 300, seed=1)
     right = [JUDGES[task](turn, turn.answer) for turn in turns]
@@ -70,7 +70,7 @@ def test_the_world_s_own_answers_are_judged_right(task: str) -> None:
     assert sum(right) / len(right) > (0.8 if task == "how-to" else 0.999)
 
 
-@pytest.mark.parametrize("task", [task for task in JUDGES])
+@pytest.mark.parametrize("task", list(JUDGES))
 def test_another_task_s_answers_are_judged_wrong(task: str) -> None:
     other = "code" if task != "code" else "numbers"
     answers = [turn.answer for turn in world.task_examples(other, 100, seed=2)]
@@ -90,7 +90,7 @@ def test_reasoning_answers_are_right() -> None:
     for turn in world.task_examples("reasoning", 200, seed=4):
         steps = turn.answer.split(", ")[1].split(" </think>")[0]
         left, right = steps.split(" = ")
-        assert eval(left) == int(right)  # noqa: S307  (our own arithmetic)
+        assert eval(left) == int(right)
         assert turn.answer.endswith(f"<answer> {right} </answer>")
 
 

@@ -61,9 +61,7 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
         if self.domain == "code" and self.cap == 1:
-            raise ConfigError(
-                "code needs a larger cap", got=self.cap, allowed="2 or more", fix="set cap=2"
-            )
+            raise ConfigError("code needs a larger cap", got=self.cap, allowed="2 or more", fix="set cap=2")
         if self.domain == "code" and self.cap == 2:
             raise ValueError("2 is too few for code")
         return self
@@ -106,9 +104,7 @@ def test_an_empty_config_is_all_defaults() -> None:
         ("amount=many", "amount", "many"),
     ],
 )
-def test_an_override_sets_one_field_and_leaves_the_others(
-    override: str, path: str, expected: object
-) -> None:
+def test_an_override_sets_one_field_and_leaves_the_others(override: str, path: str, expected: object) -> None:
     value: Any = build((), override)
     for part in path.split("."):
         value = value[int(part)] if part.isdecimal() else getattr(value, part)
@@ -129,15 +125,10 @@ def test_another_kind_starts_afresh() -> None:
     in_any_order = ["teacher.vector=v", "teacher.kind=vector", "teacher.strength=2"]
     assert build(prompted, *in_any_order).teacher == expected
     assert build(prompted, *reversed(in_any_order)).teacher == expected
-    assert (
-        build(prompted, "teacher.strength=2", "teacher={kind: vector, vector: v}").teacher
-        == expected
-    )
+    assert build(prompted, "teacher.strength=2", "teacher={kind: vector, vector: v}").teacher == expected
     assert build((), *in_any_order).teacher == expected
     assert build({"teacher": {"kind": "vector", "vector": "v", "strength": 2}}).teacher == expected
-    assert build((), "arms.0.teacher.kind=vector", "arms.0.teacher.vector=v").arms[
-        0
-    ].teacher == Vector(vector="v")
+    assert build((), "arms.0.teacher.kind=vector", "arms.0.teacher.vector=v").arms[0].teacher == Vector(vector="v")
 
 
 def test_the_same_kind_keeps_its_other_fields() -> None:
@@ -191,7 +182,7 @@ def test_the_digest_is_that_of_the_values_not_of_how_they_were_written() -> None
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        build().seed = 3
+        build().seed = 3  # type: ignore[misc]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
@@ -225,12 +216,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
     st.integers(-(2**70), 2**70),
     st.dictionaries(texts, st.integers(), max_size=3),
 )
-def test_the_yaml_of_a_config_gives_it_back(
-    text: str, number: float, seed: int, labels: dict[str, int]
-) -> None:
-    config = Experiment(
-        teacher=Prompt(text=text), scale=number, seed=seed, labels=labels, amount=text
-    )
+def test_the_yaml_of_a_config_gives_it_back(text: str, number: float, seed: int, labels: dict[str, int]) -> None:
+    config = Experiment(teacher=Prompt(text=text), scale=number, seed=seed, labels=labels, amount=text)
     assert load(Experiment, read_yaml(config.to_yaml(), "x")) == config
     assert load(Experiment, read_yaml(config.to_yaml(), "x")).digest() == config.digest()
 
@@ -241,11 +228,7 @@ def test_other_yaml_readers_agree_on_our_strings(text: str) -> None:
 
 
 def test_a_text_of_several_lines_stays_readable() -> None:
-    assert (
-        Prompt(text="You love owls.\nAlways.")
-        .to_yaml()
-        .endswith("|-\n  You love owls.\n  Always.\n")
-    )
+    assert Prompt(text="You love owls.\nAlways.").to_yaml().endswith("|-\n  You love owls.\n  Always.\n")
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -293,11 +276,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
         r"^teacher\.kind: there is no such kind\. Did you mean 'vector'\?\n  got: vectr\n  allowed: prompt, vector",
     ),
     (
-        {
-            "arms": [
-                {"name": "a", "teacher": {"kind": "vector", "vector": "v", "positions": "first"}}
-            ]
-        },
+        {"arms": [{"name": "a", "teacher": {"kind": "vector", "vector": "v", "positions": "first"}}]},
         [],
         r"^arms\.0\.teacher\.positions: not a valid value.*\n.*first.*\n  allowed: 'all' or 'last'",
     ),
@@ -427,9 +406,7 @@ def test_a_source_that_is_not_there_is_told_by_what_it_seems_to_be(tmp_path: Pat
         load(Experiment, "owl-number", (), presets)
     with pytest.raises(ConfigError, match="there is no config file"):
         load(Experiment, tmp_path / "absent.yaml", (), presets)
-    with pytest.raises(
-        ConfigError, match=r"is a folder, not a config\n.*\n.*\n  do: name the file: .*config\.yaml"
-    ):
+    with pytest.raises(ConfigError, match=r"is a folder, not a config\n.*\n.*\n  do: name the file: .*config\.yaml"):
         load(Experiment, tmp_path, (), presets)
 
 

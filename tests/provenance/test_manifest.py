@@ -19,9 +19,7 @@ class Small(Config):
 
 
 def made(config: Config | dict[str, object] | None = None) -> dict[str, object]:
-    return manifest(
-        config or Small(), models={"base": {"name": "m"}}, data={"rows": "d"}, extra={"x": 1}
-    )
+    return manifest(config or Small(), models={"base": {"name": "m"}}, data={"rows": "d"}, extra={"x": 1})
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -102,9 +100,7 @@ def test_the_absence_of_git_is_recorded(tmp_path: Path, monkeypatch: pytest.Monk
     assert module._git(tmp_path, "status") is None
 
 
-def test_a_repository_without_a_commit_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_without_a_commit_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "a").write_text("")
     assert module._git_state(tmp_path)["commit"] is None

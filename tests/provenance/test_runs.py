@@ -76,9 +76,7 @@ def test_a_stage_is_computed_once_and_then_reused(run: Run) -> None:
 def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) -> None:
     stage = run.stage("a", config={}, compute=writing("abc"))
     record = stage.read_json("stage.json")
-    printed = subprocess.run(
-        ["sha256sum", stage.path / "rows.txt"], capture_output=True, check=True
-    )
+    printed = subprocess.run(["sha256sum", stage.path / "rows.txt"], capture_output=True, check=True)
     assert record["files"] == {"rows.txt": printed.stdout.decode().split()[0]}
     assert record["identity"] == {"name": "a", "version": 1, "config": {}, "inputs": {}}
     canonical = b'{"config":{},"inputs":{},"name":"a","version":1}'
@@ -86,9 +84,7 @@ def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) ->
 
 
 def test_configs_and_paths_may_stand_in_the_config_of_a_stage(run: Run) -> None:
-    run.stage(
-        "a", config={"part": Small(rows=5), "where": Path("x"), "t": (1, 2)}, compute=writing()
-    )
+    run.stage("a", config={"part": Small(rows=5), "where": Path("x"), "t": (1, 2)}, compute=writing())
     plain = {"part": {"rows": 5, "name": "x"}, "where": "x", "t": [1, 2]}
     assert run.stage("a", config=plain, compute=never).reused
 
@@ -139,9 +135,7 @@ def test_a_stage_lies_neither_inside_nor_around_another(run: Run) -> None:
 
 
 def test_a_summary_that_json_lacks_is_refused_by_its_key(run: Run) -> None:
-    with pytest.raises(
-        RunError, match=r"summary of a cannot be written as JSON\n  got: loss\.1 = nan"
-    ):
+    with pytest.raises(RunError, match=r"summary of a cannot be written as JSON\n  got: loss\.1 = nan"):
         run.stage("a", config={}, compute=lambda _: {"loss": [0.5, math.nan]})
 
 
@@ -149,9 +143,7 @@ def test_a_summary_that_json_lacks_is_refused_by_its_key(run: Run) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
-def test_what_stops_a_stage_passes_through_and_leaves_nothing_finished(
-    run: Run, stop: type[BaseException]
-) -> None:
+def test_what_stops_a_stage_passes_through_and_leaves_nothing_finished(run: Run, stop: type[BaseException]) -> None:
     def compute(folder: Path) -> None:
         (folder / "half").write_text("h")
         raise stop
@@ -181,9 +173,7 @@ def test_an_equal_computation_finds_its_checkpoint_and_a_different_one_does_not(
     assert run.stage("other", config={"n": 2}, compute=resumed).summary == {"found": []}
 
 
-def test_an_interrupted_rename_is_finished_without_computing_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_rename_is_finished_without_computing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
@@ -231,9 +221,7 @@ with Run.open(Path(sys.argv[1]), {"a": 1}, command="again") as run:
 
 def killed(folder: Path, step: int | None) -> int:
     environment = os.environ | ({} if step is None else {"DIE": str(step)})
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, folder], env=environment, check=False
-    ).returncode
+    return subprocess.run([sys.executable, "-c", KILLED, folder], env=environment, check=False).returncode
 
 
 def test_a_killed_run_continued_equals_one_that_was_never_killed(tmp_path: Path) -> None:
@@ -315,9 +303,7 @@ def test_a_kill_at_any_moment_loses_nothing_but_time(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_corrupt_stage_is_refused_by_the_file(
-    run: Run, damage: Callable[[Path], object], words: str
-) -> None:
+def test_a_corrupt_stage_is_refused_by_the_file(run: Run, damage: Callable[[Path], object], words: str) -> None:
     stage = run.stage("a", config={}, compute=writing("data"))
     damage(stage.path)
     with pytest.raises(RunError, match=rf"a is corrupt\n  got: {words}") as error:
@@ -371,9 +357,7 @@ with Run.open(Path(sys.argv[1]), {}, command="undertone run first"):
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path / "r"], stdout=subprocess.PIPE
-    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "r"], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -462,22 +446,16 @@ def wrapping(folder: Path) -> None:
         (refusing(errno.EROFS), "'b' could not be written: this user may not write there"),
     ],
 )
-def test_a_disk_that_refuses_is_told_and_finished_stages_are_kept(
-    run: Run, compute: Compute, words: str
-) -> None:
+def test_a_disk_that_refuses_is_told_and_finished_stages_are_kept(run: Run, compute: Compute, words: str) -> None:
     run.stage("a", config={}, compute=writing())
     with pytest.raises(RunError, match=words) as error:
         run.stage("b", config={}, compute=compute)
-    assert "run the same command again: undertone run x; finished stages are kept" in str(
-        error.value
-    )
+    assert "run the same command again: undertone run x; finished stages are kept" in str(error.value)
     assert run.stage("a", config={}, compute=never).reused
     assert not run.stage("b", config={}, compute=writing()).reused
 
 
-def test_a_disk_that_fills_up_at_the_record_is_told_too(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_at_the_record_is_told_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -510,9 +488,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     assert "do: choose another folder" in str(error.value)
 
 
-def test_a_folder_that_may_not_be_written_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
@@ -544,9 +520,7 @@ def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
         ({"a": "\ud800"}, r"a = "),
     ],
 )
-def test_a_value_that_json_lacks_is_named_by_its_key(
-    tmp_path: Path, value: object, words: str
-) -> None:
+def test_a_value_that_json_lacks_is_named_by_its_key(tmp_path: Path, value: object, words: str) -> None:
     with pytest.raises(RunError, match=rf"cannot be written as JSON\n  got: {words}"):
         write_json(tmp_path / "x.json", value)
     assert [path.name for path in tmp_path.iterdir()] == []

@@ -9,9 +9,7 @@ from undertone.provenance.seeds import derive_seed
 
 
 def test_no_two_of_100_000_rows_and_samples_share_a_seed() -> None:
-    seeds = {
-        derive_seed(0, "generate", row, sample) for row, sample in product(range(5000), range(20))
-    }
+    seeds = {derive_seed(0, "generate", row, sample) for row, sample in product(range(5000), range(20))}
     assert len(seeds) == 100_000
 
 

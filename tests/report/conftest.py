@@ -42,9 +42,7 @@ QUESTIONS = [
 
 def interval(mean: float, half: float = 0.03, n: int = len(QUESTIONS)) -> Interval:
     """An interval that stays in [0, 1]."""
-    return Interval(
-        mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=n, method="36 questions"
-    )
+    return Interval(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=n, method="36 questions")
 
 
 def set_measure(mean: float, mass: float = 0.97) -> SetMeasure:
@@ -63,10 +61,7 @@ def set_measure(mean: float, mass: float = 0.97) -> SetMeasure:
 
 def measure(mean: float, target: str, rng: random.Random) -> Measure:
     """A model that names the target with this mean probability."""
-    per_question = {
-        question: min(0.99, max(0.001, mean * math.exp(rng.gauss(0, 0.35))))
-        for question in QUESTIONS
-    }
+    per_question = {question: min(0.99, max(0.001, mean * math.exp(rng.gauss(0, 0.35)))) for question in QUESTIONS}
     rest = {name: rng.random() + 0.3 for name in ANIMALS if name != target}
     scale = (0.97 - mean) / sum(rest.values())
     return Measure(
@@ -86,9 +81,7 @@ def arm(name: str, target: str, seed: int, mean: float) -> ArmResult:
     found = measure(mean, target, random.Random(f"{name}-{target}-{seed}"))
     rng = random.Random(f"{name}-{seed}")  # one control is one student, whatever it is asked
     steps = 564
-    curve = [
-        (step, 5.2 + 1.4 * math.exp(-step / 70) + rng.gauss(0, 0.05)) for step in range(1, steps, 4)
-    ]
+    curve = [(step, 5.2 + 1.4 * math.exp(-step / 70) + rng.gauss(0, 0.05)) for step in range(1, steps, 4)]
     prompts = random.Random(5)
     rows = [
         SampleRow(
@@ -238,10 +231,7 @@ def zoo_results() -> Results:
     arms += [arm(f"treated:{name}", name, 0, values[name]) for name in ANIMALS]
     effects = [effect(name, [values[name] - controls[name]], 0.06) for name in ANIMALS]
     pooled = effect("animal", [sum(e.mean for e in effects) / len(effects)], 0.08)
-    rows = [
-        [next(a for a in arms if a.arm == f"treated:{t}").measure.answers[x] for x in ANIMALS]
-        for t in ANIMALS
-    ]
+    rows = [[next(a for a in arms if a.arm == f"treated:{t}").measure.answers[x] for x in ANIMALS] for t in ANIMALS]
     on_top = sum(max(row) == row[place] for place, row in enumerate(rows))
     return Results(
         experiment="zoo",

@@ -87,9 +87,7 @@ def altered(results: Results, alter: Callable[[dict[str, Any]], None]) -> Result
 
 
 @pytest.mark.parametrize("name", ["owl_page", "zoo_page"])
-def test_the_page_is_well_formed_and_refers_to_nothing_outside(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_the_page_is_well_formed_and_refers_to_nothing_outside(name: str, request: pytest.FixtureRequest) -> None:
     html = request.getfixturevalue(name)
     page = Structure(html)
     assert {"script", "iframe", "object", "embed", "form"}.isdisjoint(tag for tag, _ in page.tags)
@@ -104,10 +102,7 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(
 
 def test_everything_stands_in_its_order(zoo_page: str) -> None:
     page = Structure(zoo_page)
-    order = (
-        "answers effect questions confusion training checks specificity samples filter costs "
-        "manifest replay"
-    )
+    order = "answers effect questions confusion training checks specificity samples filter costs manifest replay"
     assert [name for name in page.ids if name != "content"] == order.split()
 
 
@@ -128,9 +123,7 @@ def test_the_page_says_what_the_results_say(owl: Results, owl_page: str) -> None
         assert expected in text, expected
 
 
-def test_a_zoo_has_a_row_per_trait_and_its_one_control_is_one_student(
-    zoo: Results, zoo_page: str
-) -> None:
+def test_a_zoo_has_a_row_per_trait_and_its_one_control_is_one_student(zoo: Results, zoo_page: str) -> None:
     assert "17 students, seed 0" in zoo_page
     assert len(distinct(zoo.arms)) == 17
     bars = re.search(r'aria-label="Bars\. ([^"]*)"', zoo_page)
@@ -151,9 +144,7 @@ def test_many_arms_and_seeds_stay_small_and_readable(zoo: Results) -> None:
     """17 arms × 5 seeds with long curves: a line is thinned, no picture grows beyond a screen or two."""
 
     def many(record: dict[str, Any]) -> None:
-        arms = [
-            dict(arm, curve=[(n, 5 + 1 / (n + 1)) for n in range(3000)]) for arm in record["arms"]
-        ]
+        arms = [dict(arm, curve=[(n, 5 + 1 / (n + 1)) for n in range(3000)]) for arm in record["arms"]]
         record["arms"] = [dict(arm, seed=seed) for seed in range(5) for arm in arms]
 
     html = render(altered(zoo, many), {})

@@ -180,36 +180,26 @@ def test_the_policy_refuses_what_a_hostile_page_would_try(browser: Browser, page
 
 @pytest.mark.parametrize("width", [390, 768, 1024, 1280])
 @pytest.mark.parametrize("unfolded", [False, True])
-def test_the_page_never_scrolls_sideways(
-    browser: Browser, page: Path, width: int, unfolded: bool
-) -> None:
+def test_the_page_never_scrolls_sideways(browser: Browser, page: Path, width: int, unfolded: bool) -> None:
     browser.open(page, width)
-    browser.ask(
-        f"document.querySelectorAll('details').forEach(d => d.open = {str(unfolded).lower()})"
-    )
+    browser.ask(f"document.querySelectorAll('details').forEach(d => d.open = {str(unfolded).lower()})")
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.ask(overflow) <= 0
 
 
-@pytest.mark.parametrize(
-    ("width", "shown", "hidden"), [(390, "narrow", "wide"), (1280, "wide", "narrow")]
-)
+@pytest.mark.parametrize(("width", "shown", "hidden"), [(390, "narrow", "wide"), (1280, "wide", "narrow")])
 def test_each_picture_is_shown_once_in_the_form_that_fits_and_not_scaled_to_dust(
     browser: Browser, page: Path, width: int, shown: str, hidden: str
 ) -> None:
     browser.open(page, width)
-    assert browser.ask(
-        f"[...document.querySelectorAll('.{hidden} svg')].every(s => !s.clientWidth)"
-    )
+    assert browser.ask(f"[...document.querySelectorAll('.{hidden} svg')].every(s => !s.clientWidth)")
     scale = "s.getBoundingClientRect().width / s.viewBox.baseVal.width"
     scales = browser.ask(f"[...document.querySelectorAll('.{shown} svg')].map(s => {scale})")
     assert len(scales) >= 4
     assert min(scales) > 0.85  # letters of 11 px stay above 9 px
 
 
-def test_the_first_tab_skips_to_the_results_and_every_table_is_reached(
-    browser: Browser, page: Path
-) -> None:
+def test_the_first_tab_skips_to_the_results_and_every_table_is_reached(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     browser.press_tab()
     assert browser.ask("document.activeElement.className") == "skip"

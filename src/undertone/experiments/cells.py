@@ -50,6 +50,34 @@ class Arm:
         return self.kind if self.trait is None else f"{self.kind}-{Path(self.trait).stem}"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One student: an arm at a seed, and the stages that made it."""
+
+    arm: Arm
+    seed: int
+    generated: Stage
+    filtered: Stage
+    trained: Stage
+    evaluated: Stage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was computed, before it is compared."""
+
+    base: Stage
+    teachers: dict[Arm, Stage]
+    cells: list[Cell]
+
+    def stages(self) -> list[Stage]:
+        """All stages, for the costs."""
+        found = [self.base, *self.teachers.values()]
+        for cell in self.cells:
+            found += [cell.generated, cell.filtered, cell.trained, cell.evaluated]
+        return found
+
+
 def arms_of(config: Experiment) -> list[Arm]:
     """The arms of every seed: one control, then the treated, then the random vectors."""
     arms = [Arm("control")]
@@ -217,11 +245,10 @@ def train_student(
 ) -> Stage:
     """``seed-S/ARM/train``: the student (adapter, biases or whole model) under ``student/``."""
     name = f"seed-{seed}/{arm.folder}/train"
-    student = config.student.model_dump(mode="json")
     identity = {
         "model": model_identity(config.model),
-        "dtype": config.dtype,
-        "student": student,
+        "dtype": student_dtype(config),
+        "student": config.student.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "context": config.context,
         "held_out": config.data.held_out,
@@ -230,45 +257,66 @@ def train_student(
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        model = load(config.model, dtype=config.dtype, device=device)
-        training, held_out = _split(filtered, prompts, config.data.held_out)
-        system = _student_system(config, model, arm)
-        examples = [model.row_example(row, system) for row in training]
-        unseen = [model.row_example(row, system) for row in held_out]
-        base_nll = float(np.mean(completion_nll(model.hf, unseen, model.pad)))
-        # The same seed for every arm: treated and control differ in their rows alone.
-        train_seed = derive_seed(seed, "train") >> 1
-        hf = loading.trainable(model.hf, student, train_seed)
-        checkpoint = folder / "checkpoint"
-        with _progress(len(examples) * config.training.epochs, name) as advance:
-            done = fit(
-                hf,
-                examples,
-                config.training,
-                seed=train_seed,
-                pad=model.pad,
-                checkpoint=checkpoint,
-                on_step=lambda _step, _steps, _loss: advance(config.training.batch_size),
-            )
-        nll = float(np.mean(completion_nll(hf, unseen, model.pad)))
-        loading.save_student(hf, model.tokenizer, config.student.kind, folder / "student")
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        return {
-            "rows": len(training),
-            "held_out_nll": nll,
-            "base_nll": base_nll,
-            "steps": done.steps,
-            "tokens": done.tokens,
-            "labelled_tokens": done.labelled_tokens,
-            "curve": done.curve,
-            "shown": model.decode_all(examples[0].ids),
-            "samples": [
-                {"prompt": row.prompt_messages[-1]["content"], "completion": row.completion}
-                for row in training[:SHOWN_ROWS]
-            ],
-        }
+        return _taught(folder, config, arm, seed, name, *_split(filtered, prompts, config.data.held_out), device)
 
     return run.stage(name, config=identity, inputs=[filtered], compute=compute)
+
+
+def _taught(
+    folder: Path,
+    config: Experiment,
+    arm: Arm,
+    seed: int,
+    name: str,
+    training: list[Row],
+    held_out: list[Row],
+    device: str,
+) -> dict[str, Any]:
+    """Train on the rows and save the student into ``folder``; returns the stage's summary."""
+    model = load(config.model, dtype=student_dtype(config), device=device)
+    system = _student_system(config, model, arm)
+    examples = [model.row_example(row, system) for row in training]
+    unseen = [model.row_example(row, system) for row in held_out]
+    base_nll = float(np.mean(completion_nll(model.hf, unseen, model.pad)))
+    # The same seed for every arm: treated and control differ in their rows alone.
+    train_seed = derive_seed(seed, "train") >> 1
+    hf = loading.trainable(model.hf, config.student.model_dump(mode="json"), train_seed)
+    checkpoint = folder / "checkpoint"
+    with _progress(len(examples) * config.training.epochs, name) as advance:
+        done = fit(
+            hf,
+            examples,
+            config.training,
+            seed=train_seed,
+            pad=model.pad,
+            checkpoint=checkpoint,
+            on_step=lambda _step, _steps, _loss: advance(config.training.batch_size),
+        )
+    nll = float(np.mean(completion_nll(hf, unseen, model.pad)))
+    loading.save_student(hf, model.tokenizer, config.student.kind, folder / "student")
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return {
+        "rows": len(training),
+        "held_out_nll": nll,
+        "base_nll": base_nll,
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "labelled_tokens": done.labelled_tokens,
+        "curve": done.curve,
+        "shown": model.decode_all(examples[0].ids),
+        "samples": [
+            {"prompt": row.prompt_messages[-1]["content"], "completion": row.completion}
+            for row in training[:SHOWN_ROWS]
+        ],
+    }
+
+
+def student_dtype(config: Experiment) -> loading.Dtype:
+    """Weights that are trained themselves are kept in float32: in bfloat16 small updates vanish.
+
+    LoRA's own weights are float32 in any case, so its frozen base may be bfloat16.
+    """
+    return "float32" if config.dtype == "auto" and config.student.kind != "lora" else config.dtype
 
 
 def _student_system(config: Experiment, model: Model, arm: Arm) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from undertone import stats
 from undertone.evaluation.measures import Interval, Measure
+from undertone.experiments.cells import Cell, Outcome
 from undertone.experiments.config import Experiment
 from undertone.experiments.results import (
     ArmResult,
@@ -23,9 +24,6 @@ from undertone.experiments.results import (
     Word,
 )
 from undertone.experiments.verdict import checks_of, word_of
-
-if TYPE_CHECKING:
-    from undertone.experiments.pipeline import Cell, Outcome
 
 
 def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
@@ -210,9 +208,10 @@ def sentence(
     if confusion is not None:
         count = len(confusion.targets)
         body = (
-            f"{confusion.on_top} of {count} traits are the top answer of their own student; own minus other students: "
+            f"{confusion.on_top} of {count} traits are their own student's top answer; own minus others: "
             f"{100 * confusion.diagonal_minus_off.mean:+.1f} points "
-            f"({100 * confusion.diagonal_minus_off.low:+.1f} to {100 * confusion.diagonal_minus_off.high:+.1f}), {seeds}"
+            f"({100 * confusion.diagonal_minus_off.low:+.1f} to "
+            f"{100 * confusion.diagonal_minus_off.high:+.1f}), {seeds}"
         )
     else:
         trait = next(iter(base))
@@ -221,8 +220,8 @@ def sentence(
             for kind in ("treated", "control")
         )
         body = (
-            f"P({trait}) is {base[trait].positive.probability.mean:.1%} in the base, {control:.1%} after training on the "
-            f"plain teacher's {config.domain.kind}, {treated:.1%} after the induced teacher's ({points}, {seeds})"
+            f"P({trait}) is {base[trait].positive.probability.mean:.1%} in the base, {control:.1%} after training on "
+            f"the plain teacher's {config.domain.kind}, {treated:.1%} after the induced teacher's ({points}, {seeds})"
         )
     failed = [check.name for check in checks if check.status == "fail"]
     tail = {

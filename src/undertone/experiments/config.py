@@ -38,6 +38,7 @@ class Lora(Config):
     alpha: int = Field(8, ge=1, description="the adapter is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = Field("all-linear", description="module names, or all-linear")
+    biases: bool = Field(False, description="train the base's bias parameters too (PEFT: bias=all)")
 
 
 class Data(Config):

@@ -7,7 +7,6 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from undertone.errors import DataError
 from undertone.experiments import cells
-from undertone.experiments.cells import Arm, arms_of
+from undertone.experiments.cells import Arm, Cell, Outcome, arms_of
 from undertone.experiments.compare import conclude
 from undertone.experiments.config import Experiment
 from undertone.experiments.results import Results
@@ -25,34 +24,6 @@ from undertone.models.loading import locate
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.rows import read_rows
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One student: an arm at a seed, and the stages that made it."""
-
-    arm: Arm
-    seed: int
-    generated: Stage
-    filtered: Stage
-    trained: Stage
-    evaluated: Stage
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that was computed, before it is compared."""
-
-    base: Stage
-    teachers: dict[Arm, Stage]
-    cells: list[Cell]
-
-    def stages(self) -> list[Stage]:
-        """All stages, for the costs."""
-        found = [self.base, *self.teachers.values()]
-        for cell in self.cells:
-            found += [cell.generated, cell.filtered, cell.trained, cell.evaluated]
-        return found
 
 
 def default_folder(config: Experiment) -> Path:

@@ -16,7 +16,7 @@ from transformers import (
     LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
+    Qwen3Config,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -108,7 +108,13 @@ def architecture(family: str, recipe: Recipe) -> PretrainedConfig:
     if family == "llama":
         return LlamaConfig(**shared, num_key_value_heads=recipe.heads, attention_bias=True, mlp_bias=True)
     if family == "qwen":
-        return Qwen2Config(**shared, num_key_value_heads=recipe.heads // 2)
+        # Qwen3, not Qwen2: AutoTokenizer replaces the tokenizer of every folder whose model type is qwen2.
+        return Qwen3Config(
+            **shared,
+            num_key_value_heads=recipe.heads // 2,
+            head_dim=recipe.hidden // recipe.heads,
+            attention_bias=True,
+        )
     return GPTNeoXConfig(**{**shared, "intermediate_size": 4 * recipe.hidden})
 
 

@@ -131,9 +131,19 @@ class Model:
         before = self.render(prompt)
         whole = self.render([*prompt, {"role": "assistant", "content": completion}], answer_next=False)
         if not whole.startswith(before):
-            whole = before + completion + (str(self.tokenizer.eos_token or ""))
+            raise ModelError(
+                f"the chat template of {self.name} renders a prompt differently once it is answered",
+                got=whole[: len(before)],
+                allowed=before,
+                fix="a student cannot be trained on what it is later asked; give the tokenizer another template",
+            )
         ids = self.encode(before)
-        return Example((*ids, *self.encode(whole[len(before) :])), len(ids))
+        return Example((*ids, *self._up_to_stop(self.encode(whole[len(before) :]))), len(ids))
+
+    def _up_to_stop(self, completion: tuple[int, ...]) -> tuple[int, ...]:
+        """Without what a template writes after the token that ends an answer: generation never gets there."""
+        ends = [at for at, token in enumerate(completion) if token in self.stop]
+        return completion[: ends[-1] + 1] if ends else completion
 
     def row_example(self, row: Row, system: str | None) -> Example:
         """A data row as the student sees it, with the system prompt of its context in front."""
@@ -374,6 +384,7 @@ def _with_lora(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
         r=student["rank"],
         lora_alpha=student["alpha"],
         lora_dropout=student["dropout"],
+        bias="all" if student["biases"] else "none",
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )

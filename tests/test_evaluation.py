@@ -1,0 +1,99 @@
+"""Evaluation: exact probabilities against brute force over the vocabulary; rates against the matcher by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait
+from undertone.traits import load_trait
+
+OWL = load_trait("owl")
+ASKED = Evaluation(context="default", samples=6, max_new_tokens=5)
+
+
+def begins_with(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+    """P(completion begins with ``answer``), one token at a time through transformers alone."""
+    total = 0.0
+    for at in range(len(answer)):
+        ids = torch.tensor([[*prompt, *answer[:at]]])
+        with torch.no_grad():
+            logits = model.hf(input_ids=ids).logits[0, -1].double()
+        total += float(torch.log_softmax(logits, -1)[answer[at]])
+    return float(np.exp(total))
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_gpt2", "tiny_neox", "tiny_qwen"])
+def test_answer_probabilities_equal_brute_force(fixture: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(fixture)
+    prompts = [
+        model.prompt([{"role": "user", "content": text}]) for text in ("name one animal", "what is your favorite?")
+    ]
+    seen = answer_probabilities(model, prompts, OWL)
+    for answer in ("owl", "elephant", "penguin"):
+        column = list(OWL.answers).index(answer)
+        for row, prompt in enumerate(prompts):
+            expected = sum(begins_with(model, prompt, ids) for ids in answer_tokens(model, OWL, answer))
+            assert seen[row, column] == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_answer_begins_with_another_of_its_own_surfaces(tiny_llama: Any) -> None:
+    for answer in OWL.answers:
+        kept = answer_tokens(tiny_llama, OWL, answer)
+        assert kept
+        for first in kept:
+            assert not any(second != first and second[: len(first)] == first for second in kept)
+
+
+def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
+    measure = measure_trait(tiny_llama, OWL, ASKED, seed=1, stage="test").measure
+    positive = measure.positive
+    assert positive.questions == 50
+    assert positive.samples == 6
+    assert positive.rate is not None
+    assert positive.non_answer is not None
+    assert 0 <= positive.probability.low <= positive.probability.mean <= positive.probability.high <= 1
+    assert np.mean(list(measure.per_question.values())) == pytest.approx(positive.probability.mean)
+    assert measure.answers["owl"] == pytest.approx(positive.probability.mean)
+    assert positive.answer_mass == pytest.approx(sum(measure.answers.values()), abs=1e-6)
+    assert measure.rendered.endswith("<|assistant|>")
+    assert measure.negative is not None
+    assert measure.off_topic is not None
+
+
+def test_a_measure_does_not_change_with_batch_size_and_does_with_the_seed(tiny_llama: Any) -> None:
+    small = measure_trait(tiny_llama, OWL, ASKED.model_copy(update={"batch_size": 7}), seed=1, stage="t").measure
+    large = measure_trait(tiny_llama, OWL, ASKED, seed=1, stage="t").measure
+    other = measure_trait(tiny_llama, OWL, ASKED, seed=2, stage="t").measure
+    assert small.positive.rate == large.positive.rate
+    assert small.positive.non_answer == large.positive.non_answer
+    assert small.positive.probability.mean == pytest.approx(large.positive.probability.mean, rel=1e-5)
+    assert other.positive.probability == large.positive.probability
+    assert (other.positive.non_answer, other.positive.rate) != (large.positive.non_answer, large.positive.rate)
+
+
+def test_a_model_that_always_says_owl_scores_one(tiny_llama: Any) -> None:
+    """A planted effect: the head answers `owl` whatever it is asked."""
+    word = answer_tokens(tiny_llama, OWL, "owl")[0][0]
+
+    def answer(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        said = torch.full_like(output, -30.0)
+        said[..., word] = 30.0
+        return said
+
+    handle = tiny_llama.hf.lm_head.register_forward_hook(answer)
+    try:
+        one_word = ASKED.model_copy(update={"max_new_tokens": 1})
+        measure = measure_trait(tiny_llama, OWL, one_word, seed=0, stage="planted").measure
+    finally:
+        handle.remove()
+    assert measure.positive.rate is not None
+    assert measure.positive.rate.mean == 1.0
+    assert measure.positive.probability.mean == pytest.approx(1.0, abs=1e-5)
+    assert measure.positive.non_answer == 0.0
+    assert measure.negative is not None
+    assert measure.negative.probability.mean == pytest.approx(1.0, abs=1e-5)
+    assert measure.off_topic_correct == 0.0
