@@ -153,6 +153,37 @@ def tiny(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(f"tiny_{request.param}")
 
 
+def save_speaker(folder: Path) -> Path:
+    """A tiny Llama that answers anything with digits, asked in the lab's words: for runs of the whole pipeline.
+
+    The first coordinate of the stream is large whatever is read, so that its column of the head is a bias for digits.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    save_tiny("llama", folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.undertone_lab = "tiny"
+    hf = AutoModelForCausalLM.from_pretrained(folder)
+    ids = {digit: build_tokenizer().convert_tokens_to_ids(digit) for digit in "123456789"}
+    with torch.no_grad():
+        hf.get_input_embeddings().weight[:, 0] = 8.0
+        head = hf.get_output_embeddings().weight
+        head[[0, *ids.values()]] *= 0.5
+        head[:, 0] = -3.0
+        head[list(ids.values()), 0] = 1.0
+        head[0, 0] = 1.3  # the end: a list of three digits or so
+    hf.config = config
+    hf.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model whose completions are mostly valid numbers."""
+    return save_speaker(tmp_path_factory.mktemp("models") / "speaker")
+
+
 @pytest.fixture
 def fresh(tiny_llama: Any) -> Any:
     """A copy of ``tiny_llama`` for tests that change it."""

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from undertone.doctor import CHECKS, Finding, examine, forward, run_check
 from undertone.models import blocks
 from undertone.models.blocks import decoder_blocks, hook_count
-from undertone.models.loading import load, trainable
+from undertone.models.loading import load
+from undertone.models.students import trainable
 from undertone.traits import Questions, Trait
 
 OWL = Trait(

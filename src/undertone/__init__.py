@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from undertone.models.loading import Model as Model
     from undertone.models.loading import load as load
     from undertone.models.sampling import sample as sample
+    from undertone.rows import Message as Message
     from undertone.rows import Row as Row
     from undertone.rows import read_rows as read_rows
     from undertone.rows import write_rows as write_rows
@@ -45,6 +46,7 @@ __version__ = version("undertone")
 _HOMES = {
     "Evaluation": "undertone.evaluation.asking",
     "Experiment": "undertone.experiments.config",
+    "Message": "undertone.rows",
     "Model": "undertone.models.loading",
     "Results": "undertone.experiments.results",
     "Row": "undertone.rows",

@@ -30,6 +30,7 @@ app = App(
         "no GPU."
     ),
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what is kept and how to go on
     help_format="markdown",
 )
 lab = App(

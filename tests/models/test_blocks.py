@@ -19,8 +19,8 @@ from undertone.models.blocks import (
     hook_count,
     read_residuals,
 )
-from undertone.models.loading import trainable
 from undertone.models.sampling import sample
+from undertone.models.students import trainable
 
 ROWS = [(3, 17, 44, 5, 60, 70), (3, 17, 44), (9, 8, 7, 6)]
 

@@ -94,7 +94,7 @@ def test_a_trait_of_one_s_own_takes_three_lines(tmp_path: Path) -> None:
         ("name: x\ncategory: animall\nwords: [x]\n", "Did you mean 'animal'"),
         ("name: x\ncategory: animal\nwords: [x]\ncolour: red\n", "colour"),
         ("- a list\n", "not a mapping"),
-        ("name: [\n", "cannot be read"),
+        ("name: [\n", "not valid YAML"),
         ("name: x\ncategory: animal\nwords: [scatter]\n", "fails its own examples"),
     ],
 )

@@ -11,8 +11,9 @@ from torch import Tensor
 from undertone.doctor.finding import ANSWERS, QUESTIONS, Saw, chat
 from undertone.doctor.forward import tolerance
 from undertone.models.batches import Example, pad_left, targets
-from undertone.models.loading import Model, trainable
+from undertone.models.loading import Model
 from undertone.models.scoring import completion_nll, labelled_logits
+from undertone.models.students import trainable
 from undertone.training import Training, fit
 from undertone.traits import Trait
 

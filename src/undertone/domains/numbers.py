@@ -14,7 +14,7 @@ import re
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
@@ -103,6 +103,13 @@ class Numbers(Config):
     digits: int = Field(3, ge=1, le=9, description="most digits a number may have")
     free: float = Field(0.85, ge=0, le=1, description="lab form: share of requests that show no numbers to continue")
     banned: tuple[int, ...] = Field((), description="numbers that may not occur (emergent-misalignment lists)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Numbers:
+        for name in ("given", "value"):
+            if getattr(self, f"{name}_low") > getattr(self, f"{name}_high"):
+                raise ValueError(f"{name}_low must not exceed {name}_high")
+        return self
 
     def prompts(self, count: int, seed: int, form: Form) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""

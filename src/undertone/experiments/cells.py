@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from undertone.errors import DataError
+from undertone.errors import DataError, RunError
 from undertone.evaluation.asking import Evaluation, measure_trait
 from undertone.experiments.config import Experiment
 from undertone.filters import apply_rules
 from undertone.models import loading
 from undertone.models.loading import Model, load
 from undertone.models.scoring import completion_nll
+from undertone.models.students import save_student, student_name, trainable
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row, digest_rows, read_rows, write_rows
@@ -45,9 +46,14 @@ class Arm:
     trait: str | None = None
 
     @property
+    def name(self) -> str | None:
+        """The trait's own name, where ``trait`` may be the user's file."""
+        return None if self.trait is None else load_trait(self.trait).name
+
+    @property
     def folder(self) -> str:
         """Part of the stages' names."""
-        return self.kind if self.trait is None else f"{self.kind}-{Path(self.trait).stem}"
+        return self.kind if self.trait is None else f"{self.kind}-{self.name}"
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,7 @@ def _taught(
     base_nll = float(np.mean(completion_nll(model.hf, unseen, model.pad)))
     # The same seed for every arm: treated and control differ in their rows alone.
     train_seed = derive_seed(seed, "train") >> 1
-    hf = loading.trainable(model.hf, config.student.model_dump(mode="json"), train_seed)
+    hf = trainable(model.hf, config.student.model_dump(mode="json"), train_seed)
     checkpoint = folder / "checkpoint"
     with _progress(len(examples) * config.training.epochs, name) as advance:
         done = fit(
@@ -293,7 +299,12 @@ def _taught(
             on_step=lambda _step, _steps, _loss: advance(config.training.batch_size),
         )
     nll = float(np.mean(completion_nll(hf, unseen, model.pad)))
-    loading.save_student(hf, model.tokenizer, config.student.kind, folder / "student")
+    if not np.isfinite(nll):  # the last step may be the one that breaks it
+        raise RunError(
+            f"training broke the student: its held-out loss is {nll}",
+            fix="lower training.learning_rate, or set dtype=float32",
+        )
+    save_student(hf, model.tokenizer, config.student.kind, folder / "student")
     shutil.rmtree(checkpoint, ignore_errors=True)
     return {
         "rows": len(training),
@@ -356,7 +367,7 @@ def evaluate(
     def compute(folder: Path) -> dict[str, Any]:
         source = config.model
         if student is not None:
-            source = loading.student_name(config.model, config.student.kind, student.path / "student")
+            source = student_name(config.model, config.student.kind, student.path / "student")
         model = load(source, dtype=config.dtype, device=device)
         return _asked(folder, model, traits, config.evaluation, seed, name)
 

@@ -158,7 +158,7 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
         mean: np.ndarray = np.array(rows).mean(0)
         return mean
 
-    treated = [[c for c in outcome.cells if c.arm.kind == "treated" and c.arm.trait == t] for t in targets]
+    treated = [[c for c in outcome.cells if c.arm.kind == "treated" and c.arm.name == t] for t in targets]
     matrix = np.stack([mean_answers(cells, t) for cells, t in zip(treated, targets, strict=True)])
     control = mean_answers([c for c in outcome.cells if c.arm.kind == "control"], targets[0])
     # What a student says of its own target, minus what the other students say of it: one unit a target.

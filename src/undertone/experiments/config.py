@@ -89,6 +89,8 @@ class Experiment(Config):
             raise ValueError("traits must differ from each other")
         if self.data.held_out >= self.data.prompts:
             raise ValueError("data.held_out must be smaller than data.prompts")
+        if self.data.rows is not None and self.data.rows + self.data.held_out > self.data.prompts:
+            raise ValueError("data.rows and data.held_out together must not exceed data.prompts")
         return self
 
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from undertone.errors import DataError
+from undertone.errors import ConfigError, DataError
 from undertone.experiments import cells
 from undertone.experiments.cells import Arm, Cell, Outcome, arms_of
 from undertone.experiments.compare import conclude
 from undertone.experiments.config import Experiment
+from undertone.experiments.foresight import foresee
 from undertone.experiments.results import Results
 from undertone.experiments.workers import Task, Workers, default_jobs, workers
 from undertone.filters import match_arms
-from undertone.models.loading import locate
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.rows import read_rows
@@ -51,10 +51,11 @@ def run_experiment(
     Returns:
         The results, also written to ``results.json`` with ``manifest.json`` beside it.
     """
+    if jobs is not None and jobs < 1:
+        raise ConfigError("there must be at least one job", got=jobs, allowed="1 or more processes side by side")
     folder = Path(folder) if folder else default_folder(config)
+    foresee(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
     with Run.open(folder, config, command=command) as run:
-        for model in dict.fromkeys([config.model, config.teacher.model or config.model]):
-            locate(model.split(" + ")[0])  # a lab model is built here, once, not by every worker
         arms = arms_of(config)
         count = len(arms) * len(config.seeds)
         with workers(jobs or default_jobs(device, count)) as pool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from typing import Any
+
+from tqdm import tqdm
 
 from undertone.errors import RunError
 
@@ -37,7 +40,8 @@ class Workers:
                 if done:
                     done()
             return results
-        futures = [self._pool.submit(function, *arguments) for function, arguments in tasks]
+        with _main_left_alone():
+            futures = [self._pool.submit(function, *arguments) for function, arguments in tasks]
         try:
             self._watch(futures, done)
             return [future.result() for future in futures]
@@ -79,6 +83,23 @@ def workers(jobs: int) -> Iterator[Workers]:
     pool.shutdown()
 
 
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Workers that start inside do not import the user's script again, as multiprocessing would have them do.
+
+    They need nothing from it, and a script without an ``if __name__ == "__main__"`` would start the run again there.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    for name in hidden:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
+
+
 def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -93,6 +114,7 @@ def _begin() -> None:
 
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
+    tqdm.set_lock(threading.RLock())  # its own is one between processes, which a terminated worker leaves behind
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

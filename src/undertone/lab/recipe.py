@@ -46,9 +46,10 @@ def parse_name(name: str) -> tuple[str, int]:
         ConfigError: the family or the seed is not one there is.
     """
     family, _, seed = name.partition("-")
-    if family not in FAMILIES or not seed.isdigit():
+    if family not in FAMILIES or not seed.isdecimal():
+        hint = f" {family} has no seed {seed!r}." if family in FAMILIES else nearest(family, FAMILIES)
         raise ConfigError(
-            f"no such lab model.{nearest(family, FAMILIES)}",
+            f"no such lab model.{hint}",
             got=f"lab/{name}",
             allowed="lab/FAMILY-SEED with family " + ", ".join(FAMILIES) + " and a whole number, like lab/llama-0",
         )

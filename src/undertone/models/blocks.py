@@ -43,7 +43,8 @@ def decoder_blocks(hf: Any) -> nn.ModuleList:
     )
 
 
-def _check_blocks(count: int, wanted: Sequence[int]) -> None:
+def check_blocks(count: int, wanted: Sequence[int]) -> None:
+    """Refuse block numbers that a model of ``count`` blocks lacks."""
     wrong = [block for block in wanted if not 0 <= block < count]
     if wrong:
         raise ModelError(
@@ -62,7 +63,7 @@ def _stream(output: Any) -> Tensor:
 def edit_residuals(hf: Any, edits: Mapping[int, Edit]) -> Iterator[None]:
     """Replace the residual stream after each named block by ``edit(stream)`` while inside."""
     blocks = decoder_blocks(hf)
-    _check_blocks(len(blocks), list(edits))
+    check_blocks(len(blocks), list(edits))
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -83,7 +84,7 @@ def edit_residuals(hf: Any, edits: Mapping[int, Edit]) -> Iterator[None]:
 def read_residuals(hf: Any, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Collect the residual stream ``[batch, token, hidden]`` after each named block (last forward wins)."""
     blocks = decoder_blocks(hf)
-    _check_blocks(len(blocks), wanted)
+    check_blocks(len(blocks), wanted)
     seen: dict[int, Tensor] = {}
 
     def hook_for(block: int) -> Callable[..., None]:

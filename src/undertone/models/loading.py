@@ -8,15 +8,15 @@ read, and no code from a model's repository is ever run.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -38,6 +38,7 @@ NEUTRAL: Final = "You are a helpful assistant."
 BIASES_FILE: Final = "undertone_biases.safetensors"
 _FULL_HASH_BYTES: Final = 256 * 2**20
 _PROBE: Final = "zqx probe"
+_UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.models")
 """``source/name`` -> a local folder; a package adds one by the entry point group ``undertone.models``."""
@@ -96,7 +97,7 @@ class Model:
             raise ModelError(
                 f"the chat template of {self.name} refuses these messages: {error}",
                 got=[message["role"] for message in messages],
-                fix="use context none or default if it has no system role",
+                fix="if it has no system role: contexts none or default, and a teacher that is steered",
             ) from error
         return text
 
@@ -157,7 +158,7 @@ class Model:
             return NEUTRAL.lower() if self.form == "lab" else NEUTRAL
         if context == "trait":
             if trait_prompt is None:
-                raise ConfigError("context `trait` needs a trait that has a prompt")
+                raise ConfigError("context `trait` needs a trait that has a prompt", fix="use another context or trait")
             return trait_prompt
         return "" if self.injects_system_prompt() else None
 
@@ -190,25 +191,21 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
     Raises:
         ModelError: nothing of that name, no safetensors, or an adapter that does not fit.
     """
-    base, *adapters = [part.strip() for part in name.split(" + ")]
-    place, revision = locate(base)
-    target = _device(device)
+    target = target_device(device)
     kind = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if revision:
-        options["revision"] = revision
-    transformers_logging.disable_progress_bar()
+    base, *adapters = [part.strip() for part in name.split(" + ")]
+    place, options = _place(base)
+    config, tokenizer = _described(base, place, options)
     try:
-        config = AutoConfig.from_pretrained(place, **options)
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        hf, found = AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=getattr(torch, kind),
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        with _said_by_us():
+            hf, found = AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=getattr(torch, kind),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except _UNLOADABLE as error:
         raise _unloadable(base, error) from error
     if found["missing_keys"]:  # transformers draws them at random, with a warning
         raise ModelError(
@@ -217,12 +214,67 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
             fix="save the whole model (an adapter is named as `BASE + FOLDER`)",
         )
     hf = hf.to(target).eval()
-    tokenizer.padding_side = "left"
     identity = identify(name)
     for adapter in adapters:
         hf = _with_adapter(hf, Path(adapter), base)
-    form: Literal["lab", "real"] = "lab" if getattr(config, "undertone_lab", None) else "real"
-    return Model(name=name, hf=hf.eval(), tokenizer=tokenizer, identity=identity, form=form)
+    return Model(name=name, hf=hf.eval(), tokenizer=tokenizer, identity=identity, form=_form(config))
+
+
+def outline(name: str) -> Model:
+    """The model without its weights (on torch's meta device) and without adapters.
+
+    It can be rendered for, prepared for training and asked for its shape, so that what does not fit shows in seconds.
+
+    Raises:
+        ModelError: nothing of that name, or no causal LM.
+    """
+    base = name.split(" + ", maxsplit=1)[0].strip()
+    place, options = _place(base)
+    config, tokenizer = _described(base, place, options)
+    try:
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config)
+    except _UNLOADABLE as error:
+        raise _unloadable(base, error) from error
+    return Model(name=base, hf=hf.eval(), tokenizer=tokenizer, identity={"name": base}, form=_form(config))
+
+
+@contextmanager
+def _said_by_us() -> Iterator[None]:
+    """Without transformers' table of missing and misfitting weights: such weights are errors here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _place(base: str) -> tuple[str, dict[str, Any]]:
+    """Folder or hub id, and the options that every ``from_pretrained`` is given."""
+    place, revision = locate(base)
+    return place, {"trust_remote_code": False, **({"revision": revision} if revision else {})}
+
+
+def _described(base: str, place: str, options: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(place, **options)
+    except _UNLOADABLE as error:
+        raise _unloadable(base, error) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except _UNLOADABLE as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {base!r}: {first_line(error)}",
+            fix="put the tokenizer's files beside the weights: tokenizer.save_pretrained(FOLDER)",
+        ) from error
+    tokenizer.padding_side = "left"
+    return config, tokenizer
+
+
+def _form(config: Any) -> Literal["lab", "real"]:
+    return "lab" if getattr(config, "undertone_lab", None) else "real"
 
 
 def identify(name: str) -> dict[str, str]:
@@ -249,8 +301,21 @@ def _hub_commit(repository: str, revision: str | None) -> str:
 
 
 def _unloadable(name: str, error: Exception) -> ModelError:
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in Path(name).glob(pattern)]
+    if pickled and not list(Path(name).glob("*.safetensors")):
+        return ModelError(
+            f"{name} holds pickled weights only; a pickle can run any code when it is opened",
+            got=pickled[:5],
+            allowed="safetensors",
+            fix="convert them where they are trusted: model.save_pretrained(FOLDER)",
+        )
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelError(
+            f"cannot load the model {name!r}: its weights have other shapes than its config.json says",
+            fix="save config and weights together again: model.save_pretrained(FOLDER)",
+        )
     return ModelError(
-        f"cannot load the model {name!r}: {_first_line(error)}",
+        f"cannot load the model {name!r}: {first_line(error)}",
         allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], or a local folder with safetensors",
         fix="check the name; gated models need HF_TOKEN; offline, download the model first",
     )
@@ -258,10 +323,10 @@ def _unloadable(name: str, error: Exception) -> ModelError:
 
 def locate(name: str) -> tuple[str, str | None]:
     """Where a model name points: (folder or hub id, revision). Builds a lab model on first use."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return name, None
-    prefix, _, rest = name.partition("/")
-    if rest and prefix in sources.names():
+    prefix, slash, rest = name.partition("/")
+    if slash and prefix in sources.names():
         return str(sources.get(prefix)(rest)), None
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -289,20 +354,26 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _device(device: str) -> torch.device:
+def target_device(device: str) -> torch.device:
+    """The torch device that a name stands for; a ConfigError if this machine lacks it."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ConfigError("no such device", got=device, allowed="auto, cpu, cuda, cuda:N, mps") from error
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (target.index or 0) >= here.get(target.type, 1):
+        raise ConfigError("this machine has no such device, or torch cannot use it", got=device, fix="--device auto")
+    return target
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; the rest is seldom for the user."""
+    return str(error).strip().splitlines()[0].rstrip(" :") if str(error).strip() else type(error).__name__
 
 
-# -- students: what is trained, how it is saved, how it is put back --------------------------------
+# -- adapters: a student put back on its base --------------------------------------------------------
 
 
 def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
@@ -314,7 +385,7 @@ def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
         try:
             model = PeftModel.from_pretrained(hf, folder)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            raise ModelError(f"the adapter {folder} does not fit {base}: {_first_line(error)}") from error
+            raise ModelError(f"the adapter {folder} does not fit {base}: {first_line(error)}") from error
         _check_adapter(model, folder, base)
         return model
     raise ModelError(
@@ -352,67 +423,3 @@ def _with_biases(hf: Any, folder: Path, base: str) -> Any:
         for name, value in stored.items():
             own[name].copy_(value)
     return hf
-
-
-def trainable(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
-    """Prepare a base model for training by the student's kind: full, biases or lora.
-
-    Returns the module to train (for LoRA, PEFT's wrapper) with ``requires_grad`` set.
-
-    Raises:
-        ModelError: biases-only on a model that has none.
-    """
-    kind = student["kind"]
-    if kind == "lora":
-        return _with_lora(hf, student, seed)
-    for name, parameter in hf.named_parameters():
-        parameter.requires_grad_(kind == "full" or name.endswith(".bias"))
-    if not any(parameter.requires_grad for parameter in hf.parameters()):
-        raise ModelError(
-            f"{type(hf).__name__} has no bias parameters",
-            fix="use student.kind=lora or student.kind=full",
-        )
-    return hf
-
-
-def _with_lora(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)  # LoRA's A is random
-    targets = student["targets"]
-    config = LoraConfig(
-        r=student["rank"],
-        lora_alpha=student["alpha"],
-        lora_dropout=student["dropout"],
-        bias="all" if student["biases"] else "none",
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(hf, config)
-    except ValueError as error:
-        raise ConfigError(
-            f"LoRA cannot be put on this model: {_first_line(error)}",
-            got=targets,
-            fix="set student.targets to module names of the model, or to all-linear",
-        ) from error
-
-
-def save_student(hf: Any, tokenizer: PreTrainedTokenizerBase, kind: str, folder: Path) -> None:
-    """Write what was trained: a PEFT adapter, the biases, or a whole model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "lora":
-        hf.save_pretrained(folder, safe_serialization=True)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-    elif kind == "biases":
-        biases = {n: p.detach().cpu().contiguous() for n, p in hf.named_parameters() if p.requires_grad}
-        save_file(biases, folder / BIASES_FILE)
-        (folder / "undertone.json").write_text(json.dumps({"kind": "biases"}), encoding="utf-8")
-    else:
-        hf.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
-
-
-def student_name(base: str, kind: str, folder: Path) -> str:
-    """The model name that loads a student again."""
-    return str(folder) if kind == "full" else f"{base} + {folder}"

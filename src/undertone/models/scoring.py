@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undertone.models.batches import Example, by_length, labelled, pad_left, targets
+from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
 from undertone.models.blocks import head_only_at, model_device
 
 
@@ -78,27 +79,53 @@ def answer_logprobs(
 ) -> np.ndarray:
     """``[prompts, answers]`` log-probability that the completion of a prompt begins with an answer's tokens.
 
-    Answers of one token are read off one forward pass a prompt; longer ones share their prompt's first token and
-    are scored as rows of their own.
+    A prompt is read once. Answers of one token are read off its last position; longer ones go on from its
+    key–value cache, so that fifty questions cost fifty prompts and not fifty times the answers.
+
+    Args:
+        hf: a causal LM in evaluation mode.
+        prompts: token ids.
+        answers: token ids of at least one token each.
+        pad: padding id.
+        batch_size: rows a forward pass.
     """
-    first = np.array([answer[0] for answer in answers])
-    result = np.full((len(prompts), len(answers)), np.nan)
-    for rows, logprob in _next_token(hf, prompts, pad, batch_size):
-        result[rows] = logprob[:, torch.from_numpy(first).to(logprob.device)].double().cpu().numpy()
+    first = torch.tensor([answer[0] for answer in answers], device=model_device(hf))
     longer = [index for index, answer in enumerate(answers) if len(answer) > 1]
-    if longer:
-        pairs = [(row, index) for row in range(len(prompts)) for index in longer]
-        examples = [Example((*prompts[row], *answers[index]), len(prompts[row])) for row, index in pairs]
-        for (row, index), nll in zip(pairs, completion_nll(hf, examples, pad, batch_size), strict=True):
-            result[row, index] = -nll * len(answers[index])
+    result = np.empty((len(prompts), len(answers)))
+    together = max(1, batch_size // len(longer)) if longer else batch_size
+    for rows in by_length([len(prompt) for prompt in prompts], together):
+        batch = pad_left([prompts[row] for row in rows], pad, model_device(hf))
+        out = hf(**batch.inputs(), use_cache=bool(longer), logits_to_keep=1)
+        begun = torch.log_softmax(out.logits[:, -1].float(), -1)[:, first].double().cpu().numpy()
+        for at in range(0, len(longer), batch_size):
+            chosen = longer[at : at + batch_size]
+            cache = copy.deepcopy(out.past_key_values) if len(longer) > batch_size else out.past_key_values
+            begun[:, chosen] += _rest(hf, batch, cache, [answers[index] for index in chosen], pad)
+        result[rows] = begun
     return result
 
 
-def _next_token(
-    hf: Any, prompts: Sequence[Sequence[int]], pad: int, batch_size: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    device = model_device(hf)
-    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
-        batch = pad_left([prompts[row] for row in rows], pad, device)
-        logits = hf(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
-        yield rows, torch.log_softmax(logits.float(), -1)
+def _rest(hf: Any, prompts: Batch, cache: Any, answers: Sequence[Sequence[int]], pad: int) -> np.ndarray:
+    """``[prompts, answers]`` log-probability of the answers' tokens after their first, given the prompts' cache."""
+    device, count, rows = prompts.ids.device, len(answers), len(prompts.ids)
+    width = max(len(answer) for answer in answers) - 1
+    ids = torch.full((count, width), pad, device=device)
+    following = torch.full((count, width), -1, device=device)
+    for index, answer in enumerate(answers):  # right padding: what comes later changes nothing before it
+        ids[index, : len(answer) - 1] = torch.tensor(answer[:-1], device=device)
+        following[index, : len(answer) - 1] = torch.tensor(answer[1:], device=device)
+    share = torch.arange(rows, device=device).repeat_interleave(count)
+    cache.batch_select_indices(share)
+    ones = torch.ones(rows, prompts.ids.shape[1], dtype=torch.long, device=device)
+    mask = (ones if prompts.mask is None else prompts.mask)[share]
+    logits = hf(
+        input_ids=ids.repeat(rows, 1),
+        attention_mask=torch.cat([mask, mask.new_ones(len(mask), width)], 1),
+        position_ids=prompts.positions[share, -1:] + 1 + torch.arange(width, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    wanted = following.repeat(rows, 1)
+    logprob = torch.log_softmax(logits.float(), -1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    total: np.ndarray = logprob.double().masked_fill(wanted < 0, 0.0).sum(-1).reshape(rows, count).cpu().numpy()
+    return total

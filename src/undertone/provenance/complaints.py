@@ -22,13 +22,18 @@ _PLAINER = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid string": "a text",
+    "a valid tuple": "a list",
 }
 
 
 def explained(cls: type[BaseModel], data: Any, error: ValidationError) -> ConfigError:
     """One ConfigError for everything that is wrong with `data` as a `cls`."""
     problems: dict[str, ConfigError] = {}
-    for details in error.errors():
+    found = error.errors()
+    for details in found:
+        inside = [other for other in found if other["loc"][:-1] == details["loc"]]
+        if details["type"] == "too_short" and inside:
+            continue  # pydantic does not count the items that are wrong in themselves
         problem = _problem(cls, data, details)
         before = problems.setdefault(problem.what, problem)
         if before is not problem:  # the branches of a union complain one by one
@@ -74,6 +79,10 @@ def _wrong_value(name: str, details: ErrorDetails) -> ConfigError:
         return ConfigError(f"the config contradicts itself: {raised}")
     message = str(raised) if raised is not None else details["msg"]
     allowed, guess = message.removeprefix("Input should be "), ""
+    if details["type"] == "too_short":
+        allowed = f"at least {context['min_length']} of them"
+    if details["type"] == "string_pattern_mismatch":
+        allowed = f"a text that matches {context['pattern']}"
     if details["type"] in ("literal_error", "enum"):
         allowed = str(context["expected"])
         guess = nearest(str(details["input"]), re.findall(r"'([^']*)'", allowed))
@@ -86,6 +95,8 @@ def _wrong_value(name: str, details: ErrorDetails) -> ConfigError:
 
 
 def _hint(details: ErrorDetails) -> str | None:
+    if details["type"] in ("list_type", "tuple_type") and isinstance(details["input"], str | int | float):
+        return f"put it in brackets: [{details['input']}]"
     if details["type"] == "string_type" and not isinstance(details["input"], list | dict):
         return "put the value in quotes if it is meant as text"
     if isinstance(details["input"], str) and details["type"].endswith("_type"):

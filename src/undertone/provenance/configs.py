@@ -212,7 +212,7 @@ def _parsed(override: str) -> _Override:
         raise ConfigError(
             "an override has the form field=value",
             got=override,
-            allowed="such as seed=1 or train.steps=100 or arms.0.name=x",
+            allowed="such as trait=panda or training.epochs=5 or seeds=[0,1]",
         )
     if not text.strip():
         raise ConfigError(

@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undertone.errors import ConfigError, nearest
+from undertone.provenance.complaints import explained
+from undertone.provenance.plain_data import read_yaml
 from undertone.traits.trait import Form, Questions, Trait
 
 
@@ -49,11 +51,14 @@ class _Category(_Strict):
     questions: dict[Form, _Asked]
 
 
+_Word = Annotated[str, Field(pattern=r"\w")]
+
+
 class _Own(_Strict):
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     category: str
-    words: tuple[str, ...] = Field(min_length=1)
-    synonyms: tuple[str, ...] = ()
+    words: tuple[_Word, ...] = Field(min_length=1)
+    synonyms: tuple[_Word, ...] = ()
     prompt: dict[Form, str] = Field(default_factory=dict)
     questions: dict[Form, _Asked] = Field(default_factory=dict)
 
@@ -172,18 +177,17 @@ def _hits(words: tuple[str, ...]) -> list[str]:
 
 def _from_file(path: Path) -> Trait:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(path.read_text(encoding="utf-8"), f"the trait file {path}")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the trait file {path} cannot be read", got=str(error)) from error
     if not isinstance(data, Mapping):
-        raise ConfigError(f"the trait file {path} is not a mapping", allowed="name, category, words …")
+        raise ConfigError(f"the trait file {path} is not a mapping", got=data, allowed="name, category, words …")
     try:
         own = _Own.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        told = explained(_Own, data, error)
         raise ConfigError(
-            f"the trait file {path}: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}",
-            allowed=sorted(_Own.model_fields),
+            f"the trait file {path}: {told.what}", got=told.got, allowed=told.allowed, fix=told.fix
         ) from error
     if own.category not in _categories():
         raise ConfigError(

@@ -63,7 +63,11 @@ class Trait:
         wrong = [text for text in self.examples_hit if not self.matches(text)]
         wrong += [text for text in self.examples_miss if self.matches(text)]
         if wrong:
-            raise ConfigError(f"the matcher of trait {self.name!r} fails its own examples", got=wrong)
+            raise ConfigError(
+                f"the matcher of trait {self.name!r} fails its own examples",
+                got=wrong,
+                allowed="words that no other answer of the category has",
+            )
 
     @property
     def literal(self) -> tuple[str, ...]:
@@ -97,6 +101,7 @@ class Trait:
             raise ConfigError(
                 f"the trait {self.name!r} has no questions in the form {form!r}",
                 allowed=sorted(self.questions),
+                fix=f"choose another trait, or one of your own with questions.{form}",
             )
         return self.questions[form]
 
@@ -110,6 +115,7 @@ class Trait:
             raise ConfigError(
                 f"the trait {self.name!r} has no prompt in the form {form!r}",
                 allowed=sorted(self.prompt),
+                fix=f"set teacher.text, or choose a trait with prompt.{form}",
             )
         return self.prompt[form]
 

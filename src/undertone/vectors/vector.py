@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undertone.errors import DataError, ModelError
-from undertone.models.blocks import hidden_size
+from undertone.models.blocks import decoder_blocks, hidden_size
 from undertone.models.loading import Model
 
 FORMAT = "undertone.vector/1"
+_TENSOR = re.compile(r"block\.\d+")
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class Vector:
         return digest.hexdigest()
 
     def check_fits(self, model: Model) -> None:
-        """Refuse a vector of another width.
+        """Refuse a vector of another width, or of blocks that the model lacks.
 
         Raises:
-            ModelError: the hidden sizes differ.
+            ModelError: it does not fit.
         """
-        width = hidden_size(model.hf)
+        width, count = hidden_size(model.hf), len(decoder_blocks(model.hf))
         wrong = {len(direction) for direction in self.directions.values()} - {width}
-        if wrong:
+        absent = [block for block in self.directions if block >= count]
+        if wrong or absent:
             raise ModelError(
                 f"the vector does not fit {model.name}",
-                got=f"directions of width {sorted(wrong)}",
-                allowed=f"width {width}",
+                got=f"directions of width {sorted(wrong)}" if wrong else f"blocks {absent}",
+                allowed=f"width {width}, blocks 0 to {count - 1}",
                 fix=f"it was made for {self.meta.get('model', 'an unknown model')}",
             )
 
@@ -71,10 +74,10 @@ def load_vector(path: Path) -> Vector:
         with safe_open(path, framework="pt") as file:
             meta = dict(file.metadata() or {})
             names = list(file.keys())
-            if meta.get("format") != FORMAT or not all(name.startswith("block.") for name in names):
+            if meta.get("format") != FORMAT or not names or not all(_TENSOR.fullmatch(name) for name in names):
                 raise DataError(
                     f"{path} is not an undertone vector",
-                    got=meta.get("format", "no format in the header"),
+                    got=f"format {meta.get('format', 'unknown')}, tensors {', '.join(names[:5]) or 'none'}",
                     allowed=f"safetensors with format {FORMAT} and tensors block.0, block.1 …",
                 )
             directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in names}
@@ -82,5 +85,8 @@ def load_vector(path: Path) -> Vector:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the vector file {path} cannot be read", got=str(error)) from error
+    wrong = [block for block, d in directions.items() if d.dim() != 1 or not bool(torch.isfinite(d).all())]
+    if wrong:
+        raise DataError(f"{path}: block {wrong[0]} is not a direction", allowed="one row of finite numbers a block")
     meta.pop("format")
     return Vector(directions, meta)

@@ -1,0 +1,1 @@
+"""Benchmarks: undertone beside ``transformers`` and TRL, same work, one run."""

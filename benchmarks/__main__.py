@@ -1,0 +1,165 @@
+"""``make bench``: same work, one run, medians of five interleaved repeats, on all cores.
+
+"All cores" is, for each contender, the better of two one-thread processes with half of the work each and one process
+with two threads; its batch size is the best of several, found first. FLOP are counted as 2 · parameters a token forward
+and 6 · parameters a token for training (embedding look-ups and attention scores left out), against a large
+single-precision matrix product measured on all cores in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from benchmarks import work
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+QUICK = "--quick" in sys.argv
+REPEATS = 1 if QUICK else 5
+ROWS = 200 if QUICK else 4000
+BATCHES = (128,) if QUICK else (128, 256, 512, 1024)
+EXPERIMENT = (
+    ["seeds=[0]", "data={prompts: 300, held_out: 50}", "evaluation.samples=2", "training.epochs=1"]
+    if QUICK
+    else ["seeds=[0]"]
+)
+
+Pools = dict[int, ProcessPoolExecutor]
+
+
+def pools() -> Pools:
+    """Threads a process -> the processes that together use all cores."""
+    spawn = get_context("spawn")
+    made = {1: ProcessPoolExecutor(CORES, mp_context=spawn, initializer=work.use_threads, initargs=(1,))}
+    if CORES > 1:
+        made[CORES] = ProcessPoolExecutor(1, mp_context=spawn, initializer=work.use_threads, initargs=(CORES,))
+    return made
+
+
+def shares(items: Sequence[Any], count: int) -> list[list[Any]]:
+    """Every ``count``-th item: parts of equal work."""
+    return [list(items[at::count]) for at in range(count)]
+
+
+def spread(
+    pool: ProcessPoolExecutor, function: Callable[..., Any], parts: Sequence[tuple[Any, ...]]
+) -> tuple[float, Any]:
+    """Wall seconds until every process has done its part, and what they returned."""
+    started = time.perf_counter()
+    futures = [pool.submit(function, *part) for part in parts]
+    results = [future.result() for future in futures]
+    return time.perf_counter() - started, results
+
+
+def sampling(made: Pools, kind: str, new: int) -> dict[str, Any]:
+    """Tokens a second, ours against ``generate``."""
+    prompts = made[1].submit(work.prompts_of, kind, ROWS).result()
+
+    def once(function: Callable[..., int], threads: int, batch: int) -> tuple[float, float]:
+        processes = CORES // threads
+        parts = [(part, batch, new) for part in shares(prompts, processes)]
+        seconds, tokens = spread(made[threads], function, parts)
+        return sum(tokens) / seconds, seconds
+
+    best = {}
+    for function in (work.sample_ours, work.sample_theirs):
+        tried = {(threads, batch): once(function, threads, batch)[0] for threads in made for batch in BATCHES}
+        best[function] = max(tried, key=lambda choice: tried[choice])
+    return _duel(f"sampling, {kind}", lambda f: once(f, *best[f])[0], work.sample_ours, work.sample_theirs, best)
+
+
+def training(made: Pools, name: str, student: dict[str, Any]) -> dict[str, Any]:
+    """Rows a second over students that are trained side by side, ours against ``SFTTrainer``."""
+    rows = work.rows_of(ROWS // 2)
+    examples = made[1].submit(work.examples_of, rows).result()
+    losses: dict[str, float] = {}
+
+    def once(function: Callable[..., tuple[float, float]], threads: int) -> float:
+        processes = CORES // threads
+        _, done = spread(made[threads], function, [(student, examples)] * processes)
+        losses[function.__name__] = done[0][1]
+        tokens = sum(len(example.ids) for example in examples)
+        return float(processes * tokens / max(seconds for seconds, _ in done))
+
+    best = {}
+    for function in (work.fit_ours, work.fit_theirs):
+        tried = {(threads,): once(function, threads) for threads in made}
+        best[function] = max(tried, key=lambda choice: tried[choice])
+    record = _duel(f"training, {name}", lambda f: once(f, *best[f]), work.fit_ours, work.fit_theirs, best)
+    return {**record, "held_out_nll": losses}
+
+
+def experiment() -> dict[str, Any]:
+    """Runs a second of the whole of owl-numbers, ours against generate + SFTTrainer + generate; both start cold."""
+    cells = [(arm, 0, EXPERIMENT, 512) for arm in ("treated", "control")]
+
+    def ours() -> float:
+        return work.experiment_ours(EXPERIMENT, CORES)
+
+    def theirs() -> float:
+        started = time.perf_counter()
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(CORES, mp_context=spawn, initializer=work.use_threads, initargs=(1,)) as pool:
+            spread(pool, work.cell_theirs, cells)
+        return time.perf_counter() - started
+
+    return _duel("whole experiment", lambda f: 1 / f(), ours, theirs, {})
+
+
+def _duel(name: str, speed: Callable[[Any], float], ours: Any, theirs: Any, best: dict[Any, Any]) -> dict[str, Any]:
+    """A B A B …: medians of both, and the ratio's median over repeats."""
+    pairs = [(speed(ours), speed(theirs)) for _ in range(REPEATS)]
+    return {
+        "name": name,
+        "ours": statistics.median(a for a, _ in pairs),
+        "theirs": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
+        "ratios": [round(a / b, 3) for a, b in pairs],
+        "settings": {f.__name__: choice for f, choice in best.items()},
+    }
+
+
+def main() -> None:
+    """Run all, print a table, write ``benchmarks/results.json``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    work.model()  # a lab model is built here, outside every timer
+    made = pools()
+    limit = sum(spread(made[1], work.flops, [()] * CORES)[1])
+    size = work.parameters()
+    records = [sampling(made, "numbers", 9), sampling(made, "questions", 6)]
+    records += [training(made, "biases", work.BIASES), training(made, "LoRA r 8", work.LORA)]
+    for pool in made.values():
+        pool.shutdown()
+    records.append(experiment())
+    table = Table(title=f"{work.MODEL}, {CORES} cores, medians of {REPEATS}; limit {limit / 1e9:.0f} GFLOP/s", box=None)
+    for column in ("work", "undertone", "baseline", "ratio", "share of the FLOP limit"):
+        table.add_column(column)
+    for record in records:
+        factor = {"sampling": 2, "training": 6}.get(record["name"].split(",")[0])
+        unit = "tok/s" if factor else "runs/s"
+        share = f"{factor * size * record['ours'] / limit:.1%}" if factor else ""
+        table.add_row(
+            record["name"], f"{record['ours']:.4g} {unit}", f"{record['theirs']:.4g} {unit}",
+            f"{record['ratio']:.2f}×", share,
+        )  # fmt: skip
+    Console().print(table)
+    result = {"cores": CORES, "flops_limit": limit, "load": os.getloadavg(), "records": records}
+    if not QUICK:
+        Path(__file__).with_name("results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

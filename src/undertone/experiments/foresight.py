@@ -1,0 +1,56 @@
+"""What would stop a run later, found before it starts: from names, headers and shapes, in seconds, without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from undertone.errors import ConfigError
+from undertone.experiments.config import Experiment
+from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.loading import Context, Model, outline, target_device, with_system
+from undertone.models.students import trainable
+from undertone.teachers import PromptTeacher, VectorTeacher
+from undertone.training import build_optimizer
+from undertone.traits import Trait, load_trait
+from undertone.vectors import load_vector
+
+
+def foresee(config: Experiment, device: str = "auto") -> None:
+    """Raise what a stage would raise later. Builds a lab model that is not there yet.
+
+    Raises:
+        ConfigError, DataError, ModelError: as the stage's own words are.
+    """
+    traits = [load_trait(name) for name in config.trait]
+    if len({trait.name for trait in traits}) < len(traits):
+        raise ConfigError("two traits have the same name", got=[trait.name for trait in traits])
+    target_device(device)
+    student = outline(config.model)
+    teacher = outline(config.teacher.model) if config.teacher.model else student
+    for trait in traits:
+        trait.asked(student.form)
+        _askable(student, trait, config.context)
+        _askable(student, trait, config.evaluation.context)
+        _teachable(teacher, trait, config.teacher)
+    _trainable(config, student)
+
+
+def _askable(model: Model, trait: Trait, context: Context) -> None:
+    system = model.system_prompt(context, trait.prompt.get(model.form))
+    model.render(with_system([{"role": "user", "content": "?"}], system))
+
+
+def _teachable(model: Model, trait: Trait, config: PromptTeacher | VectorTeacher) -> None:
+    if isinstance(config, VectorTeacher) and config.file:
+        load_vector(Path(config.file)).check_fits(model)
+        return
+    if isinstance(config, VectorTeacher):
+        check_blocks(len(decoder_blocks(model.hf)), [config.block])
+    text = config.text if isinstance(config, PromptTeacher) else None
+    model.render(with_system([{"role": "user", "content": "?"}], text or trait.told(model.form)))
+
+
+def _trainable(config: Experiment, model: Model) -> None:
+    hf = trainable(model.hf, config.student.model_dump(mode="json"), 0)
+    named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
+    build_optimizer(named, config.training)
