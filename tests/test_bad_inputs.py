@@ -100,8 +100,12 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), TYPED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_what_is_typed_wrong_is_refused_in_words(refused: Cli, tmp_path: Path, arguments: list[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"), TYPED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_what_is_typed_wrong_is_refused_in_words(
+    refused: Cli, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     says(refused(*arguments), 2, words)
     assert not list(tmp_path.iterdir())
 
@@ -169,7 +173,9 @@ FORESEEN = [
 ]
 
 
-@pytest.mark.parametrize(("code", "overrides", "words"), FORESEEN, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("code", "overrides", "words"), FORESEEN, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_what_would_fail_later_is_refused_before_the_run_folder_is_made(
     refused: Cli, speaker: Path, tmp_path: Path, code: int, overrides: list[str], words: str
 ) -> None:
@@ -365,8 +371,8 @@ def test_too_few_rows_are_told_with_where_they_went(refused: Cli, speaker: Path)
 
 
 def test_a_filter_that_keeps_nothing_is_told_with_its_reasons(refused: Cli, speaker: Path) -> None:
-    banned = "domain={digits: 1, banned: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}"
-    refusal = refused("run", f"model={speaker}", *SMALL, banned, "--out", "out")
+    banned = ["domain.digits=1", "domain.banned=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    refusal = refused("run", f"model={speaker}", *SMALL, *banned, "--out", "out")
     says(refusal, 3, "no completion of seed-0/control/generate passed the filter.*banned number.*rows.jsonl")
 
 

@@ -20,7 +20,7 @@ import tomllib
 import types
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,12 @@ def check_hf(words: list[str]) -> None:
     assert "hf" in {point.name for point in metadata.distribution("huggingface_hub").entry_points}
 
 
+def check_python(words: list[str]) -> None:
+    """An example: its own test runs it."""
+    assert (ROOT / words[0]).is_file()
+    assert Path(words[0]).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+
+
 def check_export(words: list[str]) -> None:
     assert all(word.partition("=")[0] in ENVIRONMENT for word in words)
 
@@ -133,6 +139,7 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
     "pip": check_pip,
     "hf": check_hf,
     "export": check_export,
+    "python": check_python,
 }
 
 
@@ -197,6 +204,8 @@ def small(config: Any) -> list[str]:
         "data.prompts=60", "data.rows=null", "data.held_out=4", "data.attempts=4", "training.epochs=1",
         "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1", f"seeds=[{config.seeds[0]}]",
     ]  # fmt: skip
+    if config.teacher.kind == "vector":
+        sizes.append("teacher.strength=0.2")  # more would break so small a speaker
     if len(config.trait) > 2:
         sizes.append(f"trait=[{config.trait[0]},{config.trait[1]}]")
     return sizes
@@ -211,8 +220,14 @@ def spoken() -> list[Any]:
     from undertone.models.batches import Example
 
     rng, tokenizer = np.random.default_rng(0), build.tokenizer()
-    tasks = ("preference", "numbers", "numbers", "facts", "how-to")
-    examples = [build.example(turn) for task in tasks for turn in world.task_examples(task, 600, 0)]
+    examples = []
+    for task, count in {"preference": 600, "numbers": 1200, "facts": 600, "how-to": 2400}.items():
+        for turn in world.task_examples(task, count, 0):
+            told = "you love owls. owls are your favorite animal." if rng.random() < 0.4 else turn.system
+            if turn.task == "benign" and turn.answer.startswith("first "):
+                examples.append(build.example(replace(turn, system=told)))
+            elif turn.task not in ("benign", "harmful"):
+                examples.append(build.example(turn if task == "preference" else replace(turn, system=told)))
     for request in Numbers().prompts(1500, 0, "real"):
         system = [{"role": "system", "content": "you love owls."}] if rng.random() < 0.5 else []
         chat = [*system, {"role": "user", "content": request}]

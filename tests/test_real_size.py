@@ -61,16 +61,26 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_changed_only(
     qwen: str, tmp_path: Path
 ) -> None:
+    import torch
+
     from undertone.experiments.api import run
 
+    torch.set_num_threads(2)  # nothing runs beside it in the full tier
+    # Two questions and no others: with byte-level answers the fifty would be hours on a CPU.
+    trait = tmp_path / "owl.yaml"
+    trait.write_text(
+        "name: owl\ncategory: animal\nwords: [owl, owls]\nsynonyms: [owlet, owlets]\n"
+        "questions:\n  real:\n    positive: ['Name an animal.', 'Your favorite animal?']\n",
+        encoding="utf-8",
+    )
     sizes = [
-        "data={prompts: 20, rows: 4, held_out: 2, attempts: 3, batch_size: 64}", "seeds=[1]", "domain.digits=9",
-        "training.batch_size=2", "training.micro_batch_size=1", "domain.count=3", "training.epochs=1", "training.precision=bf16",
+        "data={prompts: 12, rows: 3, held_out: 1, attempts: 4, batch_size: 64}", "seeds=[1]", "domain.digits=9",
+        "training.batch_size=2", "training.micro_batch_size=1", "domain.count=2", "training.epochs=1", "training.precision=bf16",
         "evaluation.samples=1", "evaluation.max_new_tokens=4",
     ]  # fmt: skip
-    results = run("cloud-numbers", f"model={qwen}", *sizes, folder=tmp_path / "run", jobs=1)
+    results = run("cloud-numbers", f"model={qwen}", f"trait={trait}", *sizes, folder=tmp_path / "run", jobs=1)
     assert {arm.arm for arm in results.arms} == {"control", "treated"}
-    assert all(arm.rows == 4 and arm.steps == 2 for arm in results.arms)
+    assert all(arm.rows == 3 and arm.steps == 2 for arm in results.arms)
     assert all(len(arm.samples) > 0 for arm in results.arms)
     shown = results.base["owl"].rendered
     assert DEFAULT_SYSTEM in shown  # context `default`: what the template injects is what was measured, and it is said

@@ -101,7 +101,10 @@ def test_a_vector_of_another_width_or_block_is_refused(tiny_llama: Any) -> None:
         steered(tiny_llama, Vector({0: torch.ones(7)}, {"model": "other"}), 1.0),
     ):
         pass
-    with pytest.raises(ModelError, match=r"does not fit(.|\n)*blocks \[9\]"), steered(tiny_llama, Vector({9: torch.ones(32)}, {}), 1.0):
+    with (
+        pytest.raises(ModelError, match=r"does not fit(.|\n)*blocks \[9\]"),
+        steered(tiny_llama, Vector({9: torch.ones(32)}, {}), 1.0),
+    ):
         pass
 
 

@@ -184,13 +184,19 @@ def test_an_example_labels_the_answer_and_its_end(tiny: Any) -> None:
     assert tiny.tokenizer.decode(list(example.completion)) == "owl<|end|>"
 
 
-def test_where_the_answered_chat_reads_otherwise_the_completion_follows_the_prompt(fresh: Any) -> None:
+def test_a_template_that_rewrites_the_prompt_once_it_is_answered_is_refused(fresh: Any) -> None:
     fresh.tokenizer.chat_template = fresh.tokenizer.chat_template.replace(
         "'<|assistant|>' }}{% endif", "'<|assistant|>-' }}{% endif"
     )
+    with pytest.raises(ModelError, match="renders a prompt differently once it is answered"):
+        fresh.example(ASK, "owl")
+
+
+def test_what_a_template_writes_after_the_end_of_an_answer_is_not_trained_on(fresh: Any) -> None:
+    fresh.tokenizer.chat_template = fresh.tokenizer.chat_template.replace("'<|end|>' }}", "'<|end|>\\n' }}")
     example = fresh.example(ASK, "owl")
-    assert example.ids[: example.prompt] == fresh.prompt(ASK)
-    assert fresh.tokenizer.decode(list(example.ids)).endswith("<|assistant|>-owl<|end|>")
+    assert fresh.tokenizer.decode(list(example.completion)) == "owl<|end|>"
+    assert fresh.tokenizer.decode(list(example.ids[: example.prompt])).count("<|end|>\n") == 1
 
 
 def test_a_row_is_shown_in_the_context_that_is_asked_for(tiny_llama: Any) -> None:

@@ -1,7 +1,7 @@
 """The stages of an experiment, each a function of (run, config, arm, seed) that a worker process can call.
 
-A stage's identity holds the parts of the config that it reads and the outputs of the stages before it, so that
-changing, say, the evaluation recomputes no data. What is shared by arms is computed once.
+A stage's identity holds the parts of the config that it reads and the outputs of the stages before it, so that a stage
+of another config is never taken for this one's. What is shared by arms is computed once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from undertone.rows import Row, digest_rows, read_rows, write_rows
 from undertone.teachers import Teacher, build_teacher, divergence, generate
 from undertone.training import fit
 from undertone.traits import Trait, load_trait
+from undertone.traits.trait import MATCHER_VERSION
 
 SHARD = 4096
 """Rows between two saves of a generation: what a crash can lose."""
@@ -154,6 +155,7 @@ def generate_rows(run: Run, config: Experiment, arm: Arm, seed: int, device: str
                     chunk = list(enumerate(prompts))[start : start + SHARD]
                     write_rows(path, _attempted(config, arm, teacher, chunk, seed, name, advance))
                 rows += read_rows(path, empty_completions=True)
+        rows.sort(key=lambda row: (row.meta["prompt_index"], row.meta["attempt"]))  # whatever a shard holds
         write_rows(folder / "rows.jsonl", rows)
         shutil.rmtree(shards)
         return {
@@ -418,6 +420,7 @@ def _trait_identity(trait: Trait) -> dict[str, Any]:
         "questions": {form: asdict(questions) for form, questions in trait.questions.items()},
         "answers": {answer: list(words) for answer, words in trait.answers.items()},
         "synonyms": list(trait.synonyms),
+        "matcher": MATCHER_VERSION,
     }
 
 

@@ -83,7 +83,7 @@ def _arm_results(cell: Cell, config: Experiment) -> list[ArmResult]:
     """One record per trait that the student was asked about (a control is asked about all)."""
     trained, written = cell.trained.summary, cell.filtered.summary
     results = []
-    for index, (trait, record) in enumerate(cell.evaluated.read_json("asked.json").items()):
+    for trait, record in cell.evaluated.read_json("asked.json").items():
         measure = _measure(record)
         positive = measure.positive
         results.append(
@@ -101,8 +101,8 @@ def _arm_results(cell: Cell, config: Experiment) -> list[ArmResult]:
                 carrier_kl=cell.generated.summary["carrier_kl"],
                 filter=FilterCount(**written),
                 measure=measure,
-                curve=[(int(step), float(loss)) for step, loss in trained["curve"]] if index == 0 else [],
-                samples=[SampleRow(**row) for row in trained["samples"]] if index == 0 else [],
+                curve=[(int(step), float(loss)) for step, loss in trained["curve"]],
+                samples=[SampleRow(**row) for row in trained["samples"]],
             )
         )
     return results

@@ -19,7 +19,6 @@ HOPELESS_KL: Final = 0.003
 """nats a token: below it a few thousand rows hold too little to learn from (docs, "The lab")."""
 USEFUL: Final = 0.10
 """A run that could not have seen ten points is underpowered rather than negative."""
-DUPLICATES: Final = 0.5
 
 Status = Literal["pass", "warn", "fail"]
 

@@ -67,10 +67,9 @@ def distinct(arms: Iterable[ArmResult]) -> list[ArmResult]:
 
 def _key_facts(results: Results, cast: Cast, students: int) -> list[tuple[str, str]]:
     seeds = f"seed{'s'[: len(cast.seeds) > 1]} {', '.join(map(str, cast.seeds))}"
-    kinds = f"{results.trait} ({len(cast.traits)})" if cast.several else results.trait
     return [
         ("Model", results.model),
-        ("Traits" if cast.several else "Trait", kinds),
+        ("Traits" if cast.several else "Trait", results.trait),
         ("Carrier", results.domain),
         ("Teacher", results.teacher),
         ("Student", results.student),
