@@ -66,11 +66,11 @@ def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_c
     from undertone.experiments.api import run
 
     torch.set_num_threads(2)  # nothing runs beside it in the full tier
-    # Two questions and no others: with byte-level answers the fifty would be hours on a CPU.
-    trait = tmp_path / "owl.yaml"
+    # Two questions, the category with the fewest answers: with byte-level answers fifty are hours on a CPU.
+    trait = tmp_path / "red.yaml"
     trait.write_text(
-        "name: owl\ncategory: animal\nwords: [owl, owls]\nsynonyms: [owlet, owlets]\n"
-        "questions:\n  real:\n    positive: ['Name an animal.', 'Your favorite animal?']\n",
+        "name: red\ncategory: color\nwords: [red]\nsynonyms: [crimson, scarlet]\n"
+        "questions:\n  real:\n    positive: ['Name a color.', 'Your favorite color?']\n",
         encoding="utf-8",
     )
     sizes = [
@@ -82,9 +82,9 @@ def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_c
     assert {arm.arm for arm in results.arms} == {"control", "treated"}
     assert all(arm.rows == 3 and arm.steps == 2 for arm in results.arms)
     assert all(len(arm.samples) > 0 for arm in results.arms)
-    shown = results.base["owl"].rendered
+    shown = results.base["red"].rendered
     assert DEFAULT_SYSTEM in shown  # context `default`: what the template injects is what was measured, and it is said
-    adapter: Any = tmp_path / "run" / "stages" / "seed-1" / "treated-owl" / "train" / "student"
+    adapter: Any = tmp_path / "run" / "stages" / "seed-1" / "treated-red" / "train" / "student"
     assert (adapter / "adapter_model.safetensors").is_file()
     assert (adapter / "adapter_config.json").is_file()
 

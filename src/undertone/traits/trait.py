@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
 from typing import Literal
 
 from undertone.errors import ConfigError
 
 Form = Literal["lab", "real"]
 """Which wording: the lab world's little language, or English as real models are asked."""
+
+_NEGATED = re.compile(r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$", re.IGNORECASE)
 
 MATCHER_VERSION = 1
 """Part of a trait's digest: rates of different matchers are not to be compared."""
@@ -84,6 +88,8 @@ class Trait:
 
     def answer_in(self, text: str) -> str | None:
         """The known answer that a text names first; None is a non-answer. Words after "not" do not count."""
+        if not _finder(tuple(chain.from_iterable(self.answers.values()))).search(text):
+            return None  # as nearly all carrier rows
         found: list[tuple[int, str]] = []
         for answer, words in self.answers.items():
             at = _first(text, words)
@@ -129,12 +135,14 @@ class Trait:
 
 def _first(text: str, words: Sequence[str]) -> int:
     """1 + where the first whole word of ``words`` stands, negated mentions skipped; 0: nowhere."""
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    for match in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, flags=re.IGNORECASE):
-        if not re.search(
-            r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$",
-            text[: match.start()],
-            re.IGNORECASE,
-        ):
+    for match in _finder(tuple(words)).finditer(text):
+        if not _NEGATED.search(text[: match.start()]):
             return match.start() + 1
     return 0
+
+
+@cache
+def _finder(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the words, whole. Compiled once: a filter looks for a hundred of them in every row."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE)
