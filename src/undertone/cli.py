@@ -77,6 +77,10 @@ def run(
     Examples: `undertone run trait=panda seeds=[0,1,2,3,4]` · `undertone run zoo` ·
     `undertone run cloud-numbers model=Qwen/Qwen2.5-7B-Instruct` · `undertone run runs/X/config.yaml`
     """
+    if jobs != 1 and not (presets or show_config):
+        from undertone.experiments.workers import prepare
+
+        prepare()
     from undertone.experiments.config import load_experiment
     from undertone.experiments.config import presets as known
 
