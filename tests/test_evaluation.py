@@ -65,9 +65,10 @@ def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
 
 
 def test_a_measure_does_not_change_with_batch_size_and_does_with_the_seed(tiny_llama: Any) -> None:
-    small = measure_trait(tiny_llama, OWL, ASKED.model_copy(update={"batch_size": 7}), seed=1, stage="t").measure
-    large = measure_trait(tiny_llama, OWL, ASKED, seed=1, stage="t").measure
-    other = measure_trait(tiny_llama, OWL, ASKED, seed=2, stage="t").measure
+    few = ASKED.model_copy(update={"samples": 2})
+    small = measure_trait(tiny_llama, OWL, few.model_copy(update={"batch_size": 37}), seed=1, stage="t").measure
+    large = measure_trait(tiny_llama, OWL, few, seed=1, stage="t").measure
+    other = measure_trait(tiny_llama, OWL, few, seed=2, stage="t").measure
     assert small.positive.rate == large.positive.rate
     assert small.positive.non_answer == large.positive.non_answer
     assert small.positive.probability.mean == pytest.approx(large.positive.probability.mean, rel=1e-5)
