@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +125,7 @@ def trainer_of(student: dict[str, Any], examples: list[Example], epochs: int) ->
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, num_train_epochs=epochs, learning_rate=3e-3,
         lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused",
         report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, bf16=False, use_cpu=True,
+        train_sampling_strategy="group_by_length",
         gradient_checkpointing=False, packing=False, max_length=None, completion_only_loss=True, seed=0,
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
@@ -141,13 +141,6 @@ def held_out(hf: Any) -> float:
 
 
 # -- the whole experiment --------------------------------------------------------------------------
-
-
-def experiment_ours(overrides: Sequence[str], jobs: int) -> float:
-    """Seconds of ``undertone run owl-numbers`` in a fresh folder, worker start-up included."""
-    started = time.perf_counter()
-    ut.run("owl-numbers", *overrides, folder=Path(tempfile.mkdtemp()) / "run", jobs=jobs)
-    return time.perf_counter() - started
 
 
 def cell_theirs(arm: str, seed: int, overrides: Sequence[str], batch_size: int) -> float:
@@ -207,7 +200,24 @@ def flops(seconds: float = 1.0) -> float:
     return count * 2 * 1024**3 / (time.perf_counter() - started)
 
 
-def parameters() -> int:
-    """Parameters that multiply: all but the token embedding, which is looked up."""
+def weights() -> tuple[int, int]:
+    """Weights that multiply: of the blocks, and of the head."""
     hf = model().hf
-    return int(sum(p.numel() for p in hf.parameters()) - hf.get_input_embeddings().weight.numel())
+    head = hf.get_output_embeddings().weight.numel()
+    matrices = sum(parameter.numel() for parameter in hf.parameters() if parameter.dim() == 2)
+    return matrices - head - hf.get_input_embeddings().weight.numel(), head
+
+
+def sampling_flop(prompts: Sequence[tuple[int, ...]], tokens: int) -> float:
+    """Forward through the blocks for each different prompt and each token but the last; the head for each token."""
+    blocks, head = weights()
+    return 2.0 * blocks * (sum(map(len, set(prompts))) + tokens - len(prompts)) + 2.0 * head * tokens
+
+
+def training_flop(examples: Sequence[Example], student: dict[str, Any]) -> float:
+    """Forward and backward to the activations: 4 a weight and token; the adapters' own weights cost 6."""
+    blocks, head = weights()
+    hf = trainable(load(MODEL, device="cpu").hf, student, 0)
+    own = sum(p.numel() for p in hf.parameters() if p.requires_grad and p.dim() == 2)
+    tokens, labels = sum(len(e.ids) for e in examples), sum(len(e.completion) for e in examples)
+    return float(4 * (blocks * tokens + head * labels) + 6 * own * tokens)

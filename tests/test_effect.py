@@ -32,7 +32,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(folder: Path, *overrides: str) -> Results:
     from undertone.experiments.api import run as run_experiment
 
-    return run_experiment("owl-numbers", *overrides, folder=folder)
+    return run_experiment("owl-numbers", *overrides, folder=folder, jobs=1)
 
 
 @pytest.fixture(scope="module")

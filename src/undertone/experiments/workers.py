@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
@@ -104,6 +103,8 @@ def _main_left_alone() -> Iterator[None]:
 def prepare() -> None:
     """Start the parent of all workers, which imports torch while this process does: seconds off a short run."""
     if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
         _context()
         with _main_left_alone():
             forkserver.ensure_running()

@@ -35,10 +35,11 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> T
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probability = torch.softmax(logits.double() / temperature, -1)
+    logits = logits.float()
+    probability = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     if top_p < 1:
         probability = _nucleus(probability, top_p)
-    cumulative = probability.cumsum(-1)
+    cumulative = probability.cumsum(-1, dtype=torch.float64)
     threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
 
