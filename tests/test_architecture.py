@@ -38,7 +38,7 @@ DOORS = {
     "register_forward_hook": {"models.blocks"},
     "register_forward_pre_hook": {"models.blocks"},
     "register_full_backward_hook": {"models.blocks"},
-    "print": {"cli"},
+    "print": {"cli", "cli.printing", "cli.vector"},
 }
 LIGHT = (
     "errors", "stats", "rows", "registry", "provenance", "traits", "domains", "filters.rules", "report",

@@ -6,7 +6,6 @@ to gate did not pass, 2 the user's input is wrong, 3 data or model unusable, 130
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import cyclopts
 from cyclopts import App, Parameter
 
+from undertone.cli.printing import MARKS, fail, print_json, say, table
 from undertone.errors import UndertoneError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(
     from undertone.experiments.pipeline import default_folder, run_experiment
 
     folder = out or default_folder(config)
-    _say(f"run folder: {folder}")
+    say(f"run folder: {folder}")
     command = "undertone " + shlex.join(sys.argv[1:])
     results = run_experiment(config, folder, jobs=jobs, device=device, command=command)
     page = report.write(folder)
@@ -135,14 +135,14 @@ def doctor(
 
     findings = examine(load(model, device=device), load_trait(trait) if trait else None)
     if as_json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     else:
-        _table(
+        table(
             f"doctor: {model}",
             ["", "check", "saw", "expected", "do"],
             [
                 [
-                    _MARKS[f.status],
+                    MARKS[f.status],
                     f.name,
                     f.saw,
                     "" if f.status == "pass" else f.expected,
@@ -172,9 +172,9 @@ def traits(
         )
     listing = {name: trait_names(name) for name in ([category] if category else category_names())}
     if as_json:
-        _print_json(listing)
+        print_json(listing)
     else:
-        _table(
+        table(
             "traits",
             ["category", "traits"],
             [[name, ", ".join(members)] for name, members in listing.items()],
@@ -193,7 +193,7 @@ def lab_build(
 
     folders = {name: str(ensure(_bare(name), rebuild=again)) for name in names or ("llama-0",)}
     if as_json:
-        _print_json(folders)
+        print_json(folders)
     else:
         for name, folder in folders.items():
             print(f"lab/{_bare(name)}  {folder}")
@@ -207,11 +207,11 @@ def lab_list(*, as_json: Json = False) -> int:
 
     cards = stored()
     if as_json:
-        _print_json(cards)
+        print_json(cards)
     elif not cards:
         print(f"no lab models in {cache_folder()} yet; `undertone lab build` makes one")
     else:
-        _table(
+        table(
             "lab models",
             ["name", "parameters", "built in", "folder"],
             [[c["name"], f"{c['parameters']:,}", f"{c['seconds']:.0f} s", c["folder"]] for c in cards],
@@ -230,10 +230,10 @@ def lab_show(
 
     sheet = examine_lab(_bare(name))
     if as_json:
-        _print_json(sheet)
+        print_json(sheet)
         return 0
     for title, (columns, rows) in sheet["tables"].items():
-        _table(title, columns, rows)
+        table(title, columns, rows)
     return 0
 
 
@@ -243,50 +243,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        _fail(str(error), "see `undertone --help`", 2)
+        fail(str(error), "see `undertone --help`", 2)
     except UndertoneError as error:
-        _fail(str(error), None, error.exit_code)
+        fail(str(error), None, error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; finished stages are kept", "run the same command again to go on", 130)
+        fail("interrupted; finished stages are kept", "run the same command again to go on", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-# -- printing --------------------------------------------------------------------------------------
-
-_MARKS = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
-
-
 def _bare(name: str) -> str:
     return name.removeprefix("lab/")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _fail(message: str, advice: str | None, code: int) -> NoReturn:
-    _say(f"undertone: {message}" + (f"\n  do: {advice}" if advice else ""))
-    sys.exit(code)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])
-    Console().print(table)
 
 
 def _print_presets(known: dict[str, Path], as_json: bool) -> int:
@@ -295,18 +264,18 @@ def _print_presets(known: dict[str, Path], as_json: bool) -> int:
         for name, path in known.items()
     }
     if as_json:
-        _print_json(about)
+        print_json(about)
     else:
-        _table("presets", ["name", "what it is"], list(about.items()))
+        table("presets", ["name", "what it is"], list(about.items()))
     return 0
 
 
 def _print_results(results: Results, folder: Path, page: Path, as_json: bool) -> None:
     if as_json:
-        _print_json(results.model_dump(mode="json", by_alias=True))
+        print_json(results.model_dump(mode="json", by_alias=True))
         return
     print(f"\n{results.verdict.upper()}  {results.sentence}\n")
     for check in results.checks:
-        print(f"  {_MARKS[check.status]:4}  {check.name}: {check.value}")
+        print(f"  {MARKS[check.status]:4}  {check.name}: {check.value}")
     seconds = sum(cost.seconds for cost in results.costs)
     print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {seconds:.0f} s of stages in {folder}")

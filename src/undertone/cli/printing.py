@@ -1,0 +1,41 @@
+"""What the command line prints: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+MARKS: Final = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
+"""Status of a check -> its mark."""
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def fail(message: str, advice: str | None, code: int) -> NoReturn:
+    """A message, what to do, and the exit."""
+    say(f"undertone: {message}" + (f"\n  do: {advice}" if advice else ""))
+    sys.exit(code)
+
+
+def print_json(value: Any) -> None:
+    """A result for other programs, on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout, as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*[Text(str(cell)) for cell in row])
+    Console().print(drawn)
