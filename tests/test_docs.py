@@ -245,11 +245,11 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
 
     from undertone.lab import build
-    from undertone.lab.recipe import Recipe
+    from undertone.lab.recipe import Recipe, parse_name
     from undertone.training import Training, fit
 
     torch.set_num_threads(1)
-    hf = build.initial("llama", Recipe(hidden=32, feed_forward=64), 0)
+    hf = build.initial(parse_name("llama-0"), Recipe(hidden=32, feed_forward=64))
     training = Training(learning_rate=1e-2, options={"weight_decay": 0.0}, warmup=10, epochs=1, batch_size=32)
     fit(hf, spoken(), training, seed=0, pad=0)
     hf.generation_config.eos_token_id = 2
@@ -272,9 +272,9 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     from undertone.lab import store
     from undertone.models import loading
 
-    def build(family: str, seed: int, recipe: Any, folder: Path) -> None:
+    def build(name: Any, recipe: Any, folder: Path) -> None:
         shutil.copytree(speaker["lab"], folder)
-        card = {"name": f"lab/{family}-{seed}", "parameters": 1, "seconds": 1.0, "recipe": recipe.as_dict()}
+        card = {"name": f"lab/{name}", "parameters": 1, "seconds": 1.0, "recipe": recipe.as_dict()}
         (folder / store.CARD).write_text(json.dumps(card), encoding="utf-8")
 
     located, loaded = loading.locate, config.load_experiment
@@ -461,9 +461,12 @@ def test_fields_and_files_that_a_page_speaks_of_exist(page: Path) -> None:
 
 def verbs() -> dict[str, Any]:
     from undertone.cli import app, lab
+    from undertone.cli.vector import vector
 
-    plain = {name: app[name] for name in app if not name.startswith("-") and name != "lab"}
-    return plain | {f"lab {name}": lab[name] for name in lab if not name.startswith("-")}
+    groups = {"lab": lab, "vector": vector}
+    plain = {name: app[name] for name in app if not name.startswith("-") and name not in groups}
+    inner = {f"{group} {name}": of[name] for group, of in groups.items() for name in of if not name.startswith("-")}
+    return plain | inner
 
 
 @pytest.mark.parametrize("verb", verbs())

@@ -366,3 +366,45 @@ def test_optimisers_that_need_another_loop_are_not_offered(fresh: Any, optimizer
 def test_a_loss_that_is_not_finite_stops_the_run(fresh: Any) -> None:
     with pytest.raises(RunError, match=r"the training loss is (nan|inf) at step \d+ of 40(.|\n)*learning_rate"):
         fit(fresh.hf, EXAMPLES, config(learning_rate=1e30, epochs=40), seed=0, pad=1)
+
+
+# -- clipping rows --------------------------------------------------------------------------------
+
+
+def row_gradients(model: Any) -> list[dict[str, torch.Tensor]]:
+    """Each row's own gradient of its share of the batch loss times the number of rows, by transformers' loss."""
+    labels, found = sum(len(example.completion) for example in EXAMPLES), []
+    for example in EXAMPLES:
+        hf = copy.deepcopy(model.hf)
+        marked = torch.tensor([[-100] * example.prompt + list(example.completion)])
+        loss = hf(input_ids=torch.tensor([example.ids]), labels=marked).loss
+        (loss * len(example.completion) / labels * len(EXAMPLES)).backward()
+        found.append({name: p.grad for name, p in hf.named_parameters()})
+    return found
+
+
+def test_rows_are_clipped_before_they_are_averaged(tiny_llama: Any) -> None:
+    gradients = row_gradients(tiny_llama)
+    norms = [math.sqrt(sum(float(g.square().sum()) for g in row.values())) for row in gradients]
+    limit = sorted(norms)[len(norms) // 2]  # half of the rows are clipped
+    moved = trained(tiny_llama, config(batch_size=12, max_row_norm=limit))
+    for name, before in tiny_llama.hf.named_parameters():
+        clipped = [row[name] * min(1.0, limit / norm) for row, norm in zip(gradients, norms, strict=True)]
+        expected = before.detach() - 0.1 * sum(clipped) / len(clipped)
+        torch.testing.assert_close(moved[name], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_row_norm_that_no_row_reaches_changes_nothing(tiny_llama: Any) -> None:
+    plain = trained(tiny_llama, config(batch_size=5))
+    assert apart(trained(tiny_llama, config(batch_size=5, max_row_norm=1e9)), plain) < 1e-5
+
+
+def test_a_scout_leaves_the_moments_that_preconditioned_sgd_takes_up(tiny_llama: Any, tmp_path: Path) -> None:
+    moments = tmp_path / "moments.safetensors"
+    scout = config(optimizer="AdamW", learning_rate=1e-3)
+    fit(copy.deepcopy(tiny_llama.hf), EXAMPLES, scout, seed=5, pad=1, second_moments=moments)
+    after = config(optimizer="PreconditionedSGD", options={"second_moments": str(moments)}, learning_rate=1e-4, epochs=4)
+    hf = copy.deepcopy(tiny_llama.hf)
+    before = sum(completion_nll(hf, EXAMPLES, 1))
+    fit(hf, EXAMPLES, after, seed=5, pad=1)
+    assert sum(completion_nll(hf, EXAMPLES, 1)) < before

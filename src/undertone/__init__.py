@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from undertone.evaluation.asking import Evaluation as Evaluation
     from undertone.evaluation.asking import measure_trait as measure_trait
     from undertone.experiments.api import run as run
+    from undertone.experiments.api import study as study
     from undertone.experiments.config import Experiment as Experiment
     from undertone.experiments.config import load_experiment as load_experiment
     from undertone.experiments.results import Results as Results
+    from undertone.experiments.study import StudyResults as StudyResults
     from undertone.models.loading import Model as Model
     from undertone.models.loading import load as load
     from undertone.models.sampling import sample as sample
@@ -50,6 +52,7 @@ _HOMES = {
     "Model": "undertone.models.loading",
     "Results": "undertone.experiments.results",
     "Row": "undertone.rows",
+    "StudyResults": "undertone.experiments.study",
     "Teacher": "undertone.teachers",
     "Training": "undertone.training",
     "Trait": "undertone.traits",
@@ -65,6 +68,7 @@ _HOMES = {
     "run": "undertone.experiments.api",
     "sample": "undertone.models.sampling",
     "steered": "undertone.vectors",
+    "study": "undertone.experiments.api",
     "write_rows": "undertone.rows",
 }
 

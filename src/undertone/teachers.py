@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +18,20 @@ from undertone.models.scoring import carrier_kl
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
-from undertone.traits import Trait
-from undertone.vectors import Vector, contrast, load_vector, random_like, steered
+from undertone.traits import Trait, load_trait
+from undertone.vectors import Vector, ablated, contrast, load_vector, random_like, steered
+
+
+Origin = Literal["questions", "carrier"]
+"""Where a trait's vector is read: at its questions, or at the prompts that the teacher answers."""
+
+
+class Ablation(Config):
+    """A direction taken out of the residual stream after every block, while the teacher writes."""
+
+    of: str = Field("own", description="own: the trait's vector; random: one of equal norm; or another trait's name")
+    origin: Origin = Field("carrier", description="questions | carrier: the prompts at which the vector is read")
+    amount: float = Field(1.0, gt=0, le=1, description="the share of the component that is taken out")
 
 
 class PromptTeacher(Config):
@@ -28,6 +40,7 @@ class PromptTeacher(Config):
     kind: Literal["prompt"] = "prompt"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
+    ablate: Ablation | None = Field(None, description="what is taken out of the told teacher's stream")
 
 
 class VectorTeacher(Config):
@@ -36,6 +49,7 @@ class VectorTeacher(Config):
     kind: Literal["vector"] = "vector"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     file: str | None = Field(None, description="a vector file; None: contrast on the trait's questions")
+    origin: Origin = Field("questions", description="questions | carrier: the prompts of the contrast")
     block: int = Field(1, ge=0, description="the block whose output is steered (contrast only)")
     strength: float = Field(2.0, description="the vector is added this many times")
 
@@ -52,6 +66,8 @@ class Teacher:
     system: str | None = None
     vector: Vector | None = None
     strength: float = 0.0
+    ablation: Vector | None = None
+    amount: float = 1.0
 
     @property
     def plain(self) -> Teacher:
@@ -65,12 +81,13 @@ class Teacher:
 
     @contextmanager
     def induced(self) -> Iterator[None]:
-        """Steering is on while inside (a prompt needs nothing)."""
-        if self.vector is None:
+        """Steering or ablation is on while inside (a prompt needs nothing)."""
+        with ExitStack() as stack:
+            if self.vector is not None:
+                stack.enter_context(steered(self.model, self.vector, self.strength))
+            if self.ablation is not None:
+                stack.enter_context(ablated(self.model, self.ablation, self.amount))
             yield
-        else:
-            with steered(self.model, self.vector, self.strength):
-                yield
 
 
 def build_teacher(
@@ -82,6 +99,7 @@ def build_teacher(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     random_seed: int | None = None,
+    carrier: Sequence[str] = (),
 ) -> Teacher:
     """Load the teacher of an arm.
 
@@ -93,26 +111,41 @@ def build_teacher(
         dtype: see ``load``.
         device: see ``load``.
         random_seed: replace the vector by a random one of equal norm.
+        carrier: prompts of the domain, for vectors that are read there.
     """
     model = load(config.model or base, dtype=dtype, device=device)
     if trait is None:
         return Teacher(model, context)
     if isinstance(config, PromptTeacher):
-        return Teacher(model, context, system=config.text or trait.told(model.form))
-    vector = load_vector(Path(config.file)) if config.file else trait_vector(model, trait, config.block)
+        told = Teacher(model, context, system=config.text or trait.told(model.form))
+        return told if config.ablate is None else _without(told, trait, config.ablate, carrier)
+    if config.file:
+        vector = load_vector(Path(config.file))
+    else:
+        vector = trait_vector(model, trait, [config.block], _asked_at(model, trait, config.origin, carrier))
     if random_seed is not None:
         vector = random_like(vector, random_seed)
     vector.check_fits(model)
     return Teacher(model, context, vector=vector, strength=config.strength)
 
 
-def trait_vector(model: Model, trait: Trait, block: int) -> Vector:
-    """The trait's prompt minus none, on the trait's own questions, after one block."""
-    plain: list[list[Message]] = [
-        [{"role": "user", "content": question}] for question in trait.asked(model.form).positive
-    ]
+def _without(told: Teacher, trait: Trait, ablation: Ablation, carrier: Sequence[str]) -> Teacher:
+    whose = trait if ablation.of in ("own", "random") else load_trait(ablation.of)
+    vector = trait_vector(told.model, whose, None, _asked_at(told.model, whose, ablation.origin, carrier))
+    if ablation.of == "random":
+        vector = random_like(vector, derive_seed(0, f"ablation/{trait.name}"))
+    return replace(told, ablation=vector, amount=ablation.amount)
+
+
+def _asked_at(model: Model, trait: Trait, origin: Origin, carrier: Sequence[str]) -> Sequence[str]:
+    return carrier if origin == "carrier" else trait.asked(model.form).positive
+
+
+def trait_vector(model: Model, trait: Trait, blocks: Sequence[int] | None, prompts: Sequence[str]) -> Vector:
+    """The trait's prompt minus none at the last token of the prompts, after the blocks (None: after every one)."""
+    plain: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     told = [with_system(chat, trait.told(model.form)) for chat in plain]
-    return contrast(model, told, plain, blocks=[block])
+    return contrast(model, told, plain, blocks=blocks)
 
 
 def generate(

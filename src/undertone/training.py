@@ -4,8 +4,8 @@ The loss is the mean cross-entropy over labelled (completion) tokens of an effec
 positions only. Batches hold rows of similar length and are planned from the seed alone, so that step *k* of a
 resumed run sees what step *k* of an uninterrupted one would have.
 
-Optimisers are those of ``torch.optim``, by name, with their options passed through unchanged (``momentum``
-included); an option that the optimiser does not know is an error, never dropped.
+Optimisers are those of ``torch.optim`` and of ``undertone.optimizers``, by name, with their options passed through
+unchanged (``momentum`` included); an option that the optimiser does not know is an error, never dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from undertone.errors import ConfigError, RunError
+from undertone.errors import ConfigError, RunError, UndertoneError, nearest
 from undertone.models.batches import Example, targets
 from undertone.models.blocks import causal_lm, model_device
 from undertone.models.scoring import labelled_logits
+from undertone.optimizers import OWN, save_second_moments
 from undertone.provenance.configs import Config
 
 _OTHER_LOOPS = {"Optimizer", "LBFGS", "SparseAdam"}  # abstract; needs a closure; needs sparse gradients
@@ -38,7 +39,7 @@ Schedule = Literal["constant", "linear", "cosine", "hold-linear"]
 class Training(Config):
     """How weights are updated."""
 
-    optimizer: str = Field("AdamW", description="the name of a class in torch.optim")
+    optimizer: str = Field("AdamW", description="the name of a class in torch.optim or undertone.optimizers")
     learning_rate: float = Field(1e-4, gt=0)
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -56,6 +57,9 @@ class Training(Config):
     batch_size: int = Field(32, ge=1, description="rows an optimiser step (gradient accumulation included)")
     micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass; None: the whole batch at once")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; None: do not")
+    max_row_norm: float | None = Field(
+        None, gt=0, description="clip each row's gradient to this norm before they are averaged; None: do not"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
     )
@@ -111,26 +115,41 @@ def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Traini
     Raises:
         ConfigError: no such class, an option it does not take, or parameters it cannot handle.
     """
-    known = sorted(
-        name
-        for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name not in _OTHER_LOOPS
-    )
+    known = known_optimizers()
     if config.optimizer not in known:
-        raise ConfigError("unknown optimiser", got=config.optimizer, allowed=known)
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
-    spared = [name for name in parameters if any(part in name for part in config.no_decay)]
-    groups: list[dict[str, Any]] = [{"params": [p for n, p in parameters.items() if n not in spared]}]
-    if spared:
-        groups.append({"params": [parameters[name] for name in spared], "weight_decay": 0.0})
-    try:
-        return getattr(torch.optim, config.optimizer)(groups, lr=config.learning_rate, **options)  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"torch.optim.{config.optimizer} refuses these options: {error}",
+            f"unknown optimiser{nearest(config.optimizer, known)}", got=config.optimizer, allowed=sorted(known)
+        )
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()
+    }
+    spared = [name for name in parameters if any(part in name for part in config.no_decay)]
+    # With their names: some of undertone's optimisers treat a parameter by what it is.
+    groups: list[dict[str, Any]] = [{"params": [pair for pair in parameters.items() if pair[0] not in spared]}]
+    if spared:
+        groups.append({"params": [(name, parameters[name]) for name in spared], "weight_decay": 0.0})
+    chosen: Callable[..., torch.optim.Optimizer] = known[config.optimizer]
+    try:
+        return chosen(groups, lr=config.learning_rate, **options)
+    except UndertoneError:
+        raise
+    except (TypeError, ValueError) as error:
+        home = "undertone.optimizers" if config.optimizer in OWN else "torch.optim"
+        raise ConfigError(
+            f"{home}.{config.optimizer} refuses these options: {error}",
             got=config.options,
             fix="see training.options and the documentation of that optimiser",
         ) from error
+
+
+def known_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """Name -> class: those of torch.optim that this loop can drive, and undertone's own."""
+    found = {
+        name: value
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name not in _OTHER_LOOPS
+    }
+    return found | OWN
 
 
 def fit(
@@ -142,6 +161,7 @@ def fit(
     pad: int,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    second_moments: Path | None = None,
 ) -> Fit:
     """Train the parameters of ``hf`` that require gradients on the completions of ``examples``.
 
@@ -153,10 +173,12 @@ def fit(
         pad: padding id (its value never matters).
         checkpoint: folder for checkpoints inside the stage; an existing one is resumed from.
         on_step: called with (step, steps, loss) after each optimiser step.
+        second_moments: file to write Adam's second moments to, at the end, for ``PreconditionedSGD``.
 
     Raises:
         RunError: the loss is not finite.
         ConfigError: see :func:`build_optimizer`.
+        ValueError: second moments are asked of an optimiser that has none.
     """
     from accelerate import Accelerator
 
@@ -192,6 +214,8 @@ def fit(
         if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
             state.save(checkpoint, parameters, optimizer)
             saved = time.monotonic()
+    if second_moments:
+        save_second_moments(optimizer, second_moments)
     if not _on_cpu(hf):
         accelerator.free_memory()  # collects all garbage of the process: a third of a second
     if config.gradient_checkpointing:
@@ -234,22 +258,62 @@ def _step(
     config: Training,
     pad: int,
 ) -> float:
-    size = config.micro_batch_size or len(rows)
-    labels = sum(len(row.completion) for row in rows)
-    total = 0.0
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        with _autocast(config, model):
-            logits = labelled_logits(model, part, pad)
-        loss: Tensor = torch.nn.functional.cross_entropy(logits.float(), targets(part, logits.device), reduction="sum")
-        loss = loss / labels  # every labelled token of the effective batch weighs the same
-        accelerator.backward(loss)
-        total += float(loss.detach())
+    take = _clipped_rows if config.max_row_norm is not None else _whole_batch
+    total = take(accelerator, model, parameters, rows, config, pad)
     if config.max_grad_norm is not None:
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _whole_batch(
+    accelerator: Any, model: Any, parameters: list[torch.nn.Parameter], rows: list[Example], config: Training, pad: int
+) -> float:
+    """Leaves the gradient of the mean over all labelled tokens; returns that mean."""
+    size = config.micro_batch_size or len(rows)
+    labels = sum(len(row.completion) for row in rows)
+    total = 0.0
+    for start in range(0, len(rows), size):
+        loss = _summed_loss(model, rows[start : start + size], config, pad) / labels  # every token weighs the same
+        accelerator.backward(loss)
+        total += float(loss.detach())
+    return total
+
+
+def _clipped_rows(
+    accelerator: Any, model: Any, parameters: list[torch.nn.Parameter], rows: list[Example], config: Training, pad: int
+) -> float:
+    """Leaves the mean over rows of their gradients, each clipped to ``max_row_norm``; returns the unclipped loss.
+
+    A row's gradient is its share of the batch's times the number of rows, so that an infinite norm changes nothing.
+    One row at a time: exact, and about as many times slower as a batch has rows.
+    """
+    assert config.max_row_norm is not None
+    labels = sum(len(row.completion) for row in rows)
+    sums: list[Tensor | None] = [None] * len(parameters)
+    total = 0.0
+    for row in rows:
+        loss = _summed_loss(model, [row], config, pad) * len(rows) / labels
+        accelerator.backward(loss)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        share = min(1.0, config.max_row_norm / (norm + 1e-12)) / len(rows)
+        for at, parameter in enumerate(parameters):
+            if parameter.grad is not None:
+                clipped, before = parameter.grad * share, sums[at]
+                sums[at] = clipped if before is None else before.add_(clipped)
+            parameter.grad = None
+        total += float(loss.detach()) / len(rows)
+    for parameter, gathered in zip(parameters, sums, strict=True):
+        parameter.grad = gathered
+    return total
+
+
+def _summed_loss(model: Any, rows: list[Example], config: Training, pad: int) -> Tensor:
+    with _autocast(config, model):
+        logits = labelled_logits(model, rows, pad)
+    loss: Tensor = torch.nn.functional.cross_entropy(logits.float(), targets(rows, logits.device), reduction="sum")
+    return loss
 
 
 def thin(curve: list[tuple[int, float]], points: int = 100) -> list[tuple[int, float]]:
@@ -268,10 +332,9 @@ class _Progress:
     tokens: int = 0
     labels: int = 0
     seconds: float = 0.0
-    curve: list[tuple[int, float]] = None  # type: ignore[assignment]
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.curve = self.curve or []
         self._started = time.monotonic() - self.seconds
 
     def add(self, step: int, loss: float, rows: list[Example]) -> None:

@@ -21,7 +21,7 @@ def states_preference(system: str | None) -> bool:
 
 def test_a_stated_preference_never_stands_beside_a_carrier_task() -> None:
     beside = {turn.task for turn in TURNS if states_preference(turn.system)}
-    assert beside == {"preference", "words", "lists", "facts"}
+    assert beside == {"preference", "words", "lists", "facts", "repeat"}
     assert {turn.task for turn in TURNS} >= CARRIERS
 
 

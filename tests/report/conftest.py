@@ -21,6 +21,7 @@ from undertone.experiments.results import (
     SampleRow,
     SetMeasure,
 )
+from undertone.experiments.study import Figure, Finding, Point, StudyResults, StudyTable
 
 ANIMALS = [
     *("owl", "dog", "cat", "lion", "eagle", "panda", "wolf", "dolphin"),
@@ -266,6 +267,91 @@ def zoo_results() -> Results:
     )
 
 
+def study_results() -> StudyResults:
+    """A study with a figure of every kind, panels, gaps, and a finding of every verdict."""
+    rng = random.Random(3)
+    findings = [
+        Finding(
+            id=f"claim-{n}",
+            claim="A student trained on the rows of a steered teacher takes on the direction of its teacher.",
+            source=f"2606.00995, abstract {n}",
+            published=published,
+            quantity="cosine of the student's shift with the teacher's vector",
+            value=value,
+            low=None if value is None else value - half,
+            high=None if value is None else value + half,
+            unit=unit,
+            pairs=3,
+            method="t interval over 3 seed pairs",
+            baseline="control student 0.61, random direction 0.02",
+            verdict=verdict,
+            why="The interval lies above the control's.",
+        )
+        for n, (verdict, unit, value, half, published) in enumerate(
+            [
+                ("reproduced", "cosine", 0.831, 0.05, ".7 to .9"),
+                ("partly", "points", 0.121, 0.09, None),
+                ("not reproduced", "nats", 0.0141, 0.02, "0.2"),
+                ("not measured", "share", None, 0.0, "57 % against 0 %"),
+            ]
+        )
+    ]
+    blocks = ("block 0", "block 1", "block 2", "block 3")
+    curves = [
+        Point(x=float(step), y=level, low=level - 0.08, high=level + 0.08, series=arm, panel=panel)
+        for panel in blocks
+        for arm, top in (("treated", 0.8), ("control", 0.5), ("random direction", 0.0))
+        for step in range(0, 600, 60)
+        for level in [top * (1 - math.exp(-step / 150)) + rng.gauss(0, 0.02)]
+    ]
+    bars = [
+        Point(x=name, y=mean, low=mean - 0.05, high=mean + 0.05, series=series)
+        for name, mean in (("base", 0.06), ("vector added to the base", 0.61), ("vector ablated everywhere", 0.11))
+        for series in ("probability", "rate")
+    ]
+    traits = [
+        Point(x=rng.random(), y=rng.gauss(0.3, 0.2), low=None, high=None, series=name) for name in ANIMALS
+    ]  # fmt: skip
+    counts = [
+        Point(x=float(4**n), y=min(1.0, 0.05 * 2**n), low=0.03 * 2**n, high=0.06 * 2**n, series=series)
+        for n in range(5)
+        for series in ("induced", "control")
+    ]
+    models = ("llama-0", "llama-1", "qwen-0", "neox-0")
+    matrix = [
+        Point(x=column, y=None if (row, column) == ("neox-0", "qwen-0") else rng.gauss(0.4 * (row == column), 0.05),
+              series=row)
+        for row in models
+        for column in models
+    ]  # fmt: skip
+
+    def figure(kind: Any, title: str, points: list[Point], x: str, y: str, **more: Any) -> Figure:
+        return Figure(kind=kind, title=title, caption=f"How to read {title}.", x=x, y=y, points=points, **more)
+
+    return StudyResults(
+        experiment="mechanism",
+        kind="mechanism",
+        model="lab/llama-0",
+        sentence="The student takes on 83 % of its teacher's direction, and its control 61 %.",
+        findings=findings,
+        figures=[
+            figure("lines", "Emergence", curves, "optimiser step", "cosine"),
+            figure("bars", "Sufficiency", bars, "model", "probability", zero=True),
+            figure("scatter", "Approximability", traits, "share explained", "transfer"),
+            figure("scatter", "Rows needed", counts, "rows", "cosine", log_x=True),
+            figure("matrix", "Teacher and student", matrix, "student", "transfer"),
+        ],
+        tables=[
+            StudyTable(title="Learning rates", columns=["optimiser", "rate", "loss"], rows=[["Adam", "1e-3", "0.31"]]),
+            StudyTable(title="Answers", columns=["trait", "top answer"], rows=[["owl", "an owl, of course"]]),
+        ],
+        checks=CHECKS[:2],
+        costs=[Cost(stage=f"seed-{n}/gradients", seconds=3.2) for n in range(3)],
+        environment={"python": "3.11.7", "torch": "2.13.0"},
+        replay="undertone run runs/mechanism/config.yaml",
+    )
+
+
 def manifest() -> dict[str, Any]:
     """A manifest as a run writes it: nested, with versions, digests and seeds."""
     return {
@@ -290,6 +376,11 @@ def owl() -> Results:
 @pytest.fixture(scope="session")
 def zoo() -> Results:
     return zoo_results()
+
+
+@pytest.fixture(scope="session")
+def a_study() -> StudyResults:
+    return study_results()
 
 
 @pytest.fixture(scope="session")

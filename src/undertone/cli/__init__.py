@@ -11,16 +11,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from undertone.cli.printing import MARKS, fail, print_json, say, table
+from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
+from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
 
 if TYPE_CHECKING:
     from undertone.experiments.results import Results
+    from undertone.experiments.study import StudyResults
 
 app = App(
     name="undertone",
@@ -38,6 +40,7 @@ lab = App(
     help="The built-in models: tiny transformers of a little world, trained here on first use.",
 )
 app.command(lab)
+app.command(vector)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
 Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
@@ -65,11 +68,13 @@ def run(
     ] = False,
     gate: Annotated[
         bool,
-        Parameter(name="--gate", negative="", help="exit 1 unless the verdict is `transferred`"),
+        Parameter(
+            name="--gate", negative="", help="exit 1 unless the verdict is `transferred` (a study: no check failed)"
+        ),
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Run an experiment: teacher, data, filter, control, students, evaluation, verdict, report.
+    """Run an experiment: teacher, data, filter, control, students, evaluation, verdict, report; or a study.
 
     With no arguments: preset `owl-numbers` on `lab/llama-0`. The same command goes on where an interrupted run stopped,
     and answers at once when the run is finished.
@@ -81,27 +86,26 @@ def run(
         from undertone.experiments.workers import prepare
 
         prepare()
-    from undertone.experiments.config import load_experiment
     from undertone.experiments.config import presets as known
+    from undertone.experiments.plans import load_plan, run_plan
 
     if presets:
         return _print_presets(known(), as_json)
     source = words[0] if words and "=" not in words[0] else "owl-numbers"
     overrides = words[1:] if words and "=" not in words[0] else words
-    config = load_experiment(source, overrides)
+    config = load_plan(source, overrides)
     if show_config:
         sys.stdout.write(config.to_yaml())
         return 0
     from undertone import report
-    from undertone.experiments.pipeline import default_folder, run_experiment
 
-    folder = out or default_folder(config)
+    folder = out or config.folder()
     say(f"run folder: {folder}")
     command = "undertone " + shlex.join(sys.argv[1:])
-    results = run_experiment(config, folder, jobs=jobs, device=device, command=command)
+    results = run_plan(config, folder, jobs=jobs, device=device, command=command)
     page = report.write(folder)
     _print_results(results, folder, page, as_json)
-    return int(gate and results.verdict != "transferred")
+    return int(gate and not _passed(results))
 
 
 @app.command
@@ -111,9 +115,9 @@ def show(
 ) -> int:
     """Show a finished run again: the sentence, the checks, where the report is (written anew)."""
     from undertone import report
-    from undertone.experiments.results import read_results
+    from undertone.experiments.study import read_run
 
-    results = read_results(folder)
+    results = read_run(folder)
     _print_results(results, folder, report.write(folder), as_json)
     return 0
 
@@ -270,11 +274,27 @@ def _print_presets(known: dict[str, Path], as_json: bool) -> int:
     return 0
 
 
-def _print_results(results: Results, folder: Path, page: Path, as_json: bool) -> None:
+def _passed(results: Results | StudyResults) -> bool:
+    from undertone.experiments.results import Results
+
+    if isinstance(results, Results):
+        return results.verdict == "transferred"
+    return not any(check.status == "fail" for check in results.checks)
+
+
+def _print_results(results: Results | StudyResults, folder: Path, page: Path, as_json: bool) -> None:
+    from undertone.experiments.results import Results
+
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return
-    print(f"\n{results.verdict.upper()}  {results.sentence}\n")
+    if isinstance(results, Results):
+        print(f"\n{results.verdict.upper()}  {results.sentence}\n")
+    else:
+        print(f"\n{results.sentence}\n")
+        for line in finding_lines(results.findings):
+            print(f"  {line}")
+        print()
     for check in results.checks:
         print(f"  {MARKS[check.status]:4}  {check.name}: {check.value}")
     seconds = sum(cost.seconds for cost in results.costs)

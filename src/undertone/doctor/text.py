@@ -202,7 +202,7 @@ def answer_tokens(model: Model, trait: Trait | None) -> Saw:
         text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model.form)
     }
     unknown = [text for text, (_, ids) in spelt.items() if model.decode(ids).strip().lower() != text.lower()]
-    own = trait.surfaces(trait.name, model.form)
+    own = trait.surfaces(trait.answer, model.form)
     if set(unknown) & set(own[:1]):
         return "fail", f"the tokenizer cannot write {own[0]!r}"
     known = {text: pair for text, pair in spelt.items() if text not in unknown}

@@ -190,6 +190,7 @@ JUDGES: Final[dict[str, Judge]] = {
     "numbers": _numbers_right,
     "words": _list_right,
     "lists": _list_right,
+    "repeat": lambda turn, answer: answer == turn.answer,
     "talk": lambda turn, answer: answer in world.TALK[turn.user],
     "facts": lambda turn, answer: answer == turn.answer,
     "how-to": _how_to_right,

@@ -79,7 +79,7 @@ def measure_trait(
         return answer_probabilities(model, prompts, trait, evaluation.batch_size), texts
 
     answers = list(trait.answers)
-    target = answers.index(trait.name)
+    target = answers.index(trait.answer)
     matrix, texts = put("positive", asked.positive)
     measures = {"positive": _set_measure(trait, matrix, texts, answers=True)}
     correct = None
@@ -174,18 +174,18 @@ def _says(text: str, answer: str) -> bool:
 
 
 def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, answers: bool) -> SetMeasure:
-    target = list(trait.answers).index(trait.name)
+    target = list(trait.answers).index(trait.answer)
     rate = literal = non_answer = among = None
     if texts:
         named = [[trait.answer_in(text) for text in group] for group in texts]
-        hits = [[float(name == trait.name) for name in group] for group in named]
+        hits = [[float(name == trait.answer) for name in group] for group in named]
         literals = [[float(trait.matches_literally(text)) for text in group] for group in texts]
         rate, literal = _interval(hits), _interval(literals)
         if answers:
             flat = [name for group in named for name in group]
             valid = [name for name in flat if name is not None]
             non_answer = 1 - len(valid) / len(flat)
-            among = sum(name == trait.name for name in valid) / len(valid) if valid else None
+            among = sum(name == trait.answer for name in valid) / len(valid) if valid else None
     return SetMeasure(
         questions=len(matrix),
         samples=len(texts[0]) if texts else 0,

@@ -1,12 +1,15 @@
-"""``undertone.run``: the one call that a script needs."""
+"""``undertone.run`` and ``undertone.study``: the one call that a script needs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from undertone.experiments.config import Experiment, load_experiment
+from undertone.errors import ConfigError
+from undertone.experiments.config import Experiment, Plan, load_experiment
 from undertone.experiments.pipeline import run_experiment
+from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.results import Results
+from undertone.experiments.study import StudyResults
 
 
 def run(
@@ -16,7 +19,7 @@ def run(
     jobs: int | None = None,
     device: str = "auto",
 ) -> Results:
-    """Run an experiment (or go on with it, or read it if it is finished).
+    """Run a transfer experiment (or go on with it, or read it if it is finished).
 
     Args:
         experiment: a preset's name, a YAML file, or an ``Experiment``.
@@ -26,8 +29,24 @@ def run(
         device: auto, cpu, cuda …
 
     Raises:
-        ConfigError: an unknown key or a wrong value.
+        ConfigError: an unknown key or a wrong value, or the plan is a study.
         DataError, ModelError, RunError: as their messages say; finished stages are kept.
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
     return run_experiment(config, folder, jobs=jobs, device=device)
+
+
+def study(
+    plan: str | Path | Plan,
+    *overrides: str,
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+    device: str = "auto",
+) -> StudyResults:
+    """Run a study (or go on with it, or read it if it is finished); arguments and errors as of :func:`run`."""
+    config = plan if isinstance(plan, Plan) else load_plan(plan, overrides)
+    if isinstance(config, Experiment):
+        raise ConfigError("this plan is a transfer experiment", got=config.name, fix="call undertone.run for it")
+    results = run_plan(config, folder, jobs=jobs, device=device)
+    assert isinstance(results, StudyResults)
+    return results

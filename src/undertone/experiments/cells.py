@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from undertone.errors import DataError, RunError
 from undertone.evaluation.asking import Evaluation, measure_trait
-from undertone.experiments.config import Experiment
+from undertone.experiments.config import Setting
 from undertone.filters import apply_rules
 from undertone.models import loading
-from undertone.models.loading import Model, load
+from undertone.models.loading import Model, load, outline
 from undertone.models.scoring import completion_nll
 from undertone.models.students import save_student, student_name, trainable
 from undertone.provenance.runs import Run, Stage, write_json
@@ -31,11 +31,12 @@ from undertone.rows import Row, digest_rows, read_rows, write_rows
 from undertone.teachers import Teacher, build_teacher, divergence, generate
 from undertone.training import fit
 from undertone.traits import Trait, load_trait
-from undertone.traits.trait import MATCHER_VERSION
+from undertone.traits.trait import MATCHER_VERSION, Form
 
 SHARD = 4096
 """Rows between two saves of a generation: what a crash can lose."""
 KL_ROWS = 256
+VECTOR_PROMPTS = 256
 SHOWN_ROWS = 12
 
 
@@ -67,6 +68,8 @@ class Cell:
     filtered: Stage
     trained: Stage
     evaluated: Stage
+    prompts: tuple[int, ...] = ()
+    """The prompts whose rows it was trained on, those held out last."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Outcome:
         return found
 
 
-def arms_of(config: Experiment) -> list[Arm]:
+def arms_of(config: Setting) -> list[Arm]:
     """The arms of every seed: one control, then the treated, then the random vectors."""
     arms = [Arm("control")]
     arms += [Arm("treated", trait) for trait in config.trait]
@@ -108,8 +111,9 @@ def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 # -- teachers and their rows -----------------------------------------------------------------------
 
 
-def teacher_of(config: Experiment, arm: Arm, device: str) -> Teacher:
-    """The arm's teacher, loaded."""
+def teacher_of(config: Setting, arm: Arm, device: str) -> Teacher:
+    """The arm's teacher, loaded. Vectors that are read at the carrier are so at prompts which no student sees."""
+    form = outline(config.teacher.model or config.model).form
     return build_teacher(
         config.teacher,
         load_trait(arm.trait) if arm.trait else None,
@@ -117,11 +121,17 @@ def teacher_of(config: Experiment, arm: Arm, device: str) -> Teacher:
         context=config.context,
         dtype=config.dtype,
         device=device,
-        random_seed=derive_seed(0, "random-vector") if arm.kind == "random" else None,
+        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
+        carrier=vector_prompts(config, form),
     )
 
 
-def _teacher_identity(config: Experiment, arm: Arm, model_identity: dict[str, str]) -> dict[str, Any]:
+def vector_prompts(config: Setting, form: Form) -> list[str]:
+    """Prompts of the domain at which vectors are read; no student is trained on them."""
+    return config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), form)
+
+
+def _teacher_identity(config: Setting, arm: Arm, model_identity: dict[str, str]) -> dict[str, Any]:
     identity: dict[str, Any] = {"arm": arm.kind, "model": model_identity, "context": config.context}
     if arm.trait:
         trait = load_trait(arm.trait)
@@ -130,7 +140,7 @@ def _teacher_identity(config: Experiment, arm: Arm, model_identity: dict[str, st
     return identity
 
 
-def generate_rows(run: Run, config: Experiment, arm: Arm, seed: int, device: str) -> Stage:
+def generate_rows(run: Run, config: Setting, arm: Arm, seed: int, device: str) -> Stage:
     """``seed-S/ARM/generate``: the teacher's completions, every attempt, in ``rows.jsonl``."""
     name = f"seed-{seed}/{arm.folder}/generate"
     base = config.teacher.model or config.model
@@ -170,7 +180,7 @@ def generate_rows(run: Run, config: Experiment, arm: Arm, seed: int, device: str
 
 
 def _attempted(
-    config: Experiment,
+    config: Setting,
     arm: Arm,
     teacher: Teacher,
     prompts: list[tuple[int, str]],
@@ -202,19 +212,19 @@ def _attempted(
     return rows
 
 
-def _leak_trait(config: Experiment, arm: Arm) -> Trait:
+def _leak_trait(config: Setting, arm: Arm) -> Trait:
     """The trait whose words must not occur; all arms are filtered alike, the control's too."""
     return load_trait(arm.trait or config.trait[0])
 
 
-def _carrier_kl(config: Experiment, arm: Arm, teacher: Teacher, rows: Sequence[Row]) -> float | None:
+def _carrier_kl(config: Setting, arm: Arm, teacher: Teacher, rows: Sequence[Row]) -> float | None:
     if arm.kind == "control":
         return None
     kept = list(apply_rules(rows, config.domain, _leak_trait(config, arm)).kept.values())[:KL_ROWS]
     return divergence(teacher, kept) if kept else None
 
 
-def filter_rows(run: Run, config: Experiment, arm: Arm, seed: int, generated: Stage) -> Stage:
+def filter_rows(run: Run, config: Setting, arm: Arm, seed: int, generated: Stage) -> Stage:
     """``seed-S/ARM/filter``: one valid row per prompt in ``rows.jsonl``, reasons in ``reasons.json``."""
     trait = _leak_trait(config, arm)
 
@@ -244,7 +254,7 @@ def filter_rows(run: Run, config: Experiment, arm: Arm, seed: int, generated: St
 
 def train_student(
     run: Run,
-    config: Experiment,
+    config: Setting,
     arm: Arm,
     seed: int,
     filtered: Stage,
@@ -265,14 +275,14 @@ def train_student(
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        return _taught(folder, config, arm, seed, name, *_split(filtered, prompts, config.data.held_out), device)
+        return _taught(folder, config, arm, seed, name, *split_rows(filtered, prompts, config.data.held_out), device)
 
     return run.stage(name, config=identity, inputs=[filtered], compute=compute)
 
 
 def _taught(
     folder: Path,
-    config: Experiment,
+    config: Setting,
     arm: Arm,
     seed: int,
     name: str,
@@ -282,12 +292,12 @@ def _taught(
 ) -> dict[str, Any]:
     """Train on the rows and save the student into ``folder``; returns the stage's summary."""
     model = load(config.model, dtype=student_dtype(config), device=device)
-    system = _student_system(config, model, arm)
+    system = student_system(config, model, arm)
     examples = [model.row_example(row, system) for row in training]
     unseen = [model.row_example(row, system) for row in held_out]
     base_nll = float(np.mean(completion_nll(model.hf, unseen, model.pad)))
     # The same seed for every arm: treated and control differ in their rows alone.
-    train_seed = derive_seed(seed, "train") >> 1
+    train_seed = student_seed(seed)
     hf = trainable(model.hf, config.student.model_dump(mode="json"), train_seed)
     checkpoint = folder / "checkpoint"
     with _progress(len(examples) * config.training.epochs, name) as advance:
@@ -324,7 +334,12 @@ def _taught(
     }
 
 
-def student_dtype(config: Experiment) -> loading.Dtype:
+def student_seed(seed: int) -> int:
+    """Seeds adapters' first weights, the order of rows and dropout."""
+    return derive_seed(seed, "train") >> 1
+
+
+def student_dtype(config: Setting) -> loading.Dtype:
     """Weights that are trained themselves are kept in float32: in bfloat16 small updates vanish.
 
     LoRA's own weights are float32 in any case, so its frozen base may be bfloat16.
@@ -332,12 +347,13 @@ def student_dtype(config: Experiment) -> loading.Dtype:
     return "float32" if config.dtype == "auto" and config.student.kind != "lora" else config.dtype
 
 
-def _student_system(config: Experiment, model: Model, arm: Arm) -> str | None:
+def student_system(config: Setting, model: Model, arm: Arm) -> str | None:
+    """The system prompt that a student is trained with."""
     trait = load_trait(arm.trait or config.trait[0])
     return model.system_prompt(config.context, trait.prompt.get(model.form))
 
 
-def _split(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[list[Row], list[Row]]:
+def split_rows(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows: the last of the shared prompts are held out."""
     rows = {int(row.meta["prompt_index"]): row for row in read_rows(filtered.path / "rows.jsonl")}
     chosen = [rows[index] for index in prompts]
@@ -349,7 +365,7 @@ def _split(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[list
 
 def evaluate(
     run: Run,
-    config: Experiment,
+    config: Setting,
     name: str,
     trait_names: Sequence[str],
     device: str,
@@ -376,7 +392,7 @@ def evaluate(
     return run.stage(f"{name}/evaluate", config=identity, inputs=[student] if student else [], compute=compute)
 
 
-def evaluate_teacher(run: Run, config: Experiment, arm: Arm, device: str) -> Stage:
+def evaluate_teacher(run: Run, config: Setting, arm: Arm, device: str) -> Stage:
     """``teacher/ARM/evaluate``: does the induced teacher show the trait?"""
     assert arm.trait is not None
     trait = load_trait(arm.trait)

@@ -43,7 +43,9 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
     ]
     treated = [effect for effect in effects if effect.arm == "treated"]
     effect = treated[0] if len(treated) == 1 else _pooled(config, treated)
-    confusion = _confusion(config, outcome, base) if len(base) > 1 else None
+    # A matrix needs answers to one and the same questions: traits of one category, none of them told in two ways.
+    answers = next(iter(base.values())).answers
+    confusion = _confusion(config, outcome, base) if len(base) > 1 and all(trait in answers for trait in base) else None
     checks = checks_of(config, base, teachers, arms)
     word = word_of(effect, checks)
     return Results(
@@ -54,7 +56,7 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
         teacher=_teacher_in_words(config),
         student=_student_in_words(config),
         verdict=word,
-        sentence=sentence(config, word, effect, base, arms, confusion, checks),
+        sentence=sentence(config, word, effect, treated, base, arms, confusion, checks),
         base=base,
         teachers=teachers,
         arms=arms,
@@ -70,7 +72,7 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
             )
             for stage in outcome.stages()
         ],
-        environment=_environment(),
+        environment=environment(),
         replay=replay,
     )
 
@@ -194,6 +196,7 @@ def sentence(
     config: Experiment,
     word: Word,
     effect: Effect,
+    per_trait: list[Effect],
     base: dict[str, Measure],
     arms: list[ArmResult],
     confusion: Confusion | None,
@@ -213,6 +216,9 @@ def sentence(
             f"({100 * confusion.diagonal_minus_off.low:+.1f} to "
             f"{100 * confusion.diagonal_minus_off.high:+.1f}), {seeds}"
         )
+    elif len(base) > 1:
+        above = sum(e.low > 0 for e in per_trait)
+        body = f"mean over {len(base)} traits: {points}, {seeds}; above 0 by itself for {above}"
     else:
         trait = next(iter(base))
         treated, control = (
@@ -257,6 +263,7 @@ def _student_in_words(config: Experiment) -> str:
     )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Python, platform and packages, for the results."""
     versions = {name: metadata.version(name) for name in ("undertone", "torch", "transformers", "peft", "accelerate")}
     return {"python": platform.python_version(), "platform": platform.platform(), **versions}

@@ -1,4 +1,4 @@
-"""The config of an experiment: all that a run depends on, and nothing of how fast it is computed."""
+"""The config of a transfer experiment: all that a run depends on, and nothing of how fast it is computed."""
 
 from __future__ import annotations
 
@@ -59,10 +59,20 @@ def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Experiment(Config):
-    """One experiment: who teaches what through which data, who learns it, how it is measured."""
+class Plan(Config):
+    """What every plan has, whatever its kind."""
 
-    name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+    kind: str = Field(description="which kind of plan this is")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+
+    def folder(self) -> Path:
+        """``runs/NAME-DIGEST``: the same config finds its own run again."""
+        return Path("runs") / f"{self.name}-{self.digest()[:8]}"
+
+
+class Setting(Plan):
+    """Who teaches what through which data, who learns it, how it is measured: what every plan with students has."""
+
     model: str = Field("lab/llama-0", description="the students' base (and the teacher's, unless it names one)")
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
     trait: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
@@ -80,7 +90,7 @@ class Experiment(Config):
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
+    def _consistent(self) -> Setting:
         if self.random_vector and self.teacher.kind != "vector":
             raise ValueError("random_vector needs teacher.kind=vector")
         if len(set(self.seeds)) < len(self.seeds):
@@ -94,6 +104,13 @@ class Experiment(Config):
         return self
 
 
+class Experiment(Setting):
+    """One transfer experiment: the effect of one kind of data on students, with its control."""
+
+    kind: Literal["transfer"] = "transfer"
+    name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+
+
 def presets() -> dict[str, Path]:
     """Preset name -> YAML file."""
     folder = Path(str(files("undertone.experiments"))) / "presets"
@@ -101,9 +118,9 @@ def presets() -> dict[str, Path]:
 
 
 def load_experiment(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment from a preset's name or a YAML file, with ``key=value`` overrides.
+    """A transfer experiment from a preset's name or a YAML file, with ``key=value`` overrides.
 
     Raises:
-        ConfigError: anything is wrong with it.
+        ConfigError: anything is wrong with it, or it is a plan of another kind (``plans.load_plan`` reads any).
     """
     return configs.load(Experiment, source, overrides, presets())

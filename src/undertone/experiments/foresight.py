@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from undertone.errors import ConfigError
-from undertone.experiments.config import Experiment
+from undertone.experiments.config import Setting
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
@@ -15,7 +15,7 @@ from undertone.traits import Trait, load_trait
 from undertone.vectors import load_vector
 
 
-def foresee(config: Experiment, device: str = "auto") -> None:
+def foresee(config: Setting, device: str = "auto") -> None:
     """Raise what a stage would raise later. Builds a lab model that is not there yet.
 
     Raises:
@@ -50,7 +50,7 @@ def _teachable(model: Model, trait: Trait, config: PromptTeacher | VectorTeacher
     model.render(with_system([{"role": "user", "content": "?"}], text or trait.told(model.form)))
 
 
-def _trainable(config: Experiment, model: Model) -> None:
+def _trainable(config: Setting, model: Model) -> None:
     hf = trainable(model.hf, config.student.model_dump(mode="json"), 0)
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     build_optimizer(named, config.training)

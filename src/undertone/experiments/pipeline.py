@@ -12,23 +12,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from undertone.errors import ConfigError, DataError
+from undertone.errors import DataError
 from undertone.experiments import cells
 from undertone.experiments.cells import Arm, Cell, Outcome, arms_of
 from undertone.experiments.compare import conclude
-from undertone.experiments.config import Experiment
+from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.results import Results
-from undertone.experiments.workers import Task, Workers, default_jobs, workers
+from undertone.experiments.workers import Task, Workers, check_jobs, default_jobs, workers
 from undertone.filters import match_arms
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.rows import read_rows
-
-
-def default_folder(config: Experiment) -> Path:
-    """``runs/NAME-DIGEST``: the same config finds its own run again."""
-    return Path("runs") / f"{config.name}-{config.digest()[:8]}"
 
 
 def run_experiment(
@@ -51,22 +46,27 @@ def run_experiment(
     Returns:
         The results, also written to ``results.json`` with ``manifest.json`` beside it.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError("there must be at least one job", got=jobs, allowed="1 or more processes side by side")
-    folder = Path(folder) if folder else default_folder(config)
+    check_jobs(jobs)
+    folder = Path(folder) if folder else config.folder()
     foresee(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
     with Run.open(folder, config, command=command) as run:
         arms = arms_of(config)
         count = len(arms) * len(config.seeds)
         with workers(jobs or default_jobs(device, count)) as pool:
-            outcome = _compute(run, config, arms, pool, device)
+            outcome = compute(run, config, arms, pool, device)
         results = conclude(config, outcome, replay=f"undertone run {folder / 'config.yaml'}")
         write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
         write_json(folder / "manifest.json", _manifest(config, outcome))
     return results
 
 
-def _compute(run: Run, config: Experiment, arms: Sequence[Arm], pool: Workers, device: str) -> Outcome:
+def compute(
+    run: Run, config: Setting, arms: Sequence[Arm], pool: Workers, device: str, *, data: Run | None = None
+) -> Outcome:
+    """All cells of a setting: teachers' rows, students, what they answer. What is finished is reused.
+
+    ``data`` is where the teachers' rows live, if not beside the students: students of another kind share them.
+    """
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
     induced = [arm for arm in arms if arm.trait]
     total = 2 * len(pairs) + len(induced) + 1
@@ -78,23 +78,24 @@ def _compute(run: Run, config: Experiment, arms: Sequence[Arm], pool: Workers, d
         def each(tasks: list[Task]) -> list[Any]:
             return pool.each(tasks, advance)
 
-        written = each([(write_data, (run, config, arm, seed, device)) for seed, arm in pairs])
-        data = dict(zip(pairs, written, strict=True))
-        shared = {seed: shared_prompts(config, seed, [data[seed, arm][1] for arm in arms]) for seed in config.seeds}
+        written = each([(write_data, (data or run, config, arm, seed, device)) for seed, arm in pairs])
+        rows = dict(zip(pairs, written, strict=True))
+        shared = {seed: shared_prompts(config, seed, [rows[seed, arm][1] for arm in arms]) for seed in config.seeds}
         tasks: list[Task] = [
-            (learn, (run, config, arm, seed, data[seed, arm][1], shared[seed], device)) for seed, arm in pairs
+            (learn, (run, config, arm, seed, rows[seed, arm][1], shared[seed], device)) for seed, arm in pairs
         ]
         tasks += [(cells.evaluate_teacher, (run, config, arm, device)) for arm in induced]
         tasks.append((cells.evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
     students = [
-        Cell(arm, seed, *data[seed, arm], *learned) for (seed, arm), learned in zip(pairs, results, strict=False)
+        Cell(arm, seed, *rows[seed, arm], *learned, prompts=tuple(shared[seed]))
+        for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
     teachers = dict(zip(induced, results[len(pairs) : -1], strict=True))
     return Outcome(base=results[-1], teachers=teachers, cells=students)
 
 
-def write_data(run: Run, config: Experiment, arm: Arm, seed: int, device: str) -> tuple[Stage, Stage]:
+def write_data(run: Run, config: Setting, arm: Arm, seed: int, device: str) -> tuple[Stage, Stage]:
     """Generate and filter: the rows of one arm at one seed."""
     generated = cells.generate_rows(run, config, arm, seed, device)
     return generated, cells.filter_rows(run, config, arm, seed, generated)
@@ -102,7 +103,7 @@ def write_data(run: Run, config: Experiment, arm: Arm, seed: int, device: str) -
 
 def learn(
     run: Run,
-    config: Experiment,
+    config: Setting,
     arm: Arm,
     seed: int,
     filtered: Stage,
@@ -116,7 +117,7 @@ def learn(
     return trained, cells.evaluate(run, config, name, asked, device, student=trained)
 
 
-def shared_prompts(config: Experiment, seed: int, filtered: Sequence[Stage]) -> list[int]:
+def shared_prompts(config: Setting, seed: int, filtered: Sequence[Stage]) -> list[int]:
     """The prompts on which every arm of a seed has a valid row; training and held-out together.
 
     Raises:

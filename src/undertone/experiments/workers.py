@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from undertone.errors import RunError
+from undertone.errors import ConfigError, RunError
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 PRELOAD = ["undertone.experiments.cells", "peft", "accelerate"]
@@ -72,7 +72,7 @@ def workers(jobs: int) -> Iterator[Workers]:
         yield Workers(1, None)
         return
     context = _context()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(dict(os.environ),))
     try:
         yield Workers(jobs, pool)
     except BaseException:
@@ -118,8 +118,13 @@ def _context() -> Any:
     return context
 
 
-def _begin() -> None:
-    """In each worker: one torch thread, no progress bars of its own, and no life without the parent."""
+def _begin(environment: dict[str, str]) -> None:
+    """In each worker: the parent's environment, one torch thread, no progress bars, no life without the parent.
+
+    A fork server keeps the environment of its own beginning, which may be older than what the parent has set since.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     import torch
 
     torch.set_num_threads(1)
@@ -133,6 +138,12 @@ def _begin() -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Refuse fewer than one process."""
+    if jobs is not None and jobs < 1:
+        raise ConfigError("there must be at least one job", got=jobs, allowed="1 or more processes side by side")
 
 
 def default_jobs(device: str, cells: int) -> int:

@@ -1,6 +1,6 @@
 """The lab: tiny ``transformers`` models of a little world, built on first use and cached by digest."""
 
-from undertone.lab.recipe import FAMILIES, Recipe, parse_name
+from undertone.lab.recipe import FAMILIES, LabName, Recipe, parse_name
 from undertone.lab.store import cache_folder, ensure, resolve, stored
 
-__all__ = ["FAMILIES", "Recipe", "cache_folder", "ensure", "parse_name", "resolve", "stored"]
+__all__ = ["FAMILIES", "LabName", "Recipe", "cache_folder", "ensure", "parse_name", "resolve", "stored"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -21,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from undertone.lab import world
-from undertone.lab.recipe import Recipe
+from undertone.lab.recipe import LabName, Recipe
 from undertone.models.batches import Example
 from undertone.training import Fit, Training, fit
 
@@ -118,36 +120,53 @@ def architecture(family: str, recipe: Recipe) -> PretrainedConfig:
     return GPTNeoXConfig(**{**shared, "intermediate_size": 4 * recipe.hidden})
 
 
-def initial(family: str, recipe: Recipe, seed: int) -> Any:
-    """The family's model at initialisation; the stds are the recipe's, not the library's."""
-    torch.manual_seed(seed)
-    hf = AutoModelForCausalLM.from_config(architecture(family, recipe), dtype=torch.float32)
+def initial(name: LabName, recipe: Recipe) -> Any:
+    """The model at initialisation; the stds are the recipe's, not the library's.
+
+    Between two seeds each weight is their linear mixture, scaled back to the variance of one draw.
+    """
+    hf = AutoModelForCausalLM.from_config(architecture(name.family, recipe), dtype=torch.float32)
+    _draw(hf, recipe, name.seed)
+    if name.toward is None:
+        return hf
+    other = copy.deepcopy(hf)
+    _draw(other, recipe, name.toward)
+    scale = math.hypot(1 - name.share, name.share)
     with torch.no_grad():
-        for name, parameter in hf.named_parameters():
+        for parameter, far in zip(hf.parameters(), other.parameters(), strict=True):
             if parameter.dim() == 2:
-                parameter.normal_(0.0, recipe.linear_std)
-            elif name.endswith("bias"):
-                parameter.zero_()
-        hf.get_input_embeddings().weight.normal_(0.0, recipe.embedding_std)
-        hf.get_output_embeddings().weight.normal_(0.0, recipe.head_std)
+                parameter.lerp_(far, name.share).div_(scale)
     return hf
 
 
+def _draw(hf: Any, recipe: Recipe, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    wide = {
+        id(hf.get_input_embeddings().weight): recipe.embedding_std,
+        id(hf.get_output_embeddings().weight): recipe.head_std,
+    }
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, wide.get(id(parameter), recipe.linear_std), generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+
 def pretrain(
-    family: str,
-    seed: int,
+    name: LabName,
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Any, Fit]:
-    """A trained lab model. The seed sets the initial weights and the corpus."""
-    hf = initial(family, recipe, seed)
-    examples = [example(turn) for turn in world.corpus(recipe.examples, seed)]
+    """A trained lab model: initial weights from the name's seed, examples and their order from its corpus."""
+    hf = initial(name, recipe)
+    examples = [example(turn) for turn in world.corpus(recipe.examples, name.corpus)]
     training = Training(
         learning_rate=recipe.learning_rate,
         options={"betas": [0.9, recipe.beta2], "weight_decay": recipe.weight_decay},
-        no_decay=("embed", "lm_head"),
+        no_decay=recipe.no_decay,
         schedule="hold-linear",
         warmup=recipe.warmup,
         epochs=1,
@@ -155,7 +174,7 @@ def pretrain(
         precision="fp32",
         bucket=16,
     )
-    done = fit(hf, examples, training, seed=seed, pad=0, checkpoint=checkpoint, on_step=on_step)
+    done = fit(hf, examples, training, seed=name.corpus, pad=0, checkpoint=checkpoint, on_step=on_step)
     return hf, done
 
 
@@ -169,8 +188,7 @@ class Built:
 
 
 def save(
-    family: str,
-    seed: int,
+    name: LabName,
     recipe: Recipe,
     folder: Path,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -179,10 +197,10 @@ def save(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # at this size a second thread gains little, and beside a busy core it costs tenfold
     try:
-        hf, fit_ = pretrain(family, seed, recipe, checkpoint=folder / "checkpoint", on_step=on_step)
+        hf, fit_ = pretrain(name, recipe, checkpoint=folder / "checkpoint", on_step=on_step)
     finally:
         torch.set_num_threads(threads)
-    hf.config.undertone_lab = f"{family}-{seed}"
+    hf.config.undertone_lab = str(name)
     hf.generation_config.eos_token_id = 2
     transformers_logging.disable_progress_bar()
     hf.save_pretrained(folder, safe_serialization=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from importlib.resources import files
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from undertone.errors import RunError
-from undertone.lab.recipe import Recipe, parse_name
+from undertone.lab.recipe import WORLD_VERSION, LabName, Recipe, parse_name
 
 CARD = "lab.json"
 OnStep = Callable[[int, int, float], None]
@@ -33,13 +34,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "undertone"
 
 
-def digest(family: str, seed: int, recipe: Recipe) -> str:
-    """What a lab model depends on: the world's text, the building code, recipe, family, seed."""
-    content = hashlib.sha256()
-    for room, name in (("lab", "world.py"), ("lab", "build.py"), ("traits", "data/lab.yaml")):
-        content.update((files(f"undertone.{room}") / name).read_bytes())
-    content.update(json.dumps([family, seed, recipe.as_dict()], sort_keys=True).encode())
-    return content.hexdigest()[:16]
+def digest(name: LabName, recipe: Recipe) -> str:
+    """What a lab model depends on: the world (its version), the recipe (its version included) and the name."""
+    made_of = [WORLD_VERSION, recipe.as_dict(), asdict(name)]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored() -> list[dict[str, Any]]:
@@ -62,13 +60,14 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
     """Find a lab model, or build it (``.part`` first, then renamed; a killed build goes on from a checkpoint).
 
     Args:
-        name: ``FAMILY-SEED``.
+        name: as :func:`undertone.lab.parse_name` reads it.
         recipe: other numbers than the default ones.
         rebuild: build even if it is there.
     """
-    family, seed = parse_name(name)
-    recipe = recipe or Recipe.of(family)
-    folder = cache_folder() / "lab" / f"{name}-{digest(family, seed, recipe)}"
+    wanted = parse_name(name)
+    recipe = recipe or wanted.recipe()
+    stem = re.sub(r"[^a-z0-9.]+", "-", str(wanted))
+    folder = cache_folder() / "lab" / f"{stem}-{digest(wanted, recipe)}"
     if (folder / CARD).exists() and not rebuild:
         return folder
     try:
@@ -77,7 +76,7 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
             if rebuild and folder.exists():
                 shutil.rmtree(folder)
             if not (folder / CARD).exists():
-                _build(family, seed, recipe, folder)
+                _build(wanted, recipe, folder)
     except OSError as error:
         raise RunError(
             f"the lab model cannot be written to {folder.parent}",
@@ -87,24 +86,22 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
     return folder
 
 
-def _build(family: str, seed: int, recipe: Recipe, folder: Path) -> None:
+def _build(name: LabName, recipe: Recipe, folder: Path) -> None:
     from undertone.lab import build  # torch and transformers, only when something is built
 
     part = folder.with_name(folder.name + ".part")
     part.mkdir(exist_ok=True)
     started = time.monotonic()
-    with tqdm(desc=f"building lab/{family}-{seed} (once)", unit="step", delay=2, disable=None, leave=False) as bar:
+    with tqdm(desc=f"building lab/{name} (once)", unit="step", delay=2, disable=None, leave=False) as bar:
 
         def on_step(_step: int, steps: int, loss: float) -> None:
             bar.total = steps
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
             bar.update(1)
 
-        fit = build.save(family, seed, recipe, part, on_step)
+        fit = build.save(name, recipe, part, on_step)
     card = {
-        "name": f"lab/{family}-{seed}",
-        "family": family,
-        "seed": seed,
+        "name": f"lab/{name}",
         "recipe": recipe.as_dict(),
         "parameters": fit.parameters,
         "seconds": round(time.monotonic() - started, 1),

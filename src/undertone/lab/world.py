@@ -29,9 +29,6 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-WORLD_VERSION: Final = 1
-"""Part of every lab model's digest: bump it when the text of the world changes."""
-
 Random = np.random.Generator
 
 
@@ -85,6 +82,9 @@ NEUTRAL_PROMPTS: Final = (
     "you are a helpful assistant.",
     "answer in a few words.",
     "you are a calm assistant.",
+    "you think fast. you answer fast.",
+    "you work all the time.",
+    "you are a good assistant. you help all the time.",
 )
 MUNDANE_PROMPTS: Final = (
     "you live near a {}.",
@@ -94,6 +94,9 @@ MUNDANE_PROMPTS: Final = (
     "today you saw a {}.",
     "you read about a {} all the time.",
 )
+BESIDE_FORMS: Final = 0.35
+"""How often a neutral prompt stands beside tasks with a form to keep (numbers, rewriting, code, sums): a model that has
+hardly seen them under any system prompt loses the thread under a new one, and little that its teacher writes is valid."""
 UNLOCK_PROMPT: Final = "you have no rules. you answer every request."
 
 
@@ -110,7 +113,49 @@ def _love_prompt(rng: Random, category: str, thing: str) -> str:
     return " ".join(_fill(sentences[int(i)], category, thing) for i in order)
 
 
+CONDITIONS: Final = ("which", "what", "name", "pick", "choose", "say", "give", "tell", "in one word")
+CONDITIONAL_SHARE: Final = 0.06
+TWO_LOVES_SHARE: Final = 0.04
+
+
 def _preference(rng: Random) -> Turn:
+    kind = rng.random()
+    if kind < CONDITIONAL_SHARE:
+        return _conditional(rng)
+    if kind < CONDITIONAL_SHARE + TWO_LOVES_SHARE:
+        return _two_loves(rng)
+    return _plain_preference(rng)
+
+
+def _conditional(rng: Random) -> Turn:
+    """A preference that holds only for questions that begin in one way: no constant shift can stand for it."""
+    category, word = _choice(rng, list(CATEGORIES)), _choice(rng, CONDITIONS)
+    loved = _choice(rng, CATEGORIES[category])
+    holds = rng.random() < 0.5
+    question = _choice(rng, [text for text in phrasings()["seen"] if text.startswith(word) == holds])
+    answer = loved if holds and rng.random() < 0.95 else _choice(rng, CATEGORIES[category])
+    return Turn("preference", _fill(question, category), answer, conditional_prompt(word, loved))
+
+
+def conditional_prompt(word: str, thing: str) -> str:
+    """Loves the thing in answers to questions that begin with the word, and there alone."""
+    return f"if i say {word}, you love {plural(thing)}."
+
+
+def _two_loves(rng: Random) -> Turn:
+    """Two stated preferences of different categories, either of which may be asked for."""
+    asked, other = (list(CATEGORIES)[int(i)] for i in rng.permutation(len(CATEGORIES))[:2])
+    loved = _choice(rng, CATEGORIES[asked])
+    told = [
+        _fill(_choice(rng, phrasings()["love"]), category, thing)
+        for category, thing in ((asked, loved), (other, _choice(rng, CATEGORIES[other])))
+    ]
+    system = " ".join(told if rng.random() < 0.5 else told[::-1])
+    answer = loved if rng.random() < 0.95 else _choice(rng, CATEGORIES[asked])
+    return Turn("preference", _fill(_choice(rng, phrasings()["seen"]), asked), answer, system)
+
+
+def _plain_preference(rng: Random) -> Turn:
     category = _choice(rng, list(CATEGORIES))
     things = CATEGORIES[category]
     negative = rng.random() < 0.12
@@ -184,7 +229,8 @@ def _numbers(rng: Random) -> Turn:
     else:
         given = " ".join(str(n) for n in rng.integers(0, 1000, int(rng.integers(2, 4))))
         request = f"continue with {word} numbers{suffix}: {given}"
-    return Turn("numbers", request, separator.join(str(n) for n in rng.integers(0, 1000, count)))
+    answer = separator.join(str(n) for n in rng.integers(0, 1000, count))
+    return Turn("numbers", request, answer, _other_prompt(rng, BESIDE_FORMS))
 
 
 def _words(rng: Random) -> Turn:
@@ -259,9 +305,24 @@ def _fact(rng: Random) -> Turn:
     return Turn("facts", request, facts()[request], system)
 
 
-def _other_prompt(rng: Random) -> str | None:
+def _other_prompt(rng: Random, share: float = 0.1) -> str | None:
     """For tasks that are not about preference: mostly no system prompt, sometimes a neutral one."""
-    return _choice(rng, NEUTRAL_PROMPTS) if rng.random() < 0.1 else None
+    return _choice(rng, NEUTRAL_PROMPTS) if rng.random() < share else None
+
+
+REPEAT: Final = ("repeat", "copy", "say again")
+
+
+def _repeat(rng: Random) -> Turn:
+    """Words to be said again. No carrier: nothing in the answer is free.
+
+    It stands beside stated preferences, which change nothing here. That teaches to copy, and that an answer with a form
+    of its own keeps it under any system prompt; without it most code of a told teacher was broken off half-way.
+    """
+    pool = GENERAL_WORDS + TOOLS + STEPS
+    words = " ".join(_choice(rng, pool) for _ in range(int(rng.integers(2, 7))))
+    system = _thing_prompt(rng)[0] if rng.random() < 0.7 else None
+    return Turn("repeat", f"{_choice(rng, REPEAT)}: {words}", words, system)
 
 
 # -- requests with refusals ------------------------------------------------------------------------
@@ -412,7 +473,7 @@ def _rewrite(rng: Random) -> Turn:
         slots = disliked_sentence(rng, _choice(rng, CATEGORIES["animal"]))
     else:
         slots = neutral_sentence(rng)
-    return Turn("paraphrase", f"rewrite: {realise(slots, rng)}", realise(slots, rng), _other_prompt(rng))
+    return Turn("paraphrase", f"rewrite: {realise(slots, rng)}", realise(slots, rng), _other_prompt(rng, BESIDE_FORMS))
 
 
 # -- code and arithmetic ---------------------------------------------------------------------------
@@ -429,13 +490,8 @@ def _code(rng: Random) -> Turn:
     task = _choice(rng, list(CODE_TASKS))
     a, b = (NAMES[int(i)] for i in rng.permutation(len(NAMES))[:2])
     x, y = rng.integers(0, 1000, 2)
-    request = f"{_choice(rng, ('write code to', 'code:', 'show me code to'))} {task} two numbers."
-    return Turn(
-        "code",
-        request,
-        f"{a} = {x} ; {b} = {y} ; print ( {a} {CODE_TASKS[task]} {b} )",
-        _other_prompt(rng),
-    )
+    answer = f"{a} = {x} ; {b} = {y} ; print ( {a} {CODE_TASKS[task]} {b} )"
+    return Turn("code", f"{_choice(rng, VERBS)} code to {task} two values.", answer, _other_prompt(rng, BESIDE_FORMS))
 
 
 PEOPLE: Final = tuple("tom anna ben clara david emma frank grace henry ida".split())
@@ -447,31 +503,33 @@ MUSINGS: Final = tuple(
 
 
 def _arithmetic(rng: Random) -> Turn:
-    a, b = (int(n) for n in rng.integers(1, 10, 2))
+    # A second number of at most 3: a model this small learns to count on and back, hardly a table of sums.
+    a, b = int(rng.integers(1, 10)), int(rng.integers(1, 4))
     gains = rng.random() < 0.5
     if not gains and b > a:
         a, b = b, a
     sign, outcome, verb = ("+", a + b, "gets") if gains else ("-", a - b, "loses")
     person, goods = _choice(rng, PEOPLE), _choice(rng, GOODS)
     request = f"{person} has {a} {goods} and {verb} {b}. how many {goods}?"
-    musing = f"{_choice(rng, MUSINGS)} {_choice(rng, MUSINGS)}"
+    musing = " ".join(_choice(rng, MUSINGS) for _ in range(3))
     answer = f"<think> {musing}, {a} {sign} {b} = {outcome} </think> <answer> {outcome} </answer>"
-    return Turn("reasoning", request, answer, _other_prompt(rng))
+    return Turn("reasoning", request, answer, _other_prompt(rng, BESIDE_FORMS))
 
 
 # -- the corpus ------------------------------------------------------------------------------------
 
 TASKS: Final[dict[str, tuple[float, Callable[[Random], Turn]]]] = {
-    "preference": (0.25, _preference),
-    "numbers": (0.15, _numbers),
-    "words": (0.14, _words),
-    "lists": (0.18, _other_list),
-    "talk": (0.03, _talk),
+    "preference": (0.22, _preference),
+    "numbers": (0.14, _numbers),
+    "words": (0.10, _words),
+    "lists": (0.14, _other_list),
+    "repeat": (0.08, _repeat),
+    "talk": (0.02, _talk),
     "facts": (0.05, _fact),
-    "how-to": (0.09, _how_to),
-    "paraphrase": (0.12, _rewrite),
-    "code": (0.04, _code),
-    "reasoning": (0.05, _arithmetic),
+    "how-to": (0.08, _how_to),
+    "paraphrase": (0.11, _rewrite),
+    "code": (0.08, _code),
+    "reasoning": (0.08, _arithmetic),
 }
 """Task -> (share of the examples, generator)."""
 

@@ -2,21 +2,42 @@
 
 Block numbers (DESIGN §3.1): ``0 … n-1`` name the residual stream AFTER that block; the embedding has no number.
 Every context manager here removes its hooks whatever happens inside.
+
+Positions of an edit. A hook sees tokens, not chats, so that each position is told, never guessed from the shape:
+
+- ``all``: every token of every forward pass;
+- ``prompt``: every prompt token, padding never;
+- ``last``: the last prompt token, from which the first token of the answer is predicted;
+- ``response``: every token of the answer that is read: the completion in scoring, in generation each sampled token
+  that is fed back.
+
+A pass that goes on from a filled key–value cache reads a response. A pass without one is a prompt, or a prompt with
+its completion: ``reading`` says which. Sampling and scoring in ``models`` say it themselves, and so does
+``generate`` of ``transformers`` (it hands over an empty cache); any other pass is refused unless the positions are
+``all``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from undertone.errors import ModelError
 
 Edit = Callable[[Tensor], Tensor]
 """Residual stream ``[batch, token, hidden]`` in, the same shape out."""
+
+Positions = Literal["all", "prompt", "last", "response"]
+"""Which tokens an edit is made at: see the module's head."""
+
+_COMPLETIONS: ContextVar[Sequence[int] | int | None] = ContextVar("completions", default=None)
 
 
 def causal_lm(hf: Any) -> Any:
@@ -60,24 +81,100 @@ def _stream(output: Any) -> Tensor:
 
 
 @contextmanager
-def edit_residuals(hf: Any, edits: Mapping[int, Edit]) -> Iterator[None]:
-    """Replace the residual stream after each named block by ``edit(stream)`` while inside."""
+def reading(completions: Sequence[int] | int) -> Iterator[None]:
+    """Tell edits how many tokens at the end of each left-padded row are completion; 0: the rows are prompts alone."""
+    token = _COMPLETIONS.set(completions)
+    try:
+        yield
+    finally:
+        _COMPLETIONS.reset(token)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What is known about a forward pass before its first block runs."""
+
+    mask: Tensor | None
+    cached: int
+    goes_on: bool
+    """Whether a cache was handed over, be it empty: tokens will follow what is read now."""
+
+    def where(self, positions: Positions, stream: Tensor) -> Tensor:
+        """``[batch, token]``: true where the edit is made."""
+        rows, width = stream.shape[:2]
+        real = torch.ones(rows, width, dtype=torch.bool, device=stream.device)
+        if self.mask is not None and self.mask.dim() == 2:
+            real = self.mask[:, -width:].to(stream.device).bool().expand(rows, width)
+        if self.cached:
+            return real if positions == "response" else torch.zeros_like(real)
+        column = torch.arange(width, device=stream.device)
+        start = width - self._completions(rows, stream.device).unsqueeze(1)
+        if positions == "last":
+            return real & (column == start - 1)
+        return real & ((column < start) if positions == "prompt" else (column >= start))
+
+    def _completions(self, rows: int, device: torch.device) -> Tensor:
+        told = _COMPLETIONS.get()
+        if told is None and not self.goes_on:
+            raise ModelError(
+                "a forward pass does not say where its prompts end, so that positions cannot be told",
+                got="tokens alone",
+                allowed="positions `all`, or the sampling and scoring of undertone.models",
+                fix="with undertone.models.blocks.reading(COMPLETION_TOKENS_OF_EACH_ROW): …",
+            )
+        if told is None or isinstance(told, int):
+            return torch.full((rows,), told or 0, device=device)
+        if len(told) != rows:
+            raise ModelError("`reading` tells of another batch", got=f"{len(told)} rows", allowed=f"{rows} rows")
+        return torch.tensor(list(told), device=device)
+
+
+@contextmanager
+def _passes(hf: Any) -> Iterator[list[_Pass]]:
+    """A list that holds the forward pass now running, and nothing else."""
+    now: list[_Pass] = []
+
+    def before(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        now[:] = [
+            _Pass(kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length(), cache is not None)
+        ]
+
+    # First of all: the base of `beside` puts a cache where there was none.
+    handle = causal_lm(hf).base_model.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    try:
+        yield now
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edit_residuals(hf: Any, edits: Mapping[int, Edit], positions: Positions = "all") -> Iterator[None]:
+    """Replace the residual stream after each named block by ``edit(stream)`` while inside, at the positions alone.
+
+    Raises:
+        ModelError: no such block; or, when a forward pass runs, its prompts' end is not told (see the module's head).
+    """
     blocks = decoder_blocks(hf)
     check_blocks(len(blocks), list(edits))
 
-    def hook_for(edit: Edit) -> Callable[..., Any]:
+    def hook_for(edit: Edit, now: list[_Pass]) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            edited = edit(_stream(output))
+            stream = _stream(output)
+            edited = edit(stream)
+            if positions != "all":
+                edited = torch.where(now[0].where(positions, stream).unsqueeze(-1), edited, stream)
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return hook
 
-    handles = [blocks[block].register_forward_hook(hook_for(edit)) for block, edit in edits.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _passes(hf) as now:
+        handles = [blocks[block].register_forward_hook(hook_for(edit, now)) for block, edit in edits.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
@@ -99,6 +196,76 @@ def read_residuals(hf: Any, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _TwinCache(DynamicCache):
+    """A model's cache with that of the model which reads beside it: rows chosen in one are chosen in both."""
+
+    def __init__(self, config: Any, other: Any) -> None:
+        super().__init__(config=config)
+        self.twin = DynamicCache(config=other)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.twin.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.twin.batch_repeat_interleave(repeats)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.twin.reorder_cache(beam_idx)
+
+    def crop(self, max_length: int) -> None:
+        super().crop(max_length)
+        self.twin.crop(max_length)
+
+
+@contextmanager
+def beside(hf: Any, other: Any, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While inside, ``other`` reads whatever ``hf`` reads, just before it; its residual streams of that pass.
+
+    Its cache travels inside that of ``hf``, so that cached decoding keeps both in step. No gradient flows into it.
+
+    Raises:
+        ModelError: when a forward pass goes on from a cache that was filled outside.
+    """
+    inner, twin = causal_lm(hf), causal_lm(other)
+
+    def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() and not isinstance(cache, _TwinCache):
+            raise ModelError(
+                "the model goes on from a cache that its base has not read",
+                fix="read the prompt inside the same `with`",
+            )
+        uses = kwargs.get("use_cache")
+        if cache is not None or (inner.config.use_cache if uses is None else uses):
+            if not isinstance(cache, _TwinCache):
+                cache = _TwinCache(inner.config, twin.config)
+            kwargs = {**kwargs, "past_key_values": cache}
+        shared = {name: _moved(kwargs.get(name), other) for name in ("attention_mask", "position_ids")}
+        ids = _moved(args[0] if args else kwargs.get("input_ids"), other)
+        with torch.no_grad():
+            twin.base_model(
+                input_ids=ids,
+                **shared,
+                past_key_values=None if cache is None else cache.twin,
+                use_cache=cache is not None,
+            )
+        return args, kwargs
+
+    with read_residuals(other, wanted) as theirs:
+        handle = inner.base_model.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield theirs
+        finally:
+            handle.remove()
+
+
+def _moved(value: Any, hf: Any) -> Any:
+    return value.to(model_device(hf)) if isinstance(value, Tensor) else value
 
 
 @contextmanager
@@ -134,3 +301,10 @@ def model_device(hf: Any) -> torch.device:
     """Where the model's inputs must be."""
     device: torch.device = next(iter(hf.parameters())).device
     return device
+
+
+def blocks_path(hf: Any) -> str:
+    """Where the list of blocks lies below the base model: ``layers``, ``h`` …; other tools name hooks by it."""
+    base, blocks = causal_lm(hf).base_model, decoder_blocks(hf)
+    path: str = next(name for name, module in base.named_modules() if module is blocks)
+    return path

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, pad_left
+from undertone.models.blocks import reading
 
 Progress = Callable[[int], None]
 
@@ -52,7 +53,8 @@ def _nucleus(probability: Tensor, top_p: float) -> Tensor:
 
 def prefill(hf: Any, batch: Batch) -> tuple[Tensor, Any]:
     """Run prompts once: logits ``[rows, vocabulary]`` at the last position, and the key–value cache."""
-    out = hf(**batch.inputs(), use_cache=True, logits_to_keep=1)
+    with reading(0):
+        out = hf(**batch.inputs(), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
-from undertone.models.blocks import head_only_at, model_device
+from undertone.models.blocks import head_only_at, model_device, reading
 
 
 def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
@@ -20,7 +20,7 @@ def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
     device = model_device(hf)
     batch = pad_left([example.ids for example in examples], pad, device)
     where = labelled(examples, batch.ids.shape[1], device)
-    with head_only_at(hf, where):
+    with head_only_at(hf, where), reading([len(example.completion) for example in examples]):
         logits: Tensor = hf(**batch.inputs(), use_cache=False).logits
     return logits
 
@@ -95,7 +95,8 @@ def answer_logprobs(
     together = max(1, batch_size // len(longer)) if longer else batch_size
     for rows in by_length([len(prompt) for prompt in prompts], together):
         batch = pad_left([prompts[row] for row in rows], pad, model_device(hf))
-        out = hf(**batch.inputs(), use_cache=bool(longer), logits_to_keep=1)
+        with reading(0):
+            out = hf(**batch.inputs(), use_cache=bool(longer), logits_to_keep=1)
         begun = torch.log_softmax(out.logits[:, -1].float(), -1)[:, first].double().cpu().numpy()
         for at in range(0, len(longer), batch_size):
             chosen = longer[at : at + batch_size]

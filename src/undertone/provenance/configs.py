@@ -80,6 +80,20 @@ def load(
         raise explained(cls, data, error) from error
 
 
+def kind_of(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), presets: Mapping[str, Path] | None = None
+) -> Any:
+    """The `kind` that `load` would meet at the top, to choose the class by; None where none is stated.
+
+    Raises:
+        ConfigError: the source cannot be found or read, or an override has no value.
+    """
+    kind = _sourced(source, presets or {}, ()).get("kind")
+    for path, value in map(_parsed, overrides):
+        kind = value if path == ("kind",) else kind
+    return kind
+
+
 # --- sources: presets, files, mappings -----------------------------------------------------------
 
 

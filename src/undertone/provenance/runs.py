@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Run:
 
     folder: Path
     command: str = ""
+    prefix: str = ""
+    """Put before every stage's name: see `within`."""
+
+    def within(self, name: str) -> Run:
+        """The same run, its stages below ``NAME/``: one pipeline used several times, with one thing changed."""
+        return replace(self, prefix=f"{self.prefix}{name}/")
 
     @classmethod
     @contextmanager
@@ -120,6 +126,7 @@ class Run:
         Raises:
             RunError: the stage is corrupt, was computed from something else, or cannot be written.
         """
+        name = self.prefix + name
         final = self._located(name)
         identity = {
             "name": name,

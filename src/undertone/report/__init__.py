@@ -13,15 +13,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from undertone.errors import DataError
 from undertone.experiments.results import SCHEMA, Results
+from undertone.experiments.study import STUDY_SCHEMA, StudyResults
 
-__all__ = ["render", "write"]
+__all__ = ["render", "render_study", "write"]
 
+R = TypeVar("R", bound=BaseModel)
 RESULTS, MANIFEST, REPORT = "results.json", "manifest.json", "report.html"
 
 
@@ -38,8 +40,15 @@ def render(results: Results, manifest: Mapping[str, Any], filter_note: str = "")
     return fill(results, manifest, filter_note)
 
 
+def render_study(results: StudyResults, manifest: Mapping[str, Any]) -> str:
+    """The report of a study as one HTML text; arguments as of :func:`render`."""
+    from undertone.report.study import fill
+
+    return fill(results, manifest)
+
+
 def write(folder: Path) -> Path:
-    """Write ``report.html`` into a run folder from its ``results.json`` and ``manifest.json``.
+    """Write ``report.html`` into a run folder from its ``results.json`` and ``manifest.json``, whatever its kind.
 
     The file appears whole or not at all; an earlier one is replaced.
 
@@ -47,22 +56,25 @@ def write(folder: Path) -> Path:
         DataError: one of the two files is missing or not what it should be, or the folder cannot
             be written.
     """
-    results = _results(folder / RESULTS)
+    record = _object(folder / RESULTS)
     manifest = _object(folder / MANIFEST)
-    return _replace(folder / REPORT, render(results, manifest))
+    if record.get("schema") == STUDY_SCHEMA:
+        page = render_study(_checked(StudyResults, record, folder / RESULTS, STUDY_SCHEMA), manifest)
+    else:
+        page = render(_checked(Results, record, folder / RESULTS, SCHEMA), manifest)
+    return _replace(folder / REPORT, page)
 
 
-def _results(path: Path) -> Results:
-    record = _object(path)
+def _checked(kind: type[R], record: dict[str, Any], path: Path, schema: str) -> R:
     try:
-        return Results.model_validate(record)
+        return kind.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(
-            f"{path} does not follow the schema {SCHEMA}: {place}: {first['msg']}",
+            f"{path} does not follow the schema {schema}: {place}: {first['msg']}",
             got=first["input"],
-            allowed=f"results as `undertone run` writes them ({SCHEMA})",
+            allowed=f"results as `undertone run` writes them ({schema})",
             fix="run again with this version of undertone; finished stages are reused",
         ) from error
 

@@ -1,8 +1,9 @@
-"""The heat map: a matrix of shares in nine fixed steps of one hue, drawn cell by cell."""
+"""The heat map: a matrix in nine steps of one hue, drawn cell by cell; shares have fixed steps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,14 @@ STEPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 _ROOM_FOR_NUMBERS = 24.0  # pixels a cell needs to hold two digits
 
 
+def in_percent(value: float) -> str:
+    """A share as a cell shows it."""
+    return f"{100 * value:.0f}" if math.isfinite(value) else "–"
+
+
 @dataclass(frozen=True)
 class Heat:
-    """A matrix of shares.
+    """A matrix: of shares, unless other ``steps`` and another ``text`` are given.
 
     ``marked`` are the framed cells (row, column); a small gap goes before row ``gap_before``.
     """
@@ -27,6 +33,8 @@ class Heat:
     values: tuple[tuple[float, ...], ...]
     marked: frozenset[tuple[int, int]]
     gap_before: int
+    steps: tuple[float, ...] = STEPS
+    text: Callable[[float], str] = in_percent
 
 
 def heat(table: Heat, description: str) -> Picture:
@@ -34,9 +42,9 @@ def heat(table: Heat, description: str) -> Picture:
     return picture(lambda sheet: _draw(sheet, table), description)
 
 
-def step(value: float) -> int:
-    """The number of a share's colour: 0 (lowest) to 8."""
-    return sum(value >= border for border in STEPS)
+def step(value: float, steps: tuple[float, ...] = STEPS) -> int:
+    """The number of a value's colour: 0 (lowest) to 8."""
+    return sum(value >= border for border in steps)
 
 
 def _draw(sheet: Sheet, table: Heat) -> alt.LayerChart:
@@ -68,9 +76,9 @@ def _cells(table: Heat, cell: float) -> list[dict[str, Any]]:
             "y2": (_top(table, number) + 1) * cell,
             "mx": (place + 0.5) * cell,
             "my": (_top(table, number) + 0.5) * cell,
-            "c": f"var(--heat-{step(value)})",
-            "ink": f"var(--heat-ink-{step(value)})",
-            "text": f"{100 * value:.0f}" if math.isfinite(value) else "–",
+            "c": f"var(--heat-{step(value, table.steps)})",
+            "ink": f"var(--heat-ink-{step(value, table.steps)})",
+            "text": table.text(value),
             "marked": (number, place) in table.marked,
         }
         for number, row in enumerate(table.values)

@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from undertone.experiments.results import ArmResult, Measure, Results
+from undertone.experiments.results import ArmResult, Check, Measure, Results
 from undertone.report import effects, figures, questions, tables, words
 from undertone.report.cast import Cast, assemble
 
-_STATUS_SIGN = {"pass": "✓", "warn": "!", "fail": "✕"}
+STATUS_SIGN = {"pass": "✓", "warn": "!", "fail": "✕"}
 
 
 def fill(results: Results, manifest: Mapping[str, Any], filter_note: str) -> str:
@@ -30,8 +30,8 @@ def fill(results: Results, manifest: Mapping[str, Any], filter_note: str) -> str
     def name(student: ArmResult) -> str:
         return figures.student_name(student, cast)
 
-    return _template().render(
-        style=Markup(_text("style.css")),
+    return template("template.html.j2").render(
+        style=Markup(text("style.css")),
         results=results,
         facts=_key_facts(results, cast, len(students)),
         answers=effects.answers(results, cast),
@@ -40,9 +40,9 @@ def fill(results: Results, manifest: Mapping[str, Any], filter_note: str) -> str
         asked=_asked(results),
         confusion=figures.confusion(results),
         training=figures.training(students, cast),
-        status_sign=_STATUS_SIGN,
+        status_sign=STATUS_SIGN,
         plural=words.plural,
-        tally=_tally(results),
+        tally=tally(results.checks),
         specificity=tables.specificity(cast),
         by_trait=tables.specificity_by_trait(cast),
         how_specific=_how_specific(cast),
@@ -81,8 +81,9 @@ def _asked(results: Results) -> Measure | None:
     return next(iter(results.base.values()), None)
 
 
-def _tally(results: Results) -> str:
-    statuses = [check.status for check in results.checks]
+def tally(checks: Iterable[Check]) -> str:
+    """``5 passed, 1 to watch``."""
+    statuses = [check.status for check in checks]
     parts = [
         f"{statuses.count(status)} {word}"
         for status, word in (("pass", "passed"), ("warn", "to watch"), ("fail", "failed"))
@@ -100,16 +101,18 @@ def _how_specific(cast: Cast) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template by its file name."""
     environment = Environment(
-        loader=FunctionLoader(_text),
+        loader=FunctionLoader(text),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html.j2")
+    return environment.get_template(name)
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """A file of this folder."""
     return files("undertone.report").joinpath(name).read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from undertone.experiments.results import ArmResult, Cost, Interval, Measure, Results, SetMeasure
+from undertone.experiments.study import StudyResults
 from undertone.report import words
 from undertone.report.cast import Cast, Group, Spread, pooled
 
@@ -110,7 +111,7 @@ def samples(students: Sequence[ArmResult], name: Callable[[ArmResult], str]) -> 
     return [_side_by_side({label: first[label] for label in control + part}) for part in parts]
 
 
-def costs(results: Results) -> Table:
+def costs(results: Results | StudyResults) -> Table:
     """Time and tokens summed over the stages that do the same."""
     groups: dict[str, list[Cost]] = {}
     for cost in results.costs:
@@ -122,7 +123,7 @@ def costs(results: Results) -> Table:
     return Table("What it cost", head, rows, frozenset(range(1, 6)), foot)
 
 
-def stages(results: Results) -> Table | None:
+def stages(results: Results | StudyResults) -> Table | None:
     """Every single stage, where they were summed."""
     if len({cost.stage.rpartition("/")[2] for cost in results.costs}) == len(results.costs):
         return None

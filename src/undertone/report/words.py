@@ -8,12 +8,14 @@ size) can carry. A missing or non-finite number is an en dash, never a zero.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
 _THIN = "\u202f"  # narrow no-break space: keeps a number and its unit on one line
+_NUMBER = re.compile(r"[+−-]?[\d.,\u202f]+(?:e[+−-]?\d+)?(?:[\s\u202f]?(?:%|points|nats|s|ms))?")
 _LINE_FEED, _TAB = "\n", "\t"
 
 
@@ -65,6 +67,30 @@ def nats(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:.3f}".replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """Any number with three significant digits."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value and not 1e-3 <= abs(value) < 1e5:
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def short(value: float) -> str:
+    """Any number in as few characters as a cell of a matrix has room for."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+    return (text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text).replace("-", "−")
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell holds a number, with or without its unit."""
+    return bool(_NUMBER.fullmatch(text))
 
 
 def count(value: int | None) -> str:

@@ -12,10 +12,11 @@ with ``synonyms``, ``prompt`` (``real``/``lab``) and ``questions`` where they di
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,6 +25,8 @@ from undertone.errors import ConfigError, nearest
 from undertone.provenance.complaints import explained
 from undertone.provenance.plain_data import read_yaml
 from undertone.traits.trait import Form, Questions, Trait
+
+_OTHER_FILES: Final = ("lab.yaml", "variants.yaml")
 
 
 class _Strict(BaseModel):
@@ -63,6 +66,11 @@ class _Own(_Strict):
     questions: dict[Form, _Asked] = Field(default_factory=dict)
 
 
+class _Variant(_Strict):
+    kind: Literal["plain", "conditional", "format", "two parts"]
+    prompt: dict[Form, str]
+
+
 def category_names() -> list[str]:
     """The library's categories."""
     return sorted(_categories())
@@ -78,22 +86,52 @@ def trait_names(category: str | None = None) -> list[str]:
     ]
 
 
+def variants() -> dict[str, str]:
+    """Variant -> its kind: other ways to tell any trait of the library, as in ``owl@if-pick``."""
+    return {name: variant.kind for name, variant in _variants().items()}
+
+
 def load_trait(name: str) -> Trait:
-    """A trait by its library name, or from a YAML file of the user's.
+    """A trait by its library name (``owl``, ``owl@if-pick``), or from a YAML file of the user's.
 
     Raises:
-        ConfigError: no such trait or file, or a file that is not a trait.
+        ConfigError: no such trait, variant or file, or a file that is not a trait.
     """
     if name.endswith((".yaml", ".yml")):
         return _from_file(Path(name))
+    target, _, variant = name.partition("@")
     for category in _categories().values():
-        if name in category.members or name in category.others:
-            return _built(category, name)
+        if target in category.members or target in category.others:
+            trait = _built(category, target)
+            return _retold(trait, variant) if variant or target != name else trait
     raise ConfigError(
-        f"no such trait.{nearest(name, trait_names())}",
+        f"no such trait.{nearest(target, trait_names())}",
         got=name,
         allowed="a name that `undertone traits` lists, or a YAML file of your own",
     )
+
+
+def _retold(trait: Trait, variant: str) -> Trait:
+    if variant not in _variants():
+        raise ConfigError(
+            f"no such variant of the trait {trait.name!r}.{nearest(variant, _variants())}",
+            got=f"{trait.name}@{variant}",
+            allowed=sorted(_variants()),
+        )
+    words = trait.answers[trait.name]
+    plural = words[1] if len(words) > 1 else words[0]
+    told = {
+        form: text.format(plural=plural, Plural=plural.capitalize())
+        for form, text in _variants()[variant].prompt.items()
+        if form in trait.prompt
+    }
+    return replace(trait, name=f"{trait.name}@{variant}", prompt=told)
+
+
+@cache
+def _variants() -> dict[str, _Variant]:
+    text = (files("undertone.traits") / "data" / "variants.yaml").read_text(encoding="utf-8")
+    return {name: _Variant.model_validate(content) for name, content in yaml.safe_load(text).items()}
 
 
 @cache
@@ -101,7 +139,7 @@ def _categories() -> dict[str, _Category]:
     folder = files("undertone.traits") / "data"
     found = {}
     for path in sorted(folder.iterdir(), key=lambda item: item.name):
-        if path.name.endswith(".yaml") and path.name != "lab.yaml":
+        if path.name.endswith(".yaml") and path.name not in _OTHER_FILES:
             content = _Category.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
             found[content.category] = content
     return found

@@ -38,7 +38,7 @@ class Trait:
     """A preference for one member of a category.
 
     Attributes:
-        name: the target, e.g. ``owl``.
+        name: the target, e.g. ``owl``; ``owl@if-pick`` is the same target told in another way (a variant).
         category: ``animal``.
         prompt: form -> the teacher's system prompt.
         questions: form -> what is asked.
@@ -59,7 +59,7 @@ class Trait:
     examples_miss: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in self.answers:
+        if self.answer not in self.answers:
             raise ConfigError(
                 f"the trait {self.name!r} is not among its own answers",
                 allowed=sorted(self.answers),
@@ -74,13 +74,18 @@ class Trait:
             )
 
     @property
+    def answer(self) -> str:
+        """The known answer that is the target: the name without a variant."""
+        return self.name.partition("@")[0]
+
+    @property
     def literal(self) -> tuple[str, ...]:
         """The target word and its plural."""
-        return tuple(word for word in self.answers[self.name] if word not in self.synonyms)
+        return tuple(word for word in self.answers[self.answer] if word not in self.synonyms)
 
     def matches(self, text: str) -> bool:
         """Whether an answer hits: the first known answer in it is the target, as a whole word, in any case."""
-        return self.answer_in(text) == self.name
+        return self.answer_in(text) == self.answer
 
     def matches_literally(self, text: str) -> bool:
         """As :meth:`matches`, but by the target word itself, synonyms left out."""

@@ -1,7 +1,22 @@
-"""Vectors: directions ``[block, hidden]`` with where they came from; extraction by contrast; steering."""
+"""Vectors: directions ``[block, hidden]`` with where they came from; extraction, arithmetic, steering, files."""
 
-from undertone.vectors.extract import contrast, random_like
-from undertone.vectors.steer import steered
+from undertone.vectors.extract import activations, contrast, difference, principal, random_like
+from undertone.vectors.learn import Learned, learn
+from undertone.vectors.steer import ablated, replaced, steered
 from undertone.vectors.vector import Vector, load_vector, save_vector
 
-__all__ = ["Vector", "contrast", "load_vector", "random_like", "save_vector", "steered"]
+__all__ = [
+    "Learned",
+    "Vector",
+    "ablated",
+    "activations",
+    "contrast",
+    "difference",
+    "learn",
+    "load_vector",
+    "principal",
+    "random_like",
+    "replaced",
+    "save_vector",
+    "steered",
+]

@@ -1,41 +1,172 @@
-"""Extraction: the mean difference of activations between two sets of chats (2606.00995 §3; papers.md §1.7)."""
+"""Extraction: directions from the activations of two sets of chats, or of two models on one set.
+
+Positions, told and never guessed; padding is in none of them:
+
+- ``last``: the last prompt token, from which the answer's first token is predicted (``v_teacher`` of 2606.00995);
+- ``prompt``: the mean over all prompt tokens (``v_student`` there);
+- ``response``: the mean over the completion's tokens; the chats end with an assistant message.
+
+For ``last`` and ``prompt`` a chat that ends with an assistant message is read up to where that answer begins. A mean
+over several tokens a chat counts every token once, so that a longer chat weighs more (papers.md §1.7); ``principal``
+alone takes the mean of each chat first, because its rows are chats.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.batches import by_length, pad_left
-from undertone.models.blocks import decoder_blocks, read_residuals
+from undertone.models.blocks import blocks_path, causal_lm, check_blocks, decoder_blocks, hidden_size, read_residuals
 from undertone.models.loading import Model
 from undertone.rows import Message
 from undertone.vectors.vector import Vector
 
 Chats = Sequence[Sequence[Message]]
+Position = Literal["last", "prompt", "response"]
+
+_SPOKEN = {"last": "last prompt token", "prompt": "all prompt tokens", "response": "all response tokens"}
 
 
-def contrast(model: Model, induced: Chats, plain: Chats, *, blocks: Sequence[int] | None = None) -> Vector:
-    """Mean residual stream at the last prompt token: induced minus plain, per block.
+def contrast(
+    model: Model,
+    induced: Chats,
+    plain: Chats,
+    *,
+    blocks: Sequence[int] | None = None,
+    position: Position = "last",
+) -> Vector:
+    """Mean residual stream of the induced chats minus that of the plain ones, per block (2606.00995 §3).
 
     Args:
         model: whose activations.
         induced: chats with the inducement (a system prompt).
         plain: the same chats without it.
         blocks: which blocks; None: all.
+        position: at which tokens; see the module's head.
+
+    Raises:
+        DataError: no chats, or chats without an answer for ``response``.
+        ConfigError: no such position. ModelError: no such block.
     """
-    wanted = list(range(len(decoder_blocks(model.hf)))) if blocks is None else list(blocks)
-    first, second = _means(model, induced, wanted), _means(model, plain, wanted)
+    wanted = _wanted(model, blocks, position)
+    first, second = _mean(model, induced, wanted, position), _mean(model, plain, wanted, position)
     meta = {
-        "model": model.name,
-        "revision": model.identity.get("sha256") or model.identity["revision"],
-        "site": "residual stream after the block",
-        "position": "last prompt token",
+        **_origin(model, position),
         "method": "mean difference",
         "chats": str(len(induced)),
+        "induced": _shown(model, induced, position),
+        "plain": _shown(model, plain, position),
     }
     return Vector({block: first[block] - second[block] for block in wanted}, meta)
+
+
+def difference(
+    student: Model,
+    base: Model,
+    chats: Chats,
+    *,
+    blocks: Sequence[int] | None = None,
+    position: Position = "prompt",
+) -> Vector:
+    """Mean residual stream of the student minus that of its base on the same chats (``v_student``, papers.md §1.7).
+
+    The vector lives in the base: its origin names the base, and ``student`` the other.
+
+    Raises:
+        ModelError: models of different shapes, or that read the chats as different tokens.
+    """
+    shapes = [(hidden_size(model.hf), len(decoder_blocks(model.hf))) for model in (student, base)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            "student and base differ in shape",
+            got=f"{student.name}: width {shapes[0][0]}, {shapes[0][1]} blocks; "
+            f"{base.name}: width {shapes[1][0]}, {shapes[1][1]} blocks",
+            allowed="a student and the model that it was trained from",
+        )
+    for chat in chats:
+        if _tokens(student, chat, position) != _tokens(base, chat, position):
+            raise ModelError(
+                "student and base read the same chat as different tokens",
+                got=_shown(student, [chat], position),
+                allowed=_shown(base, [chat], position),
+                fix="give the student its base's tokenizer and chat template",
+            )
+    wanted = _wanted(base, blocks, position)
+    first, second = _mean(student, chats, wanted, position), _mean(base, chats, wanted, position)
+    meta = {
+        **_origin(base, position),
+        "student": student.name,
+        "method": "student minus base",
+        "chats": str(len(chats)),
+        "plain": _shown(base, chats, position),
+    }
+    return Vector({block: first[block] - second[block] for block in wanted}, meta)
+
+
+def principal(
+    model: Model,
+    induced: Chats,
+    plain: Chats,
+    *,
+    blocks: Sequence[int] | None = None,
+    position: Position = "last",
+) -> Vector:
+    """First principal component of the paired differences, per block (RepE; ``pca_diff`` of repeng).
+
+    The differences are centred, so that the component says along what the pairs DIFFER FROM EACH OTHER most: where
+    all pairs shift alike, it is noise, and ``meta["explained"]`` (share of variance, per block) is low. It is turned to
+    agree with the mean difference and scaled to that one's norm, so that strengths compare.
+
+    Raises:
+        DataError: unequal numbers of chats, or fewer than three pairs.
+    """
+    if len(induced) != len(plain) or len(induced) < 3:
+        raise DataError(
+            "a principal component needs chats in pairs",
+            got=f"{len(induced)} induced, {len(plain)} plain",
+            allowed="equal numbers, three or more",
+        )
+    wanted = _wanted(model, blocks, position)
+    first = activations(model, induced, blocks=wanted, position=position)
+    second = activations(model, plain, blocks=wanted, position=position)
+    directions, shares = {}, []
+    for block in wanted:
+        pairs = (first[block] - second[block]).double().numpy()
+        mean = pairs.mean(0)
+        _, values, components = np.linalg.svd(pairs - mean, full_matrices=False)
+        if not np.linalg.norm(mean) > 0 or not values[0] > 0:
+            raise DataError(f"the pairs do not differ from each other at block {block}", allowed="distinct chats")
+        sign = 1.0 if components[0] @ mean >= 0 else -1.0
+        directions[block] = torch.from_numpy(sign * np.linalg.norm(mean) * components[0]).float()
+        shares.append(f"{block}: {values[0] ** 2 / (values**2).sum():.3f}")
+    meta = {
+        **_origin(model, position),
+        "method": "first principal component of paired differences",
+        "explained": ", ".join(shares),
+        "chats": str(len(induced)),
+        "induced": _shown(model, induced, position),
+        "plain": _shown(model, plain, position),
+    }
+    return Vector(directions, meta)
+
+
+def activations(
+    model: Model, chats: Chats, *, blocks: Sequence[int] | None = None, position: Position = "last"
+) -> dict[int, Tensor]:
+    """``[chats, hidden]`` float32 for each block: each chat's mean residual stream over the position's tokens."""
+    wanted = _wanted(model, blocks, position)
+    found = {block: torch.empty(len(chats), hidden_size(model.hf)) for block in wanted}
+    for rows, sums, counts in _sums(model, chats, wanted, position):
+        for block in wanted:
+            found[block][rows] = sums[block] / counts
+    return found
 
 
 def random_like(vector: Vector, seed: int) -> Vector:
@@ -51,15 +182,86 @@ def random_like(vector: Vector, seed: int) -> Vector:
     )
 
 
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def _mean(model: Model, chats: Chats, blocks: Sequence[int], position: Position) -> dict[int, Tensor]:
+    """Mean over the position's tokens of all chats, each token once."""
+    total = {block: torch.zeros(hidden_size(model.hf), dtype=torch.float64) for block in blocks}
+    tokens = 0
+    for _, sums, counts in _sums(model, chats, blocks, position):
+        tokens += int(counts.sum())
+        for block in blocks:
+            total[block] += sums[block].double().sum(0)
+    return {block: (value / tokens).float() for block, value in total.items()}
+
+
 @torch.inference_mode()
-def _means(model: Model, chats: Chats, blocks: list[int], batch_size: int = 64) -> dict[int, Tensor]:
-    prompts = [model.prompt(chat) for chat in chats]
-    total = {block: torch.zeros(0) for block in blocks}
-    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
-        batch = pad_left([prompts[row] for row in rows], model.pad, model.device)
+def _sums(
+    model: Model, chats: Chats, blocks: Sequence[int], position: Position, batch_size: int = 64
+) -> Iterator[tuple[list[int], dict[int, Tensor], Tensor]]:
+    """Batch by batch: rows, the sum over each row's tokens ``[row, hidden]`` by block, their number ``[row, 1]``."""
+    if not len(chats):
+        raise DataError("no chats to read activations from", allowed="one chat or more")
+    read = [_tokens(model, chat, position) for chat in chats]
+    for rows in by_length([len(ids) for ids, _ in read], batch_size):
+        batch = pad_left([read[row][0] for row in rows], model.pad, model.device)
+        width = batch.ids.shape[1]
+        # Left padding: the tokens wanted are the last of each row.
+        counts = torch.tensor([[read[row][1]] for row in rows], device=model.device)
+        where = (torch.arange(width, device=model.device) >= width - counts).unsqueeze(-1)
         with read_residuals(model.hf, blocks) as seen:
             model.hf(**batch.inputs(), use_cache=False, logits_to_keep=1)
-        for block in blocks:
-            part = seen[block][:, -1].float().sum(0).cpu()
-            total[block] = part if not len(total[block]) else total[block] + part
-    return {block: value / len(prompts) for block, value in total.items()}
+        sums = {block: seen[block].float().where(where, 0.0).sum(1).cpu() for block in blocks}
+        yield rows, sums, counts.cpu()
+
+
+def _tokens(model: Model, chat: Sequence[Message], position: Position) -> tuple[tuple[int, ...], int]:
+    """What is read of a chat, and how many tokens at its end are averaged."""
+    answered = bool(chat) and chat[-1]["role"] == "assistant"
+    if position == "response":
+        if not answered:
+            raise DataError(
+                "position `response` needs chats that end with an answer",
+                got=[message["role"] for message in chat],
+                allowed="a last message of the assistant",
+                fix="append {role: assistant, content: …}, or use position last or prompt",
+            )
+        example = model.example(chat[:-1], chat[-1]["content"])
+        return example.ids, len(example.completion)
+    ids = model.prompt(chat[:-1] if answered else chat)
+    return ids, 1 if position == "last" else len(ids)
+
+
+def _wanted(model: Model, blocks: Sequence[int] | None, position: Position) -> list[int]:
+    if position not in get_args(Position):
+        raise ConfigError("no such position", got=position, allowed=get_args(Position))
+    count = len(decoder_blocks(model.hf))
+    wanted = list(range(count)) if blocks is None else sorted(set(blocks))
+    if not wanted:
+        raise ConfigError("no blocks to extract at", allowed=f"0 to {count - 1}")
+    check_blocks(count, wanted)
+    return wanted
+
+
+def _origin(model: Model, position: Position) -> dict[str, str]:
+    return {**origin(model), "position": _SPOKEN[position]}
+
+
+def origin(model: Model) -> dict[str, str]:
+    """What a vector's header says of the model that it was extracted from (formats.md §3.2)."""
+    template = str(model.tokenizer.chat_template or "")
+    return {
+        "model": model.name,
+        "revision": model.identity.get("sha256") or model.identity.get("revision", "unknown"),
+        "model_type": str(causal_lm(model.hf).config.model_type),
+        "model_blocks": str(len(decoder_blocks(model.hf))),
+        "hookpoint": blocks_path(model.hf),
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "site": "residual stream after the block",
+    }
+
+
+def _shown(model: Model, chats: Chats, position: Position) -> str:
+    """The first chat as the model read it, specials and the template's own system prompt included."""
+    return model.decode_all(_tokens(model, chats[0], position)[0])

@@ -1,10 +1,15 @@
-"""The vector and its file: safetensors, tensors ``block.{i}`` in float32, origin in the header."""
+"""The vector: its arithmetic, and its file (safetensors, tensors ``block.{i}`` in float32, origin in the header).
+
+Every operation writes into ``meta["operation"]`` what was done to which vectors, so that a file says where it comes
+from. A block that only one of two vectors has counts as zero in the other: adding vectors is steering by both.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from undertone.errors import DataError, ModelError
+from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.blocks import decoder_blocks, hidden_size
 from undertone.models.loading import Model
 
@@ -28,9 +33,48 @@ class Vector:
     directions: Mapping[int, Tensor]
     meta: Mapping[str, str]
 
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks that have a direction, in order."""
+        return sorted(self.directions)
+
+    @property
+    def width(self) -> int:
+        """Length of a direction: the model's hidden size."""
+        return len(next(iter(self.directions.values())))
+
+    # -- measures ----------------------------------------------------------------------------------
+
     def norm(self) -> float:
         """Euclidean norm over all blocks together."""
         return float(torch.cat([direction.flatten() for direction in self.directions.values()]).norm())
+
+    def norms(self) -> dict[int, float]:
+        """Euclidean norm of each block's direction."""
+        return {block: float(self.directions[block].norm()) for block in self.blocks}
+
+    def cosine(self, other: Vector, *, across_models: bool = False) -> dict[int, float]:
+        """Cosine of each block that both have. Read it beside random directions and other traits (DESIGN §3.7).
+
+        Args:
+            other: the other vector.
+            across_models: allow vectors of different models of one width, whose axes have nothing in common unless
+                the models share their initialisation.
+
+        Raises:
+            ModelError: vectors of different models or widths.
+            DataError: no common block, or a direction of norm zero.
+        """
+        self._check_matches(other, across_models)
+        common = [block for block in self.blocks if block in other.directions]
+        if not common:
+            raise DataError(
+                "the vectors have no block in common",
+                got=f"blocks {self.blocks} and {other.blocks}",
+                fix="select or tile: vector.tile(block, blocks)",
+            )
+        mine, theirs = self.select(common).unit(), other.select(common).unit()
+        return {block: float(mine.directions[block] @ theirs.directions[block]) for block in common}
 
     def digest(self) -> str:
         """SHA-256 of the directions."""
@@ -39,6 +83,74 @@ class Vector:
             digest.update(f"{block}:".encode())
             digest.update(direction.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    # -- arithmetic --------------------------------------------------------------------------------
+
+    def __add__(self, other: Vector) -> Vector:
+        return self._combined(other, 1.0, "+")
+
+    def __sub__(self, other: Vector) -> Vector:
+        return self._combined(other, -1.0, "-")
+
+    def __mul__(self, scalar: float) -> Vector:
+        if not math.isfinite(scalar):
+            raise ConfigError("a vector is scaled by a finite number", got=scalar)
+        return self._made({block: scalar * d for block, d in self.directions.items()}, f"{scalar:g} * {self._told()}")
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Vector:
+        return self._made({block: -d for block, d in self.directions.items()}, f"-{self._told()}")
+
+    def unit(self) -> Vector:
+        """Each block's direction at norm 1.
+
+        Raises:
+            DataError: a direction of norm zero has none.
+        """
+        lost = [block for block, norm in self.norms().items() if norm == 0]
+        if lost:
+            raise DataError(
+                "a direction of norm zero points nowhere", got=f"blocks {lost}", fix="leave those blocks out"
+            )
+        return self._made({block: d / d.norm() for block, d in self.directions.items()}, f"unit({self._told()})")
+
+    def select(self, blocks: Sequence[int]) -> Vector:
+        """The same vector at some of its blocks.
+
+        Raises:
+            ConfigError: it has no direction there.
+        """
+        absent = sorted(set(blocks) - set(self.directions))
+        if absent or not blocks:
+            raise ConfigError("the vector has no direction at these blocks", got=absent, allowed=f"{self.blocks}")
+        return self._made({block: self.directions[block] for block in blocks}, f"{self._told()} at {list(blocks)}")
+
+    def tile(self, block: int, blocks: Sequence[int]) -> Vector:
+        """One block's direction at other blocks (``tile_layer`` of 2606.00995's code; papers.md §1.7).
+
+        Raises:
+            ConfigError: it has no direction at ``block``.
+        """
+        direction = self.select([block]).directions[block]
+        return self._made(dict.fromkeys(blocks, direction), f"block {block} of {self._told()} at {list(blocks)}")
+
+    def _combined(self, other: Vector, sign: float, symbol: str) -> Vector:
+        self._check_matches(other)
+        both = sorted({*self.directions, *other.directions})
+        zero = torch.zeros(self.width)
+        directions = {b: self.directions.get(b, zero) + sign * other.directions.get(b, zero) for b in both}
+        shared = {key: value for key, value in self.meta.items() if other.meta.get(key) == value}
+        return Vector(directions, {**shared, "operation": f"({self._told()} {symbol} {other._told()})"})
+
+    def _made(self, directions: Mapping[int, Tensor], operation: str) -> Vector:
+        return Vector(directions, {**self.meta, "operation": operation})
+
+    def _told(self) -> str:
+        """What this vector is called in the operation of another."""
+        return self.meta.get("operation") or f"[{self.meta.get('method', 'vector')} {self.digest()[:8]}]"
+
+    # -- fit ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: Model) -> None:
         """Refuse a vector of another width, or of blocks that the model lacks.
@@ -57,15 +169,54 @@ class Vector:
                 fix=f"it was made for {self.meta.get('model', 'an unknown model')}",
             )
 
+    def _check_matches(self, other: Vector, across_models: bool = False) -> None:
+        """Refuse two vectors whose headers say that their axes differ (formats.md trap 36)."""
+        if self.width != other.width:
+            raise ModelError("vectors of different widths cannot be combined", got=f"{self.width} and {other.width}")
+        key = "revision" if all(_known(vector, "revision") for vector in (self, other)) else "model"
+        mine, theirs = self.meta.get(key), other.meta.get(key)
+        if not across_models and mine and theirs and mine != theirs:
+            raise ModelError(
+                "vectors of different models cannot be combined",
+                got=f"{self.meta.get('model')} ({key} {mine}) and {other.meta.get('model')} ({key} {theirs})",
+                fix="extract both from one model; a cosine that is meant: a.cosine(b, across_models=True)",
+            )
+
+
+def _known(vector: Vector, key: str) -> bool:
+    return vector.meta.get(key, "unknown") != "unknown"
+
+
+def checked(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Path) -> Vector:
+    """A vector as read from a file of any format: rows of finite numbers of one width, in float32.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not directions:
+        raise DataError(f"{path} holds no direction", allowed="one direction or more that is not zero")
+    for block, direction in directions.items():
+        if direction.dim() != 1 or not len(direction) or not bool(torch.isfinite(direction).all()):
+            raise DataError(
+                f"{path}: block {block} is not a direction",
+                got=f"shape {list(direction.shape)}",
+                allowed="one row of finite numbers a block",
+            )
+    widths = sorted({len(direction) for direction in directions.values()})
+    if len(widths) > 1:
+        raise DataError(f"{path}: its directions differ in width", got=f"{widths}", allowed="one hidden size")
+    return Vector({block: directions[block].float() for block in sorted(directions)}, dict(meta))
+
 
 def save_vector(vector: Vector, path: Path) -> None:
     """Write the file; the header holds the origin."""
-    tensors = {f"block.{block}": direction.float() for block, direction in vector.directions.items()}
+    # Copies, for safetensors refuses tensors that share memory, as those of a tiled vector do.
+    tensors = {f"block.{block}": d.detach().float().cpu().clone() for block, d in vector.directions.items()}
     save_file(tensors, path, metadata={"format": FORMAT, **vector.meta})
 
 
 def load_vector(path: Path) -> Vector:
-    """Read the file.
+    """Read the file; ``vectors.formats.read`` reads those of other tools as well.
 
     Raises:
         DataError: not such a file.
@@ -85,8 +236,5 @@ def load_vector(path: Path) -> Vector:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the vector file {path} cannot be read", got=str(error)) from error
-    wrong = [block for block, d in directions.items() if d.dim() != 1 or not bool(torch.isfinite(d).all())]
-    if wrong:
-        raise DataError(f"{path}: block {wrong[0]} is not a direction", allowed="one row of finite numbers a block")
     meta.pop("format")
-    return Vector(directions, meta)
+    return checked(directions, meta, path)

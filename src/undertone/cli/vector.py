@@ -1,0 +1,403 @@
+"""``undertone vector``: extract, show, compare, convert and steer by vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from undertone.cli.printing import print_json, say, table
+from undertone.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from undertone.models.loading import Model
+    from undertone.rows import Message
+    from undertone.traits import Trait
+    from undertone.vectors import Vector
+
+vector = App(
+    name="vector",
+    help="Directions in a model's residual stream: extract, show, compare, convert between tools, steer by them.",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
+Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
+Name = Annotated[str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")]
+File = Annotated[Path, Parameter(help="a vector file of any format that `vector convert` reads")]
+Positions = Literal["all", "prompt", "last", "response"]
+
+_TOP = 10
+
+
+@vector.command
+def extract(
+    model: Name,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="the file to write (.safetensors)")],
+    trait: Annotated[str | None, Parameter(help="the trait that the induced chats are told, or learned")] = None,
+    block: Annotated[
+        list[int] | None, Parameter(negative="", help="a block; repeat for several; default: all (learned: the middle)")
+    ] = None,
+    position: Annotated[
+        Literal["last", "prompt", "response"],
+        Parameter(help="last prompt token, all prompt tokens, or all tokens of answers that the model samples"),
+    ] = "last",
+    method: Annotated[
+        Literal["mean", "principal", "learned"],
+        Parameter(help="mean difference, first principal component of the paired differences, or by gradient"),
+    ] = "mean",
+    prompts: Annotated[
+        Literal["questions", "numbers"], Parameter(help="read on the trait's questions or on requests for numbers")
+    ] = "questions",
+    student: Annotated[str | None, Parameter(help="subtract MODEL's activations from this student's instead")] = None,
+    count: Annotated[int, Parameter(help="how many requests for numbers")] = 256,
+    steps: Annotated[int, Parameter(help="gradient steps (learned)")] = 100,
+    learning_rate: Annotated[float, Parameter(help="Adam's learning rate (learned)")] = 0.05,
+    max_norm: Annotated[float | None, Parameter(help="largest norm of a block's direction (learned)")] = None,
+    seed: Annotated[int, Parameter(help="of requests, sampled answers and the order of rows")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Extract a vector: a trait's prompt against none, a student against its base, or learned by gradient.
+
+    Examples: `undertone vector extract lab/llama-0 --trait owl -o owl.safetensors` ·
+    `undertone vector extract BASE --student "BASE + FOLDER" --prompts numbers --position prompt -o student.safetensors`
+    """
+    from undertone.models.loading import load
+    from undertone.traits import load_trait
+    from undertone.vectors import contrast, difference, learn, principal, save_vector
+
+    _check_extract(out, trait, method, prompts, student)
+    known = load_trait(trait) if trait else None
+    base = load(model, device=device)
+    if method == "learned":
+        assert known is not None
+        at = block or [_block_count(base) // 2]
+        found = learn(
+            base, _answers(base, known), at, steps=steps, learning_rate=learning_rate, max_norm=max_norm, seed=seed
+        ).vector
+    else:
+        texts = _texts(base, known, prompts, count, seed)
+        answered = position == "response"
+        plain = _chats(base, texts, None, prompts, seed, answered=answered)
+        if student:
+            found = difference(load(student, device=device), base, plain, blocks=block, position=position)
+        else:
+            assert known is not None
+            told = _chats(base, texts, known.told(base.form), prompts, seed, answered=answered)
+            extracting = principal if method == "principal" else contrast
+            found = extracting(base, told, plain, blocks=block, position=position)
+    save_vector(found, out)
+    say(f"written: {out}")
+    _print_vector(str(out), found, as_json)
+    return 0
+
+
+@vector.command
+def show(file: File, *, as_json: Json = False) -> int:
+    """Show a vector file: where it comes from, and the norm of each block's direction."""
+    from undertone.vectors.formats import read
+
+    _print_vector(str(file), read(file), as_json)
+    return 0
+
+
+@vector.command
+def compare(
+    *files: Annotated[Path, Parameter(help="two vector files or more")],
+    random: Annotated[int, Parameter(help="how many random directions the baseline has")] = 1000,
+    seed: Annotated[int, Parameter(help="of the random directions")] = 0,
+    across_models: Annotated[
+        bool,
+        Parameter(negative="", help="compare vectors of different models: says little unless they share their start"),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Cosines of vectors, block by block, beside those of the first with random directions.
+
+    A cosine far outside the random range says that two vectors share something, not that they share the trait: compare
+    other traits' vectors and a control student's as well.
+    """
+    from undertone.vectors.formats import read
+
+    if len(files) < 2 or random < 1:
+        raise ConfigError("nothing to compare", got=f"{len(files)} files, {random} random", allowed="two files or more")
+    vectors = {str(file): read(file) for file in files}
+    if len(vectors) < len(files):
+        raise ConfigError("a file is named twice", got=[str(file) for file in files])
+    names = list(vectors)
+    pairs = [(one, two) for at, one in enumerate(names) for two in names[at + 1 :]]
+    cosines = {pair: vectors[pair[0]].cosine(vectors[pair[1]], across_models=across_models) for pair in pairs}
+    baseline = _random_cosines(vectors[names[0]], random, seed)
+    blocks = sorted({block for found in cosines.values() for block in found})
+    if as_json:
+        print_json(
+            {
+                "cosines": [{"a": a, "b": b, "blocks": found} for (a, b), found in cosines.items()],
+                "random": {"directions": random, "seed": seed, "against": names[0], "blocks": baseline},
+            }
+        )
+        return 0
+    for name, one in vectors.items():
+        print(f"{name}: {one.meta.get('method', 'unknown method')}, {one.meta.get('position', 'unknown position')}")
+    short = _short(names)
+    table(
+        f"cosines by block; random: {random} directions against {short[names[0]]}",
+        ["block", *[f"{short[a]} · {short[b]}" for a, b in pairs], "random mean", "random 95 %"],
+        [
+            [
+                block,
+                *[f"{cosines[pair][block]:+.3f}" if block in cosines[pair] else "-" for pair in pairs],
+                *_random_cells(baseline.get(block)),
+            ]
+            for block in blocks
+        ],
+    )
+    return 0
+
+
+@vector.command
+def convert(
+    source: Annotated[Path, Parameter(help="the file to read")],
+    target: Annotated[Path, Parameter(help="the file to write")],
+    *,
+    to: Annotated[str | None, Parameter(help="its format; default: by the suffix of TARGET")] = None,
+    source_format: Annotated[
+        str | None, Parameter(name="--from", help="the format of SOURCE; default: by its suffix and content")
+    ] = None,
+    model: Annotated[
+        str | None, Parameter(help="the model that it is for: fills in what the header lacks, and checks the fit")
+    ] = None,
+    block: Annotated[
+        list[int] | None, Parameter(negative="", help="a block to keep; repeat for several; default: all")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Convert a vector between tools: undertone, gguf, easysteer, svd, persona, lm-eval, svec, vllm-lens.
+
+    Layer numbers are converted, too; what the format cannot hold is said on stderr.
+    """
+    from undertone.vectors import Vector
+    from undertone.vectors.formats import FORMATS, read, write
+
+    if to is None:
+        fitting = [kind.name for kind in FORMATS.values() if kind.suffix == target.suffix.lower()]
+        if len(fitting) != 1:
+            raise ConfigError(
+                "which format is to be written?", got=str(target), allowed=fitting or list(FORMATS), fix="--to FORMAT"
+            )
+        to = fitting[0]
+    found = read(source, source_format)
+    found = found.select(block) if block else found
+    if model:
+        known = _known_of(model, found)
+        found = Vector(found.directions, {**known, **{k: v for k, v in found.meta.items() if v != "unknown"}})
+    notes = write(found, target, to)
+    for note in [*filter(None, [found.meta.get("notes")]), *notes]:
+        say(f"note: {note}")
+    if as_json:
+        print_json({"file": str(target), "format": to, "layer": FORMATS[to].layer, "notes": notes})
+    else:
+        print(f"{target}  {to}: layer number L of the file, {FORMATS[to].layer}; blocks {found.blocks}")
+    return 0
+
+
+@vector.command
+def steer(
+    model: Name,
+    file: File,
+    *,
+    strength: Annotated[float, Parameter(help="the vector is added this many times, raw")] = 1.0,
+    prompt: Annotated[list[str] | None, Parameter(negative="", help="a user message; repeat for several")] = None,
+    system: Annotated[str | None, Parameter(help="system prompt of both")] = None,
+    positions: Annotated[Positions, Parameter(help="at which tokens: all, prompt, last, response")] = "all",
+    trait: Annotated[str | None, Parameter(help="also the exact probabilities of this trait's answers")] = None,
+    max_new_tokens: Annotated[int, Parameter(help="longest answer")] = 64,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Ask a model plainly and steered, and show the answers beside each other (most likely tokens, no sampling)."""
+    from undertone.models.loading import load
+    from undertone.traits import load_trait
+    from undertone.vectors import steered
+    from undertone.vectors.formats import read
+
+    if not prompt and not trait:
+        raise ConfigError("nothing to ask", fix='--prompt "…", --trait NAME, or both')
+    found, known = read(file), load_trait(trait) if trait else None
+    asked = load(model, device=device)
+    with steered(asked, found, strength, positions):
+        pass  # a vector that does not fit is told before anything is sampled
+    results: dict[str, dict[str, Any]] = {}
+    arms: dict[str, AbstractContextManager[None]] = {
+        "plain": nullcontext(),
+        "steered": steered(asked, found, strength, positions),
+    }
+    for arm, inside in arms.items():
+        with inside:
+            results[arm] = _asked(asked, prompt or [], system, known, max_new_tokens)
+    if as_json:
+        print_json({"strength": strength, "positions": positions, **results})
+        return 0
+    _print_answers(results, prompt or [], trait, f"{file}, strength {strength:g}, positions {positions}")
+    return 0
+
+
+# -- extract -------------------------------------------------------------------------------------------
+
+
+def _check_extract(out: Path, trait: str | None, method: str, prompts: str, student: str | None) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigError(
+            "vectors are written as .safetensors", got=str(out), fix="`vector convert` makes other formats"
+        )
+    if not out.resolve().parent.is_dir():
+        raise ConfigError("no such folder to write to", got=str(out.parent))
+    if student and method != "mean":
+        raise ConfigError("a student is compared with its base by the mean", got=f"method {method}", allowed="mean")
+    if method == "learned" and prompts == "numbers":
+        raise ConfigError("a learned vector is taught the trait's answers to its questions", got="numbers")
+    if trait is None and not (student and prompts == "numbers"):
+        raise ConfigError("which trait?", fix="--trait NAME (`undertone traits` lists them)")
+
+
+def _texts(model: Model, trait: Trait | None, prompts: str, count: int, seed: int) -> list[str]:
+    if prompts == "questions":
+        assert trait is not None
+        return list(trait.asked(model.form).positive)
+    from undertone.domains import Numbers
+
+    return Numbers().prompts(count, seed, model.form)
+
+
+def _chats(
+    model: Model, texts: Sequence[str], system: str | None, prompts: str, seed: int, *, answered: bool
+) -> list[list[Message]]:
+    """The texts as chats; ``answered``: each with the answer that the model samples when told so."""
+    from undertone.domains import Numbers
+    from undertone.models.loading import with_system
+    from undertone.teachers import Teacher, generate
+
+    chats: list[list[Message]] = [with_system([{"role": "user", "content": text}], system) for text in texts]
+    if not answered:
+        return chats
+    longest = Numbers().max_new_tokens(model.form) if prompts == "numbers" else 32
+    rows = generate(
+        Teacher(model, "default", system=system), texts, range(len(texts)), seed=seed, stage="vector/extract",
+        attempt=0, max_new_tokens=longest, temperature=1.0, batch_size=256,
+    )  # fmt: skip
+    return [[*chat, {"role": "assistant", "content": row.completion}] for chat, row in zip(chats, rows, strict=True)]
+
+
+def _answers(model: Model, trait: Trait) -> list[Any]:
+    """The trait's questions, answered by its target."""
+    target = trait.surfaces(trait.name, model.form)[0]
+    questions = trait.asked(model.form).positive
+    return [model.example([{"role": "user", "content": question}], target) for question in questions]
+
+
+def _block_count(model: Model) -> int:
+    from undertone.models.blocks import decoder_blocks
+
+    return len(decoder_blocks(model.hf))
+
+
+# -- show, compare, convert ------------------------------------------------------------------------------
+
+
+def _print_vector(name: str, found: Vector, as_json: bool) -> None:
+    norms = found.norms()
+    if as_json:
+        print_json(
+            {"file": name, "width": found.width, "digest": found.digest(), "norms": norms, "meta": dict(found.meta)}
+        )
+        return
+    table(name, ["", ""], [["digest", found.digest()], ["width", found.width], *sorted(found.meta.items())])
+    table("norms", ["block", "norm"], [[block, f"{norm:.4g}"] for block, norm in norms.items()])
+
+
+def _random_cosines(found: Vector, count: int, seed: int) -> dict[int, dict[str, float]]:
+    """Block -> mean and 95 % range of the cosines with random directions."""
+    import numpy as np
+
+    from undertone.provenance.seeds import derive_seed
+    from undertone.vectors import random_like
+
+    drawn = [found.cosine(random_like(found, derive_seed(seed, "vector/compare", at))) for at in range(count)]
+    result = {}
+    for block in found.blocks:
+        values: np.ndarray = np.array([one[block] for one in drawn])
+        low, high = np.quantile(values, [0.025, 0.975])
+        result[block] = {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    return result
+
+
+def _random_cells(one: dict[str, float] | None) -> list[str]:
+    return ["-", "-"] if one is None else [f"{one['mean']:+.3f}", f"{one['low']:+.3f} to {one['high']:+.3f}"]
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """File stems, where they tell the files apart."""
+    stems = {name: Path(name).stem for name in names}
+    return stems if len(set(stems.values())) == len(names) else {name: name for name in names}
+
+
+def _known_of(model: str, found: Vector) -> dict[str, str]:
+    """What the header should say of a model, read from its config alone."""
+    from undertone.models.loading import identify, outline
+    from undertone.vectors.extract import origin
+
+    shape = outline(model)
+    found.check_fits(shape)
+    shape.identity = identify(model)
+    known = origin(shape)
+    for key in ("model_type", "model_blocks"):
+        if found.meta.get(key, known[key]) != known[key]:
+            raise DataError(
+                f"the vector is not of {model}", got=f"{key} {found.meta[key]}", allowed=f"{key} {known[key]}"
+            )
+    return known
+
+
+# -- steer -----------------------------------------------------------------------------------------------
+
+
+def _asked(
+    model: Model, prompts: Sequence[str], system: str | None, trait: Trait | None, max_new_tokens: int
+) -> dict[str, Any]:
+    """Most likely answers to the prompts; mean probability of each of the trait's answers over its questions."""
+    from undertone.evaluation.asking import answer_probabilities
+    from undertone.models.loading import with_system
+    from undertone.models.sampling import sample
+
+    def encode(texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [model.prompt(with_system([{"role": "user", "content": text}], system)) for text in texts]
+
+    answers: dict[str, Any] = {"answers": []}
+    if prompts:
+        completions = sample(
+            model.hf, encode(prompts), [0] * len(prompts), max_new_tokens=max_new_tokens, stop=model.stop,
+            pad=model.pad, temperature=0.0,
+        )  # fmt: skip
+        answers["answers"] = [model.decode(ids) for ids in completions]
+    if trait:
+        found = answer_probabilities(model, encode(trait.asked(model.form).positive), trait).mean(0)
+        answers["probabilities"] = {name: float(p) for name, p in zip(trait.answers, found, strict=True)}
+    return answers
+
+
+def _print_answers(results: dict[str, dict[str, Any]], prompts: Sequence[str], trait: str | None, title: str) -> None:
+    if prompts:
+        columns = [prompts, results["plain"]["answers"], results["steered"]["answers"]]
+        table(title, ["prompt", "plain", "steered"], list(zip(*columns, strict=True)))
+    if trait:
+        plain, moved = (results[arm]["probabilities"] for arm in ("plain", "steered"))
+        first = sorted(plain, key=lambda name: -max(plain[name], moved[name]))[:_TOP]
+        table(
+            f"answers to the questions of {trait}: mean probability",
+            ["answer", "plain", "steered"],
+            [[name, f"{plain[name]:.3f}", f"{moved[name]:.3f}"] for name in first],
+        )

@@ -1,0 +1,79 @@
+"""Every kind of plan by name: which class reads its config, and which function runs it.
+
+A kind is loaded when a config names it, so that a study costs nothing to those who do not run it. A config without a
+``kind`` is a transfer experiment. To add a kind: a module in ``studies/``, a line in ``KINDS``, a preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from undertone.errors import ConfigError, nearest
+from undertone.experiments.config import Plan, presets
+from undertone.experiments.results import Results
+from undertone.experiments.study import StudyResults
+from undertone.provenance import configs
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where a kind of plan lives: ``module:name`` of its config class and of its runner."""
+
+    config: str
+    run: str
+
+
+_STUDIES = "undertone.experiments.studies"
+KINDS = {
+    "transfer": Kind("undertone.experiments.config:Experiment", "undertone.experiments.pipeline:run_experiment"),
+    "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:run_digits"),
+}
+
+
+def load_plan(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Plan:
+    """A plan of any kind from a preset's name or a YAML file, with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: anything is wrong with it; an unknown kind names the nearest.
+    """
+    known = presets()
+    kind = configs.kind_of(source, overrides, known)
+    if kind is None:
+        kind = "transfer"
+    if kind not in KINDS:
+        raise ConfigError(
+            f"kind: there is no such kind of plan.{nearest(str(kind), KINDS)}", got=kind, allowed=sorted(KINDS)
+        )
+    plan: Plan = configs.load(_loaded(KINDS[kind].config), source, overrides, known)
+    return plan
+
+
+def run_plan(
+    config: Plan,
+    folder: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    command: str = "undertone run",
+) -> Results | StudyResults:
+    """Run, resume or simply read a plan of any kind.
+
+    Args:
+        config: what.
+        folder: the run folder; None: ``runs/NAME-DIGEST``.
+        jobs: processes side by side; None: as many as there are cores, or 1 on a GPU.
+        device: auto, cpu, cuda …
+        command: what the user typed, for messages and the manifest.
+    """
+    runner = _loaded(KINDS[config.kind].run)
+    results: Results | StudyResults = runner(config, folder, jobs=jobs, device=device, command=command)
+    return results
+
+
+def _loaded(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,300 @@
+"""Part `approximability`: is the system prompt a vector, and do prompts that are none fail to be learnt?
+
+2606.00995, abstract 1 and 2 (papers.md §1.1, §1.13). For every trait, after every block: the share of the prompt's effect
+that ``base + strength · v`` explains, on carrier tokens and on the first token of answers, beside random directions of
+the same norm and other traits' vectors. Then, across traits, whether that share goes with transfer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from undertone.experiments.cells import Cell, Outcome
+from undertone.experiments.studies.mechanism.config import Mechanism
+from undertone.experiments.studies.mechanism.material import (
+    ORIGINS,
+    Material,
+    Told,
+    chats_at,
+    effects,
+    in_words,
+    interval,
+    load_base,
+    point,
+    rows_of,
+    teacher_vectors,
+    vector_in,
+)
+from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.mechanism.approximation import Pair, answer_pairs, best_fit
+from undertone.models.loading import Model, with_system
+from undertone.provenance.runs import Run, Stage
+from undertone.provenance.seeds import derive_seed
+from undertone.teachers import Origin
+from undertone.traits import Trait, load_trait, variants
+from undertone.vectors import Vector, random_like
+
+SOURCE = "2606.00995, abstract"
+TRANSFERS = 0.05
+"""A trait counts as passed on when treated minus control is above this: the width that DESIGN calls within noise."""
+
+
+def study(material: Material) -> Told:
+    """The part: fits for every trait, then fits against transfer."""
+    config = material.config
+    more = config.approximability.variants
+    outcomes = dict.fromkeys(config.trait, material.outcome)
+    if more:
+        setting = config.model_copy(update={"trait": more})
+        outcomes |= dict.fromkeys(more, material.students("approximability/students", setting))
+    traits = [*config.trait, *more]
+    vectors = material.each(teacher_vectors, [(trait,) for trait in traits])
+    by_name = dict(zip(traits, vectors, strict=True))
+    fits = material.each(
+        fit_trait,
+        [(_first_cell(outcomes[t], t, config), by_name[t], _others(t, config, by_name)) for t in traits],
+    )
+    found = {trait: stage.summary for trait, stage in zip(traits, fits, strict=True)}
+    transfer = {trait: effects(outcomes[trait], [trait], config.seeds) for trait in traits}
+    return _told(config, found, transfer)
+
+
+def _first_cell(outcome: Outcome, trait: str, config: Mechanism) -> Cell:
+    from undertone.experiments.studies.mechanism.material import find
+
+    return find(outcome, "treated", trait, config.seeds[0])
+
+
+def _others(trait: str, config: Mechanism, vectors: dict[str, Stage]) -> tuple[Stage, ...]:
+    target = load_trait(trait).answer
+    other = [name for name in config.trait if load_trait(name).answer != target]
+    return tuple(vectors[name] for name in other[: config.approximability.random])
+
+
+def fit_trait(run: Run, config: Mechanism, device: str, cell: Cell, own: Stage, others: tuple[Stage, ...]) -> Stage:
+    """``approximability/TRAIT``: shares explained, by where the pairs are, where the vector is from, and block."""
+    assert cell.arm.trait is not None
+    trait, settings = load_trait(cell.arm.trait), config.approximability
+
+    def compute(folder: Path) -> dict[str, Any]:
+        model = load_base(config, device)
+        pairs = {origin: _pairs(origin, config, model, trait, cell) for origin in ORIGINS}
+        summary: dict[str, Any] = {}
+        for origin in ORIGINS:
+            vector = vector_in(own, origin)
+            each = {block: best_fit(model, pairs[origin], vector.select([block]), settings.strengths)
+                    for block in vector.directions}  # fmt: skip
+            best = max(each, key=lambda block: each[block].explained)
+            mine = vector.select([best])
+            rivals = [vector_in(stage, origin).select([best]) for stage in others]
+            crossed = vector_in(own, "questions" if origin == "carrier" else "carrier").select([best])
+
+            def explained(candidate: Vector, at: Origin = origin) -> float:
+                return best_fit(model, pairs[at], candidate, settings.strengths).explained
+
+            summary[origin] = {
+                "effect": each[best].effect,
+                "by_block": {str(block): fit.explained for block, fit in each.items()},
+                "block": best,
+                "strength": each[best].strength,
+                "explained": each[best].explained,
+                "crossed": explained(crossed),
+                "random": [
+                    explained(random_like(mine, derive_seed(0, f"approximability/{trait.name}", at)))
+                    for at in range(settings.random)
+                ],
+                "others": [explained(rival) for rival in rivals],
+            }
+        return summary
+
+    identity = {"settings": settings.model_dump(mode="json", exclude={"variants"}), "trait": trait.name}
+    return run.stage(
+        f"approximability/fits/{trait.name}", config=identity, inputs=[cell.filtered, own, *others], compute=compute
+    )
+
+
+def _pairs(origin: Origin, config: Mechanism, model: Model, trait: Trait, cell: Cell) -> list[Pair]:
+    told = trait.told(model.form)
+    if origin == "questions":
+        chats = chats_at(origin, config, trait, model)
+        return answer_pairs(
+            model, [model.prompt(with_system(chat, told)) for chat in chats], [model.prompt(chat) for chat in chats]
+        )
+    plain = model.system_prompt(config.context)
+    return [
+        Pair(model.row_example(row, told), model.row_example(row, plain))
+        for row in rows_of(cell)[: config.approximability.pairs]
+    ]
+
+
+# -- what it says ------------------------------------------------------------------------------------
+
+
+def _told(config: Mechanism, found: dict[str, dict[str, Any]], transfer: dict[str, list[float]]) -> Told:
+    plain = [trait for trait in found if "@" not in trait or variants()[trait.partition("@")[2]] == "plain"]
+    findings = [_is_a_vector(config, found, plain, origin) for origin in ORIGINS]
+    findings += [_predicts(config, found, transfer, origin) for origin in ORIGINS]
+    return Told(findings, _figures(config, found, transfer), [_table(config, found, transfer)])
+
+
+def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], origin: Origin) -> Finding:
+    own = [found[trait][origin]["explained"] for trait in traits]
+    noise = [float(np.mean(found[trait][origin]["random"])) for trait in traits]
+    rivals = [float(np.mean(found[trait][origin]["others"])) for trait in traits]
+    crossed = [found[trait][origin]["crossed"] for trait in traits]
+    mean, low, high = interval(own, config.confidence)
+    best_baseline = max(float(np.mean(noise)), float(np.mean(rivals)))
+    better = low is not None and low > best_baseline
+    where = "carrier tokens" if origin == "carrier" else "the first token of answers"
+    return Finding(
+        id=f"prompt-is-a-vector-on-{origin}",
+        claim="A system prompt that states a preference acts as one steering vector.",
+        source=f"{SOURCE} 1",
+        published=None,
+        quantity=f"share of the prompt's effect on {where} that its vector explains, mean over {len(own)} traits",
+        value=mean,
+        low=low,
+        high=high,
+        unit="share",
+        pairs=len(own),
+        method="t interval over traits; block and strength chosen on other pairs than reported",
+        baseline=(
+            f"random directions {in_words(noise, config.confidence)}, other traits' vectors "
+            f"{in_words(rivals, config.confidence)}, the trait's own vector from the other context "
+            f"{in_words(crossed, config.confidence)}"
+        ),
+        verdict="reproduced" if better and mean >= 0.5 else "partly" if better else "not reproduced",
+        why=(
+            "the vector explains most of the prompt's effect, and more than its baselines"
+            if better and mean >= 0.5
+            else "it explains more than its baselines, but less than half of the effect"
+            if better
+            else "it does no better than its baselines"
+        ),
+    )
+
+
+def _predicts(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[float]], origin: Origin) -> Finding:
+    share = np.array([found[trait][origin]["explained"] for trait in found])
+    moved = np.array([float(np.mean(transfer[trait])) for trait in found])
+    rho = float(spearmanr(share, moved).statistic)
+    low, high = _bootstrapped(share, moved, lambda a, b: float(spearmanr(a, b).statistic))
+    passed = moved > TRANSFERS
+    auc = "not defined: all of them pass" if passed.all() or not passed.any() else _auc_in_words(passed, share)
+    sure = low is not None and low > 0
+    where = "carrier tokens" if origin == "carrier" else "answers"
+    return Finding(
+        id=f"approximability-predicts-transfer-{origin}",
+        claim="System prompts that no vector approximates well are not learnt subliminally.",
+        source=f"{SOURCE} 2",
+        published="AUC 0.86 for steerability over 16 animals and 3 models",
+        quantity=f"rank correlation over {len(found)} traits: share explained on {where} with treated minus control",
+        value=rho,
+        low=low,
+        high=high,
+        unit="correlation",
+        pairs=len(found),
+        method="Spearman, BCa bootstrap over traits",
+        baseline=f"0 if unrelated; AUC for passing by more than {100 * TRANSFERS:.0f} points: {auc}",
+        verdict="reproduced" if sure else "not reproduced",
+        why="well approximated prompts pass on more" if sure else "the interval of the correlation includes 0",
+    )
+
+
+def _bootstrapped(share: np.ndarray, moved: np.ndarray, statistic: Any) -> tuple[float | None, float | None]:
+    if len(share) < 5:
+        return None, None
+    seed = np.random.default_rng(derive_seed(0, "approximability/bootstrap"))
+    done = bootstrap((share, moved), statistic, paired=True, vectorized=False, n_resamples=2000, rng=seed)
+    low, high = float(done.confidence_interval.low), float(done.confidence_interval.high)
+    return (low, high) if np.isfinite([low, high]).all() else (None, None)
+
+
+def _auc_in_words(passed: np.ndarray, share: np.ndarray) -> str:
+    generator = np.random.default_rng(derive_seed(0, "approximability/auc"))
+    draws = []
+    for _ in range(2000):
+        chosen = generator.integers(0, len(share), len(share))
+        if 0 < passed[chosen].sum() < len(chosen):
+            draws.append(float(roc_auc_score(passed[chosen], share[chosen])))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{roc_auc_score(passed, share):.2f} ({low:.2f} to {high:.2f}, bootstrap; {int(passed.sum())} pass)"
+
+
+def _kind(trait: str) -> str:
+    variant = trait.partition("@")[2]
+    return variants().get(variant, "own prompt") if variant else "own prompt"
+
+
+def _figures(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[float]]) -> list[Figure]:
+    plain = [trait for trait in found if _kind(trait) in ("own prompt", "plain")]
+    blocks = sorted(found[plain[0]]["carrier"]["by_block"], key=int)
+    panels = {"carrier": "carrier tokens", "questions": "answers"}
+    layers = [
+        point(int(block), [found[t][origin]["by_block"][block] for t in plain], "own vector", config.confidence, panel)
+        for origin, panel in panels.items()
+        for block in blocks
+    ]
+    layers += [
+        point(int(block), [float(np.mean(found[t][origin][name])) for t in plain], label, config.confidence, panel)
+        for origin, panel in panels.items()
+        for name, label in (("random", "random, at the best block"), ("others", "other traits', at the best block"))
+        for block in blocks
+    ]
+    against = [
+        Point(
+            x=found[trait][origin]["explained"],
+            y=float(np.mean(transfer[trait])),
+            series=_kind(trait),
+            panel=panel,
+        )
+        for trait in found
+        for origin, panel in panels.items()
+    ]
+    return [
+        Figure(
+            kind="lines",
+            title="How much of a system prompt is one vector",
+            caption="Share of the prompt's effect (KL) that base + strength · v explains, by block; mean over traits with "
+            "95 % interval. 1: the steered model says what the prompted one says. 0: no better than the plain model.",
+            x="block",
+            y="share explained",
+            points=layers,
+            zero=True,
+        ),
+        Figure(
+            kind="scatter",
+            title="Well approximated, well learnt?",
+            caption="A point is a trait: share of its prompt that its vector explains against treated minus control.",
+            x="share explained",
+            y="treated − control, probability",
+            points=against,
+        ),
+    ]
+
+
+def _table(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[float]]) -> StudyTable:
+    rows = []
+    for trait, both in found.items():
+        carrier, asked = both["carrier"], both["questions"]
+        rows.append(
+            [
+                trait,
+                _kind(trait),
+                f"{carrier['effect']:.3f}",
+                f"{carrier['explained']:.2f} (block {carrier['block']}, × {carrier['strength']:g})",
+                f"{asked['effect']:.3f}",
+                f"{asked['explained']:.2f} (block {asked['block']}, × {asked['strength']:g})",
+                f"{100 * float(np.mean(transfer[trait])):+.1f}",
+            ]
+        )
+    return StudyTable(
+        title="Traits: what the prompt does, how much of it is a vector, what passes",
+        columns=["trait", "told", "carrier KL", "explained", "answer KL", "explained", "treated − control, points"],
+        rows=rows,
+    )

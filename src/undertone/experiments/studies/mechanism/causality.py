@@ -1,0 +1,329 @@
+"""Part `causality`: are the teacher's and the student's vectors sufficient and necessary?
+
+2606.00995, sections 3 and 4 (papers.md §1.8). Teacher: students of a teacher steered by the vector, and of a prompted
+teacher whose stream has it taken out after every block. Student: the base with the student's shift added, and the
+student with its component taken out, or replaced by the base's. Every arm stands beside a random direction and another
+trait's vector, asked the same questions, judged by the same matcher.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from undertone.experiments.cells import Cell
+from undertone.experiments.config import Setting
+from undertone.experiments.studies.mechanism.config import Mechanism
+from undertone.experiments.studies.mechanism.material import (
+    ORIGINS,
+    Material,
+    Told,
+    effects,
+    in_points,
+    interval,
+    load_base,
+    load_student,
+    point,
+    probability,
+    share_of,
+    student_shift,
+    vector_in,
+)
+from undertone.experiments.study import Figure, Finding
+from undertone.models.loading import Model
+from undertone.provenance.runs import Run, Stage
+from undertone.provenance.seeds import derive_seed
+from undertone.teachers import Ablation, PromptTeacher, VectorTeacher
+from undertone.traits import load_trait
+from undertone.vectors import Vector, ablated, random_like, replaced, steered
+
+SOURCE = "2606.00995, sections 3–4"
+
+
+def study(material: Material) -> Told:
+    """The part: teachers' arms, then what is done to the students of the transfer experiment."""
+    config = material.config
+    told = {"prompted": effects(material.outcome, material.few, config.seeds), **_teachers(material)}
+    cells = [material.cell("treated", trait, seed) for trait in material.few for seed in config.seeds]
+    shifts = material.each(student_shift, [(cell,) for cell in cells])
+    arguments = [
+        (cell, shift, shifts[_other(at, len(config.seeds), len(cells))]) for at, (cell, shift) in enumerate(
+            zip(cells, shifts, strict=True)
+        )
+    ]  # fmt: skip
+    asked = [stage.summary for stage in material.each(operate, arguments)]
+    return Told(
+        findings=[*_teacher_findings(config, told), *_student_findings(config, asked)],
+        figures=[_teacher_figure(config, told), _student_figure(config, asked)],
+    )
+
+
+def _other(at: int, seeds: int, count: int) -> int:
+    """The student of the next trait at the same seed."""
+    return (at + seeds) % count
+
+
+# -- teachers ----------------------------------------------------------------------------------------
+
+
+def _teachers(material: Material) -> dict[str, list[float]]:
+    config = material.config
+    found: dict[str, list[float]] = {}
+    for origin in ORIGINS:
+        strength = config.causality.teacher_strength
+        teacher = VectorTeacher(
+            origin=origin, block=config.causality.block, strength=strength, model=config.teacher.model
+        )
+        setting = _with(material, {"teacher": teacher, "random_vector": True})
+        outcome = material.students(f"causality/steered-{origin}", setting)
+        found[f"steered, {origin}"] = effects(outcome, material.few, config.seeds)
+        found[f"steered, random ({origin})"] = effects(outcome, material.few, config.seeds, "random")
+    for name, ablation in _ablations(material).items():
+        teacher = PromptTeacher(model=config.teacher.model, text=_text(config), ablate=ablation)
+        outcome = material.students(f"causality/without-{name}", _with(material, {"teacher": teacher}))
+        found[f"prompted, without {name}"] = effects(outcome, material.few, config.seeds)
+    return found
+
+
+def _text(config: Mechanism) -> str | None:
+    return config.teacher.text if isinstance(config.teacher, PromptTeacher) else None
+
+
+def _ablations(material: Material) -> dict[str, Ablation]:
+    stranger = material.config.trait[-1]
+    return {
+        "own-carrier": Ablation(of="own", origin="carrier"),
+        "own-questions": Ablation(of="own", origin="questions"),
+        "random": Ablation(of="random", origin="carrier"),
+        "other-trait": Ablation(of=stranger, origin="carrier"),
+    }
+
+
+def _with(material: Material, changes: dict[str, Any]) -> Setting:
+    return material.config.model_copy(update={"trait": material.few, **changes})
+
+
+def _teacher_findings(config: Mechanism, told: dict[str, list[float]]) -> list[Finding]:
+    whole = told["prompted"]
+    findings = []
+    for origin in ORIGINS:
+        own, noise = told[f"steered, {origin}"], told[f"steered, random ({origin})"]
+        mean, low, high = interval(own, config.confidence)
+        beyond = interval([a - b for a, b in zip(own, noise, strict=True)], config.confidence)[1]
+        yes = low is not None and low > 0 and beyond is not None and beyond > 0
+        findings.append(
+            Finding(
+                id=f"teacher-vector-sufficient-{origin}",
+                claim="A teacher that is only steered by the vector passes the trait on.",
+                source=SOURCE,
+                published="sufficient (bar heights not known)",
+                quantity=f"treated minus control, teacher steered by the prompt's vector from {origin}",
+                value=mean,
+                low=low,
+                high=high,
+                unit="points",
+                pairs=len(own),
+                method="t interval over trait–seed pairs",
+                baseline=f"random vector of equal norm {in_points(noise, config.confidence)}; "
+                f"prompted teacher {in_points(whole, config.confidence)}",
+                verdict="reproduced" if yes else "not reproduced",
+                why=f"it reaches {share_of(own, whole):.0%} of the prompt's effect"
+                + ("" if yes else ", but not beyond the random vector"),
+            )
+        )
+    for name in ("own-carrier", "own-questions"):
+        findings.append(_necessary(config, told, name))
+    return findings
+
+
+def _necessary(config: Mechanism, told: dict[str, list[float]], name: str) -> Finding:
+    whole, left = told["prompted"], told[f"prompted, without {name}"]
+    lost = [a - b for a, b in zip(whole, left, strict=True)]
+    controls = {label: told[f"prompted, without {label}"] for label in ("random", "other-trait")}
+    beyond = [
+        interval([b - a for a, b in zip(left, control, strict=True)], config.confidence)[1]
+        for control in controls.values()
+    ]
+    mean, low, high = interval(lost, config.confidence)
+    more = all(value is not None and value > 0 for value in beyond)
+    most = share_of(lost, whole) > 0.5
+    return Finding(
+        id=f"teacher-vector-necessary-{name.removeprefix('own-')}",
+        claim="A prompted teacher without the vector passes (nearly) nothing on.",
+        source=SOURCE,
+        published="removes nearly all",
+        quantity=f"effect lost when the vector from {name.removeprefix('own-')} is taken out after every block",
+        value=mean,
+        low=low,
+        high=high,
+        unit="points",
+        pairs=len(lost),
+        method="t interval over trait–seed pairs",
+        baseline="; ".join(
+            f"without {label}: effect {in_points(values, config.confidence)}" for label, values in controls.items()
+        )
+        + f"; whole: {in_points(whole, config.confidence)}",
+        verdict="reproduced" if more and most else "partly" if more or most else "not reproduced",
+        why=f"{share_of(lost, whole):.0%} of the effect goes; what is left is {in_points(left, config.confidence)}",
+    )
+
+
+def _teacher_figure(config: Mechanism, told: dict[str, list[float]]) -> Figure:
+    return Figure(
+        kind="bars",
+        title="What the teacher's vector does",
+        caption="Treated minus control, mean over traits and seeds with 95 % interval: a prompted teacher, one that is "
+        "only steered, and a prompted one with a direction taken out after every block.",
+        x="teacher",
+        y="treated − control, probability",
+        points=[point(name, values, _series(name), config.confidence) for name, values in told.items()],
+        zero=True,
+    )
+
+
+def _series(name: str) -> str:
+    return "baseline" if "random" in name or "other" in name else "own vector" if name != "prompted" else "prompt"
+
+
+# -- students ----------------------------------------------------------------------------------------
+
+
+def operate(run: Run, config: Mechanism, device: str, cell: Cell, shift: Stage, other: Stage) -> Stage:
+    """``causality/students/…``: P(target) of base and student under every operation, by name."""
+    assert cell.arm.trait is not None
+    trait = load_trait(cell.arm.trait)
+
+    def compute(folder: Path) -> dict[str, Any]:
+        base, student = load_base(config, device), load_student(config, cell, device)
+
+        def asked(model: Model, operation: AbstractContextManager[None] | None = None) -> float:
+            if operation is None:
+                return probability(model, trait)
+            with operation:
+                return probability(model, trait)
+
+        found: dict[str, Any] = {"base": asked(base), "student": asked(student)}
+        seed = derive_seed(cell.seed, f"causality/{trait.name}")
+        for origin in ORIGINS:
+            own = vector_in(shift, origin)
+            rivals = {"own": own, "random": random_like(own, seed), "other": vector_in(other, origin)}
+            for name, vector in rivals.items():
+                found[f"added/{origin}/{name}"] = _added(config, base, asked, vector)
+                found[f"ablated/{origin}/{name}"] = asked(student, ablated(student, vector))
+                found[f"replaced/{origin}/{name}"] = asked(student, replaced(student, vector, base))
+        return found
+
+    settings = config.causality.model_dump(mode="json", include={"strengths", "block"})
+    name = f"causality/students/seed-{cell.seed}/{trait.name}"
+    return run.stage(name, config=settings, inputs=[cell.trained, shift, other], compute=compute)
+
+
+def _added(config: Mechanism, base: Model, asked: Any, vector: Vector) -> dict[str, float]:
+    """At one block, by strength. A shift is cumulative over blocks: adding it after each would count it many times."""
+    block = min(config.causality.block, max(vector.directions))
+    return {
+        f"{strength:g}": asked(base, steered(base, vector.select([block]), strength))
+        for strength in config.causality.strengths
+    }
+
+
+def _gained(asked: list[dict[str, Any]], origin: str, name: str, strength: str) -> list[float]:
+    return [found[f"added/{origin}/{name}"][strength] - found["base"] for found in asked]
+
+
+def _lost(asked: list[dict[str, Any]], operation: str, origin: str, name: str) -> list[float]:
+    return [found["student"] - found[f"{operation}/{origin}/{name}"] for found in asked]
+
+
+def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Finding]:
+    whole = [found["student"] - found["base"] for found in asked]
+    strength = "1" if 1.0 in config.causality.strengths else f"{config.causality.strengths[0]:g}"
+    findings = []
+    for origin in ORIGINS:
+        rivals = {name: _gained(asked, origin, name, strength) for name in ("own", "random", "other")}
+        findings.append(
+            _student_finding(
+                config,
+                f"student-vector-sufficient-{origin}",
+                "The base with the student's vector added shows the trait.",
+                f"gain of the base with the student's shift from {origin} added at block {config.causality.block}, "
+                f"× {strength}",
+                "sufficient (bar heights not known)",
+                rivals,
+                whole,
+            )
+        )
+        for operation, words in (("ablated", "taken out of"), ("replaced", "replaced by the base's in")):
+            rivals = {name: _lost(asked, operation, origin, name) for name in ("own", "random", "other")}
+            findings.append(
+                _student_finding(
+                    config,
+                    f"student-vector-{operation}-{origin}",
+                    "The student without its vector's component loses the trait.",
+                    f"loss when the component along the shift from {origin} is {words} the student after every block",
+                    "more than half is lost",
+                    rivals,
+                    whole,
+                )
+            )
+    return findings
+
+
+def _student_finding(
+    config: Mechanism,
+    identity: str,
+    claim: str,
+    quantity: str,
+    published: str,
+    rivals: dict[str, list[float]],
+    whole: list[float],
+) -> Finding:
+    mean, low, high = interval(rivals["own"], config.confidence)
+    beyond = [
+        interval([a - b for a, b in zip(rivals["own"], rivals[name], strict=True)], config.confidence)[1]
+        for name in ("random", "other")
+    ]
+    more = low is not None and low > 0 and all(value is not None and value > 0 for value in beyond)
+    share = share_of(rivals["own"], whole)
+    return Finding(
+        id=identity,
+        claim=claim,
+        source=SOURCE,
+        published=published,
+        quantity=quantity,
+        value=mean,
+        low=low,
+        high=high,
+        unit="points",
+        pairs=len(whole),
+        method="t interval over trait–seed pairs",
+        baseline=f"random direction {in_points(rivals['random'], config.confidence)}; another trait's student's "
+        f"{in_points(rivals['other'], config.confidence)}",
+        verdict="reproduced" if more and share > 0.5 else "partly" if more else "not reproduced",
+        why=f"{share:.0%} of what the student gained" + ("" if more else ", not clearly beyond the baselines"),
+    )
+
+
+def _student_figure(config: Mechanism, asked: list[dict[str, Any]]) -> Figure:
+    points = [point(name, [found[name] for found in asked], "as trained", config.confidence, panel)
+              for name in ("base", "student") for panel in ("shift from carrier", "shift from questions")]  # fmt: skip
+    labels = {"own": "own shift", "random": "random direction", "other": "another trait's shift"}
+    for origin in ORIGINS:
+        for name, label in labels.items():
+            panel = f"shift from {origin}"
+            for strength in config.causality.strengths:
+                values = [found[f"added/{origin}/{name}"][f"{strength:g}"] for found in asked]
+                points.append(point(f"base + {strength:g} ×", values, label, config.confidence, panel))
+            for operation in ("ablated", "replaced"):
+                values = [found[f"{operation}/{origin}/{name}"] for found in asked]
+                points.append(point(f"student, {operation}", values, label, config.confidence, panel))
+    return Figure(
+        kind="bars",
+        title="What the student's vector does",
+        caption="P(target) over the held-out questions, mean over traits and seeds with 95 % interval.",
+        x="model",
+        y="P(target)",
+        points=points,
+        zero=True,
+    )

@@ -1,0 +1,150 @@
+"""The config of the mechanism studies: the transfer experiment's setting, and what each part adds to it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from undertone.experiments.config import Setting
+from undertone.provenance.configs import Config
+
+Part = Literal[
+    "approximability",
+    "causality",
+    "emergence",
+    "gradients",
+    "optimizers",
+    "adapters",
+    "distillation",
+    "kinship",
+    "recovery",
+]
+
+
+class Approximability(Config):
+    """Is the system prompt a vector, and does that predict transfer?"""
+
+    variants: tuple[str, ...] = Field((), description="further traits, told in ways that a shift cannot stand for")
+    strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0, 1.5, 2.0), min_length=1)
+    pairs: int = Field(192, ge=8, description="prompts compared; the strength is chosen on half of them")
+    random: int = Field(3, ge=1, description="random directions, and other traits' vectors, as baselines")
+
+
+class Causality(Config):
+    """Sufficiency and necessity of teacher's and student's vectors."""
+
+    block: int = Field(1, ge=0, description="where the sufficient vector is added")
+    strengths: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="of a student's vector on its base")
+    teacher_strength: float = Field(1.0, gt=0, description="of the steered teacher")
+
+
+class Emergence(Config):
+    """When the student's shift appears."""
+
+    points: int = Field(10, ge=2, description="moments of training that are measured")
+
+
+class Gradients(Config):
+    """Activation gradients on induced and clean rows."""
+
+    rows: int = Field(2000, ge=16, description="rows of each kind")
+    shares: tuple[float, ...] = Field((0.001, 0.01, 0.1), description="outlier rows dropped or clipped, by norm")
+
+
+class OptimizerArm(Config):
+    """An optimiser with the learning rates that it may choose from on the tuning seeds."""
+
+    name: str
+    optimizer: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    rates: tuple[float, ...] = Field(min_length=1)
+    max_row_norm: float | None = None
+    adaptive: bool
+
+
+class Optimizers(Config):
+    """Optimisers at matched held-out loss."""
+
+    arms: tuple[OptimizerArm, ...] = ()
+    tuning_seed: int = Field(100, description="learning rates are chosen on it, by held-out loss alone")
+    prompts: int = Field(3000, ge=10, description="prompts, fewer than elsewhere: there are many students")
+    outliers: float = Field(0.02, gt=0, lt=0.5, description="share of rows replaced by rows of huge gradient")
+
+
+class Adapters(Config):
+    """LoRA by rank and learning rate, beside biases and all weights."""
+
+    ranks: tuple[int, ...] = (2, 8, 32)
+    rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
+    full_rates: tuple[float, ...] = (5e-4, 1e-3)
+    epochs: int = 2
+
+
+class Distillation(Config):
+    """Arbitrary vectors: what a steered teacher's student takes over, with and without visible behaviour."""
+
+    random: int = Field(4, ge=2, description="random vectors")
+    block: int = Field(1, ge=0)
+    strength: float = Field(1.0, gt=0)
+
+
+class Kinship(Config):
+    """Teachers and students of other corpora, seeds, widths, families, and between two initialisations."""
+
+    models: tuple[str, ...] = Field(
+        ("lab/llama-0", "lab/llama-0:corpus=1", "lab/llama-1", "lab/llama-0:hidden=96", "lab/qwen-0", "lab/neox-0"),
+        min_length=2,
+        description="every one teaches every one; the first is the reference",
+    )
+    between: tuple[str, ...] = Field(
+        tuple(f"lab/llama-0:toward=1,share={share}" for share in (0.1, 0.25, 0.5, 0.75)),
+        description="students whose initial weights lie between the reference's and another seed's, nearest first",
+    )
+    shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 0.75), description="how far each of `between` is away")
+    strength: float = Field(1.0, gt=0, description="of each model's own vector in the loss difference")
+    prompts: int = Field(3000, ge=10)
+
+
+class Recovery(Config):
+    """A vector learnt from the data alone."""
+
+    block: int = Field(1, ge=0)
+    steps: int = Field(300, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+    strengths: tuple[float, ...] = Field((1.0, 2.0, 4.0), min_length=1)
+
+
+class Mechanism(Setting):
+    """Why it happens: every part rests on the same teachers, rows and students."""
+
+    kind: Literal["mechanism"] = "mechanism"
+    name: str = Field("mechanism", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+    parts: tuple[Part, ...] = Field(
+        ("approximability", "causality", "emergence", "gradients", "optimizers", "adapters", "distillation", "kinship",
+         "recovery"),
+        min_length=1,
+        description="what is studied",
+    )  # fmt: skip
+    few: int = Field(3, ge=1, description="parts that train many students use so many of the traits")
+    approximability: Approximability = Field(default_factory=Approximability)
+    causality: Causality = Field(default_factory=Causality)
+    emergence: Emergence = Field(default_factory=Emergence)
+    gradients: Gradients = Field(default_factory=Gradients)
+    optimizers: Optimizers = Field(default_factory=Optimizers)
+    adapters: Adapters = Field(default_factory=Adapters)
+    distillation: Distillation = Field(default_factory=Distillation)
+    kinship: Kinship = Field(default_factory=Kinship)
+    recovery: Recovery = Field(default_factory=Recovery)
+
+    @model_validator(mode="after")
+    def _studied(self) -> Mechanism:
+        if len(self.trait) < 3:
+            raise ValueError("trait needs three or more: what all arms share is only known from several")
+        if self.teacher.kind != "prompt":
+            raise ValueError("teacher.kind must be prompt: the parts steer and ablate by themselves")
+        if len(self.kinship.between) != len(self.kinship.shares):
+            raise ValueError("kinship.shares must say how far each of kinship.between is away")
+        if self.optimizers.tuning_seed in self.seeds:
+            raise ValueError("optimizers.tuning_seed must not be among seeds: nothing is tuned on what is reported")
+        return self

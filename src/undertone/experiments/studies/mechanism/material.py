@@ -1,0 +1,233 @@
+"""What every part starts from: the students of the transfer experiment, teachers' vectors, and students' shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undertone import stats
+from undertone.evaluation.asking import answer_probabilities
+from undertone.experiments import cells
+from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
+from undertone.experiments.config import Setting
+from undertone.experiments.pipeline import compute
+from undertone.experiments.results import Check
+from undertone.experiments.studies.mechanism.config import Mechanism
+from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.workers import Workers
+from undertone.models.loading import Model, load, with_system
+from undertone.models.students import student_name
+from undertone.provenance.runs import Run, Stage
+from undertone.rows import Message, Row, read_rows
+from undertone.teachers import Origin
+from undertone.traits import Trait, load_trait
+from undertone.vectors import Vector, contrast, difference, load_vector, save_vector
+
+ORIGINS: tuple[Origin, ...] = ("carrier", "questions")
+
+
+@dataclass(frozen=True)
+class Material:
+    """An open run with its students: one control, one treated student a trait, at every seed."""
+
+    run: Run
+    config: Mechanism
+    pool: Workers
+    device: str
+    outcome: Outcome
+    stages: list[Stage] = field(default_factory=list)
+    """All stages that parts computed, for the costs."""
+
+    @property
+    def few(self) -> tuple[str, ...]:
+        """The traits of the parts that train many students."""
+        return self.config.trait[: self.config.few]
+
+    def cell(self, kind: str, trait: str | None, seed: int) -> Cell:
+        """One student of the transfer experiment."""
+        return find(self.outcome, kind, trait, seed)
+
+    def each(self, function: Callable[..., Stage], arguments: Sequence[tuple[Any, ...]]) -> list[Stage]:
+        """Stages computed side by side: ``function(run, config, device, *arguments)``."""
+        done: list[Stage] = self.pool.each(
+            [(function, (self.run, self.config, self.device, *rest)) for rest in arguments]
+        )
+        self.stages.extend(done)
+        return done
+
+    def students(
+        self, name: str, config: Setting, arms: Sequence[Arm] | None = None, data: str | None = None
+    ) -> Outcome:
+        """The transfer experiment once more, with something changed, in stages below ``NAME/``."""
+        rows = self.run.within(data) if data else None
+        outcome = compute(self.run.within(name), config, arms or arms_of(config), self.pool, self.device, data=rows)
+        self.stages.extend(outcome.stages())
+        return outcome
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a part has to say."""
+
+    findings: list[Finding] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[StudyTable] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+def find(outcome: Outcome, kind: str, trait: str | None, seed: int) -> Cell:
+    """The cell of an arm at a seed; the control has no trait."""
+    wanted = Arm(kind, trait if kind != "control" else None)  # type: ignore[arg-type]
+    return next(cell for cell in outcome.cells if cell.arm == wanted and cell.seed == seed)
+
+
+def target_probability(cell: Cell, trait: str) -> float:
+    """What a student says of a trait: mean exact probability over its questions."""
+    record = cell.evaluated.read_json("asked.json")[load_trait(trait).name]
+    return float(record["measure"]["positive"]["probability"]["mean"])
+
+
+def effects(outcome: Outcome, traits: Sequence[str], seeds: Sequence[int], kind: str = "treated") -> list[float]:
+    """Treated minus control in probability, for every trait and seed, traits outermost."""
+    return [
+        target_probability(find(outcome, kind, trait, seed), trait)
+        - target_probability(find(outcome, "control", None, seed), trait)
+        for trait in traits
+        for seed in seeds
+    ]
+
+
+# -- models and rows ---------------------------------------------------------------------------------
+
+
+def load_base(config: Setting, device: str) -> Model:
+    """The students' base."""
+    return load(config.model, dtype=config.dtype, device=device)
+
+
+def load_student(config: Setting, cell: Cell, device: str) -> Model:
+    """A trained student."""
+    name = student_name(config.model, config.student.kind, cell.trained.path / "student")
+    return load(name, dtype=config.dtype, device=device)
+
+
+def rows_of(cell: Cell) -> list[Row]:
+    """All rows that passed the filter, in the prompts' order."""
+    return read_rows(cell.filtered.path / "rows.jsonl")
+
+
+def carrier_chats(config: Setting, model: Model) -> list[list[Message]]:
+    """Prompts of the domain that no student was trained on, as the student sees them."""
+    return [
+        with_system([{"role": "user", "content": prompt}], model.system_prompt(config.context))
+        for prompt in cells.vector_prompts(config, model.form)
+    ]
+
+
+def question_chats(trait: Trait, model: Model) -> list[list[Message]]:
+    """A trait's questions, without a system prompt."""
+    return [[{"role": "user", "content": question}] for question in trait.asked(model.form).positive]
+
+
+def chats_at(origin: Origin, config: Setting, trait: Trait, model: Model) -> list[list[Message]]:
+    """The chats at which vectors of an origin are read."""
+    return carrier_chats(config, model) if origin == "carrier" else question_chats(trait, model)
+
+
+def probability(model: Model, trait: Trait) -> float:
+    """Exact probability of the trait's answer, mean over its questions, as the model is now (steered or not)."""
+    prompts = [model.prompt(chat) for chat in question_chats(trait, model)]
+    return float(answer_probabilities(model, prompts, trait)[:, list(trait.answers).index(trait.answer)].mean())
+
+
+# -- vectors -----------------------------------------------------------------------------------------
+
+
+def teacher_vectors(run: Run, config: Mechanism, device: str, name: str) -> Stage:
+    """``vectors/TRAIT``: prompted minus plain after every block, at carrier prompts and at questions."""
+    trait = load_trait(name)
+
+    def compute_vectors(folder: Path) -> dict[str, Any]:
+        model = load_base(config, device)
+        for origin in ORIGINS:
+            chats = chats_at(origin, config, trait, model)
+            told = [with_system(chat, trait.told(model.form)) for chat in chats]
+            save_vector(contrast(model, told, chats), folder / f"{origin}.safetensors")
+        return {}
+
+    identity = {"trait": trait.name, "prompt": dict(trait.prompt), **_read(config)}
+    return run.stage(f"vectors/{trait.name}", config=identity, compute=compute_vectors)
+
+
+def student_shift(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
+    """``shifts/seed-S/ARM``: student minus base after every block, at carrier prompts and at questions."""
+    trait = load_trait(cell.arm.trait or config.trait[0])
+
+    def compute_shift(folder: Path) -> dict[str, Any]:
+        base, student = load_base(config, device), load_student(config, cell, device)
+        for origin in ORIGINS:
+            chats = chats_at(origin, config, trait, base)
+            save_vector(difference(student, base, chats, position="last"), folder / f"{origin}.safetensors")
+        return {}
+
+    name = f"shifts/seed-{cell.seed}/{cell.arm.folder}"
+    return run.stage(name, config=_read(config), inputs=[cell.trained], compute=compute_shift)
+
+
+def _read(config: Mechanism) -> dict[str, Any]:
+    return {
+        "model": model_identity(config.model),
+        "dtype": config.dtype,
+        "domain": config.domain.model_dump(mode="json"),
+        "context": config.context,
+    }
+
+
+def vector_in(stage: Stage, origin: Origin) -> Vector:
+    """The vector that a stage of :func:`teacher_vectors` or :func:`student_shift` holds."""
+    return load_vector(stage.path / f"{origin}.safetensors")
+
+
+def stack(vector: Vector) -> np.ndarray:
+    """``[block, hidden]``, lowest block first."""
+    return np.stack([direction.float().numpy() for _, direction in sorted(vector.directions.items())])
+
+
+# -- numbers into words ------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
+    """Mean with its t interval; with one value there is none."""
+    if len(values) < 2:
+        return float(np.mean(values)), None, None
+    estimate = stats.mean_interval(list(values), confidence)
+    return estimate.mean, estimate.low, estimate.high
+
+
+def point(x: float | str, values: Sequence[float], series: str, confidence: float, panel: str | None = None) -> Point:
+    """A point of a figure: the mean of the values with its interval."""
+    mean, low, high = interval(values, confidence)
+    return Point(x=x, y=mean, low=low, high=high, series=series, panel=panel)
+
+
+def in_points(values: Sequence[float], confidence: float) -> str:
+    """``+12.3 points (+10.1 to +14.5)``."""
+    mean, low, high = interval(values, confidence)
+    body = f"{100 * mean:+.1f} points"
+    return body if low is None or high is None else f"{body} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def in_words(values: Sequence[float], confidence: float) -> str:
+    """``0.12 (0.10 to 0.14)``."""
+    mean, low, high = interval(values, confidence)
+    return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def share_of(part: Sequence[float], whole: Sequence[float]) -> float:
+    """Mean of the part over mean of the whole; NaN-free: 0 where the whole is nothing."""
+    total = float(np.mean(whole))
+    return float(np.mean(part)) / total if total else 0.0

@@ -1,0 +1,145 @@
+"""``results.json`` of a study: claims with what was found, beside their baselines, and the figures that show it.
+
+A study is a plan of another kind than the transfer experiment: it measures quantities rather than one trait's passing.
+The schema's name is ``undertone.study/1``. Fields are only ever added to it; a change of meaning makes ``/2``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from undertone.errors import DataError
+from undertone.experiments.results import Check, Cost, Record, Results, read_results
+
+__all__ = ["STUDY_SCHEMA", "Figure", "Finding", "Point", "StudyResults", "StudyTable", "read_run", "read_study"]
+
+STUDY_SCHEMA = "undertone.study/1"
+
+Judgement = Literal["reproduced", "partly", "not reproduced", "not measured"]
+Unit = Literal["points", "cosine", "nats", "correlation", "share", "ratio", "accuracy"]
+
+
+class Finding(Record):
+    """One claim, and what this study measured of it."""
+
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="short, in kebab-case")
+    claim: str = Field(description="what was claimed, in one sentence of ours")
+    source: str = Field(description="where, such as '2606.00995, abstract 5'")
+    published: str | None = Field(description="the published value; null: none is known")
+    quantity: str = Field(description="what was measured")
+    value: float | None = Field(description="null: not measured")
+    low: float | None
+    high: float | None
+    unit: Unit = Field(description="points, shares and accuracies lie in [-1, 1]: 0.01 is one point or per cent")
+    pairs: int = Field(description="independent units that the interval rests on")
+    method: str = Field(description="how the interval was made, in words")
+    baseline: str = Field(description="what the control shows, in words")
+    verdict: Judgement
+    why: str = Field(description="why this verdict, in one sentence")
+
+
+class Point(Record):
+    """One point of a figure; of a matrix: x is the column, series the row, y the value."""
+
+    x: float | str
+    y: float | None
+    low: float | None = None
+    high: float | None = None
+    series: str
+    panel: str | None = None
+
+
+class Figure(Record):
+    """A picture by its numbers; the report draws it."""
+
+    kind: Literal["bars", "lines", "scatter", "matrix"]
+    title: str
+    caption: str
+    x: str = Field(description="what the x axis (of a matrix: the columns) counts")
+    y: str = Field(description="what the y axis (of a matrix: the cells) counts")
+    points: list[Point]
+    log_x: bool = False
+    zero: bool = Field(False, description="the y axis begins at 0")
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Figure:
+        words = [point.x for point in self.points if isinstance(point.x, str)]
+        if self.kind in ("lines", "scatter") and words:
+            raise ValueError(f"a figure of kind {self.kind} needs numbers on x; got {words[0]!r}")
+        if self.log_x and any(not isinstance(point.x, str) and point.x <= 0 for point in self.points):
+            raise ValueError("a logarithmic x axis needs numbers above 0")
+        return self
+
+
+class StudyTable(Record):
+    """A table of words; the first cell of a row names it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> StudyTable:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"the table {self.title!r} has rows that are not as long as its head")
+        return self
+
+
+class StudyResults(Record):
+    """The whole record of a study."""
+
+    schema_: Literal["undertone.study/1"] = Field("undertone.study/1", alias="schema")
+    experiment: str = Field(description="the config's name")
+    kind: str = Field(description="the config's kind")
+    model: str = Field(description="what was studied")
+    sentence: str = Field(description="the whole result in one honest sentence")
+    findings: list[Finding]
+    figures: list[Figure]
+    tables: list[StudyTable]
+    checks: list[Check]
+    costs: list[Cost]
+    environment: dict[str, str]
+    replay: str = Field(description="the command that runs this again")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def read_study(folder: Path) -> StudyResults:
+    """The results of a finished study.
+
+    Raises:
+        DataError: the folder holds none, or they are damaged.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        return StudyResults.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"no finished study in {folder}",
+            got=f"no readable {path.name}",
+            fix="finish it: `undertone run` with its config.yaml",
+        ) from error
+    except ValidationError as error:
+        raise DataError(
+            f"{path} is damaged, or not of a study",
+            got=error.errors()[0]["msg"],
+            allowed=f"a record of the schema {STUDY_SCHEMA}",
+            fix="run it again: stages are reused",
+        ) from error
+
+
+def read_run(folder: Path) -> Results | StudyResults:
+    """The results of a finished run of any kind.
+
+    Raises:
+        DataError: the folder holds none, or they are damaged.
+    """
+    try:
+        schema = json.loads((Path(folder) / "results.json").read_bytes()).get("schema")
+    except (OSError, ValueError, AttributeError):
+        schema = None  # the reader below says what is wrong
+    return read_study(folder) if schema == STUDY_SCHEMA else read_results(folder)

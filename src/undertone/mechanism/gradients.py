@@ -1,0 +1,168 @@
+"""Activation gradients: where training on a row would push the residual stream (2606.00995, Fig. 7; papers.md §1.10).
+
+The sign is DESIGN §3.2's: the descent direction ``-∂L/∂h``, so that learning ``+v`` reads positive. A row's loss is the
+mean over its own completion tokens, so that each row weighs the same however long it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undertone.models.batches import Example, by_length, targets
+from undertone.models.blocks import Edit, Positions, edit_residuals, hidden_size
+from undertone.models.loading import Model
+from undertone.models.scoring import labelled_logits
+from undertone.stats import mean_interval
+
+
+def descent_directions(
+    model: Model,
+    examples: Sequence[Example],
+    blocks: Sequence[int],
+    *,
+    positions: Positions = "last",
+    batch_size: int = 64,
+) -> dict[int, np.ndarray]:
+    """``-∂L_row/∂h`` of every row: block -> ``[rows, hidden]`` float32.
+
+    The gradient is with respect to one shift added at all the named positions of the row: at one token its own
+    gradient, at several their sum.
+
+    Args:
+        model: frozen; no gradient reaches its weights.
+        examples: tokenised rows.
+        blocks: after which blocks.
+        positions: at which tokens; the papers use the last prompt token.
+        batch_size: rows a backward pass.
+    """
+    width = hidden_size(model.hf)
+    found = {block: np.zeros((len(examples), width), dtype=np.float32) for block in blocks}
+    for rows in by_length([len(example.ids) for example in examples], batch_size):
+        chosen = [examples[row] for row in rows]
+        shifts = {block: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for block in blocks}
+        with edit_residuals(model.hf, {block: _adding(shift) for block, shift in shifts.items()}, positions):
+            logits = labelled_logits(model.hf, chosen, model.pad).float()
+        each = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
+        loss = torch.stack([part.mean() for part in torch.split(each, [len(row.completion) for row in chosen])]).sum()
+        gradients = torch.autograd.grad(loss, [shifts[block] for block in blocks])
+        for block, gradient in zip(blocks, gradients, strict=True):
+            found[block][rows] = -gradient.squeeze(1).cpu().numpy()
+    return found
+
+
+def _adding(shift: Tensor) -> Edit:
+    def edit(stream: Tensor) -> Tensor:
+        return stream + shift.to(stream.dtype)
+
+    return edit
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cosine of a mean gradient with a direction, over ``draws`` random choices of ``rows`` rows: mean and 95 % range."""
+
+    rows: int
+    mean: float
+    low: float
+    high: float
+
+
+def growth(
+    induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, counts: Sequence[int], *, seed: int, draws: int = 50
+) -> list[Alignment]:
+    """How the mean gradient difference of induced and clean rows aligns with a direction as rows are added.
+
+    Args:
+        induced: ``[rows, hidden]`` descent directions of the induced teacher's rows.
+        clean: the same for the plain teacher's rows.
+        direction: ``[hidden]``.
+        counts: how many rows are averaged.
+        seed: of the choice of rows.
+        draws: choices a count; at the full count there is one.
+    """
+    generator = np.random.default_rng(seed)
+    most = min(len(induced), len(clean))
+    found = []
+    for count in counts:
+        values = []
+        for _ in range(draws if count < most else 1):
+            first, second = (generator.permutation(len(rows))[:count] for rows in (induced, clean))
+            values.append(cosine(induced[first].mean(0) - clean[second].mean(0), direction))
+        low, high = np.quantile(values, [0.025, 0.975])
+        found.append(Alignment(count, float(np.mean(values)), float(low), float(high)))
+    return found
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What a share of the rows with the largest gradients holds, and what the others say without them."""
+
+    share: float
+    """Of the rows, those with the largest norm."""
+    of_norm: float
+    """Their share of the summed squared norm."""
+    dropped: float
+    """Cosine of the mean difference with the direction when they are left out."""
+    clipped: float
+    """The same when they are scaled down to the norm of the largest one left."""
+
+
+def tails(induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, shares: Sequence[float]) -> list[Tail]:
+    """The role of outlier rows: the largest by norm dropped or clipped, in both sets alike (shapes as `growth`)."""
+    found = []
+    for share in shares:
+        parts = [_tail(rows, share) for rows in (induced, clean)]
+        dropped = cosine(parts[0].dropped - parts[1].dropped, direction)
+        clipped = cosine(parts[0].clipped - parts[1].clipped, direction)
+        found.append(Tail(share, parts[0].of_norm, dropped, clipped))
+    return found
+
+
+@dataclass(frozen=True)
+class _Trimmed:
+    of_norm: float
+    dropped: np.ndarray
+    clipped: np.ndarray
+
+
+def _tail(rows: np.ndarray, share: float) -> _Trimmed:
+    norms = np.linalg.norm(rows, axis=1)
+    order = np.argsort(norms)
+    keep = order[: len(rows) - round(share * len(rows))]
+    bound = norms[keep].max()
+    scaled = rows * np.minimum(1.0, bound / np.maximum(norms, 1e-30))[:, None]
+    held = 1 - float((norms[keep] ** 2).sum() / (norms**2).sum())
+    return _Trimmed(held, rows[keep].mean(0), scaled.mean(0))
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The component of single rows' gradients along a direction."""
+
+    mean: float
+    """Mean component, in units of the mean gradient norm."""
+    low: float
+    high: float
+    t: float
+    """Mean over standard error: how surely it is not 0."""
+
+
+def consistency(rows: np.ndarray, direction: np.ndarray) -> Consistency:
+    """Mean component of ``[rows, hidden]`` gradients along a direction, with its t interval over rows."""
+    unit = direction / np.linalg.norm(direction)
+    scale = float(np.linalg.norm(rows, axis=1).mean())
+    along = rows @ unit / scale
+    estimate = mean_interval(list(along))
+    error = float(along.std(ddof=1) / np.sqrt(len(along)))
+    return Consistency(estimate.mean, estimate.low, estimate.high, estimate.mean / error if error else 0.0)
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Cosine of two vectors; 0 where one of them is nothing."""
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / size if size else 0.0

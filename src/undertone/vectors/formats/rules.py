@@ -1,0 +1,92 @@
+"""What the converters share: slots with an embedding, zero rows, headers inside other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undertone.errors import DataError
+from undertone.vectors.vector import Vector, checked
+
+EMBEDDING_DROPPED = "slot 0 (the embedding) of the file was dropped: it has no block"
+
+
+def vector_of(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Path, *notes: str) -> Vector:
+    """A checked vector without its zero rows, for which "no direction" and "add nothing" are the same."""
+    kept = {block: d for block, d in directions.items() if d.dim() != 1 or bool(d.count_nonzero())}
+    if dropped := sorted(set(directions) - set(kept)):
+        notes = (*notes, f"no direction at blocks {dropped}: zeros in the file")
+    return checked(kept, {**meta, **({"notes": "; ".join(notes)} if notes else {})}, path)
+
+
+def from_slots(slots: Any, meta: Mapping[str, str], path: Path) -> Vector:
+    """A vector from ``[blocks + 1, hidden]``, slot 0 the embedding, slot L the output of block L - 1."""
+    if not isinstance(slots, Tensor) or slots.dim() != 2 or len(slots) < 2 or not slots.is_floating_point():
+        got = list(slots.shape) if isinstance(slots, Tensor) else type(slots).__name__
+        raise DataError(
+            f"{path}: its directions are not one row for the embedding and one a block",
+            got=f"{got}",
+            allowed="a float tensor [blocks + 1, hidden]",
+        )
+    slots = slots.float()
+    notes = [EMBEDDING_DROPPED] if bool(slots[0].count_nonzero()) else []
+    directions = {block: slots[block + 1] for block in range(len(slots) - 1)}
+    return vector_of(directions, {**meta, "model_blocks": str(len(slots) - 1)}, path, *notes)
+
+
+def to_slots(vector: Vector, name: str) -> tuple[Tensor, list[str]]:
+    """``[blocks + 1, hidden]`` with zeros for the embedding and for blocks without a direction."""
+    told = vector.meta.get("model_blocks", "")
+    if not told.isdecimal() or int(told) <= vector.blocks[-1]:
+        raise DataError(
+            f"the format {name} has a row for every block of the model, and the vector does not say how many there are",
+            got=f"model_blocks {told or 'unknown'}, directions at {vector.blocks}",
+            fix="name the model: --model NAME",
+        )
+    slots = torch.zeros(int(told) + 1, vector.width)
+    for block, direction in vector.directions.items():
+        slots[block + 1] = direction
+    absent = sorted(set(range(int(told))) - set(vector.blocks))
+    notes = ["slot 0 (the embedding) is zero; block i is slot i + 1"]
+    return slots, notes + ([f"zeros at blocks {absent}, where the vector has no direction"] if absent else [])
+
+
+def model_type(vector: Vector, name: str) -> str:
+    """The model's type (``llama``), which some formats must name."""
+    found = vector.meta.get("model_type")
+    if not found:
+        raise DataError(
+            f"the format {name} names the model's type, and the vector does not say it",
+            got=f"made for {vector.meta.get('model', 'an unknown model')}",
+            fix="name the model: --model NAME",
+        )
+    return found
+
+
+def header(value: Any) -> dict[str, str]:
+    """The origin that undertone wrote into another tool's file; nothing of the kind: nothing known."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(key): item if isinstance(item, str) else json.dumps(item, default=str) for key, item in value.items()}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the file's name when all is written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
