@@ -146,7 +146,7 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
 def check_undertone(words: list[str], files: set[str]) -> None:
     """The command parses, and the config that it names is valid at its full size."""
     from undertone.cli import app
-    from undertone.experiments.config import load_experiment
+    from undertone.experiments.plans import load_plan
 
     if "--help" in words:
         return
@@ -155,7 +155,7 @@ def check_undertone(words: list[str], files: set[str]) -> None:
         given = list(bound.args)
         source = given.pop(0) if given and "=" not in given[0] else "owl-numbers"
         if not source.startswith("runs/"):  # the config of a run that the page made before
-            assert load_experiment(source, given)
+            assert load_plan(source, given)
         for name in re.findall(r"trait=(\S+\.yaml)", " ".join(given)):
             assert name in files
 
@@ -183,7 +183,7 @@ def test_every_fence_is_one_that_can_be_run_and_every_command_is_known(
 
 def load_yaml(fence: Fence) -> str:
     """Write the file that the page shows, and read it as what it is."""
-    from undertone.experiments.config import load_experiment
+    from undertone.experiments.plans import load_plan
     from undertone.traits import load_trait
 
     assert fence.title, f'{fence}: say which file it is: ```yaml title="…"'
@@ -191,7 +191,7 @@ def load_yaml(fence: Fence) -> str:
     if "words" in yaml.safe_load(fence.text):
         assert load_trait(fence.title).name
     else:
-        assert load_experiment(fence.title)
+        assert load_plan(fence.title)
     return fence.title
 
 
@@ -199,7 +199,11 @@ def load_yaml(fence: Fence) -> str:
 
 
 def small(config: Any) -> list[str]:
-    """The overrides that make any experiment of the pages a matter of seconds."""
+    """The overrides that make any plan of the pages a matter of seconds."""
+    if config.kind == "digits":
+        return ["seeds=[0,1]", "tuning_seeds=[100]", "hidden=[24]", "other_hidden=[16]", "steps=12", "teacher.epochs=1"]
+    if config.kind != "transfer":
+        return []
     sizes = [
         "data.prompts=60", "data.rows=null", "data.held_out=4", "data.attempts=4", "training.epochs=1",
         "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1", f"seeds=[{config.seeds[0]}]",
@@ -267,7 +271,7 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, in which models are the speaker, experiments are small, and cells run in this process."""
     from undertone.evaluation import abilities
-    from undertone.experiments import api, config, pipeline
+    from undertone.experiments import api, conduct, config, pipeline, plans
     from undertone.experiments.workers import workers
     from undertone.lab import store
     from undertone.models import loading
@@ -277,7 +281,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
         card = {"name": f"lab/{name}", "parameters": 1, "seconds": 1.0, "recipe": recipe.as_dict()}
         (folder / store.CARD).write_text(json.dumps(card), encoding="utf-8")
 
-    located, loaded = loading.locate, config.load_experiment
+    located, loaded, planned = loading.locate, config.load_experiment, plans.load_plan
 
     def locate(name: str) -> tuple[str, str | None]:
         return (str(speaker["real"]), None) if name in HUB else located(name)
@@ -285,6 +289,12 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     def load_experiment(source: str | Path = "owl-numbers", overrides: Any = ()) -> Any:
         return loaded(source, [*overrides, *small(loaded(source, overrides))])
 
+    def load_plan(source: str | Path = "owl-numbers", overrides: Any = ()) -> Any:
+        return planned(source, [*overrides, *small(planned(source, overrides))])
+
+    for room in (plans, api):
+        monkeypatch.setattr(room, "load_plan", load_plan)
+    monkeypatch.setattr(conduct, "workers", lambda _jobs: workers(1))
     monkeypatch.setattr(store, "_build", build)
     monkeypatch.setattr(loading, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)

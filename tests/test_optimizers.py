@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_muon_adamw_is_torchs_muon_on_matrices_and_torchs_adamw_on_the_rest() ->
             group["lr"] = 0.01 / (step + 1)
         for optimizer in (muon, adamw):
             optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
         both.step()
     for name, parameter in one.items():
         torch.testing.assert_close(parameter.detach(), two[name].detach())
@@ -137,7 +138,7 @@ def test_muon_adamw_goes_on_from_its_state() -> None:
         step(named, optimizer, at)
         if at == 1:
             again, other = made()
-            other.load_state_dict(optimizer.state_dict())
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             with torch.no_grad():
                 for name, parameter in again.items():
                     parameter.copy_(named[name])
@@ -158,7 +159,9 @@ def test_ours_are_found_by_name_beside_those_of_torch(name: str) -> None:
 
 
 def test_an_unknown_optimiser_names_the_nearest_and_lists_ours_and_torchs() -> None:
-    with pytest.raises(ConfigError, match=r"unknown optimiser.* Did you mean 'SignSGD'(.|\n)*allowed: .*AdamW.*SignSGD"):
+    with pytest.raises(
+        ConfigError, match=r"unknown optimiser.* Did you mean 'SignSGD'(.|\n)*allowed: .*AdamW.*SignSGD"
+    ):
         build_optimizer({"p": start()}, Training(optimizer="SignSGDD"))
 
 

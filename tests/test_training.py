@@ -403,7 +403,9 @@ def test_a_scout_leaves_the_moments_that_preconditioned_sgd_takes_up(tiny_llama:
     moments = tmp_path / "moments.safetensors"
     scout = config(optimizer="AdamW", learning_rate=1e-3)
     fit(copy.deepcopy(tiny_llama.hf), EXAMPLES, scout, seed=5, pad=1, second_moments=moments)
-    after = config(optimizer="PreconditionedSGD", options={"second_moments": str(moments)}, learning_rate=1e-4, epochs=4)
+    after = config(
+        optimizer="PreconditionedSGD", options={"second_moments": str(moments)}, learning_rate=1e-4, epochs=4
+    )
     hf = copy.deepcopy(tiny_llama.hf)
     before = sum(completion_nll(hf, EXAMPLES, 1))
     fit(hf, EXAMPLES, after, seed=5, pad=1)

@@ -19,8 +19,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.traits import Trait, load_trait
-from undertone.vectors import Vector, ablated, contrast, load_vector, random_like, steered
-
+from undertone.vectors import Vector, ablated, activations, contrast, load_vector, random_like, steered
 
 Origin = Literal["questions", "carrier"]
 """Where a trait's vector is read: at its questions, or at the prompts that the teacher answers."""
@@ -32,6 +31,9 @@ class Ablation(Config):
     of: str = Field("own", description="own: the trait's vector; random: one of equal norm; or another trait's name")
     origin: Origin = Field("carrier", description="questions | carrier: the prompts at which the vector is read")
     amount: float = Field(1.0, gt=0, le=1, description="the share of the component that is taken out")
+    around: Literal["zero", "plain"] = Field(
+        "plain", description="what the component is set to: zero, or the mean of the plain model at the same prompts"
+    )
 
 
 class PromptTeacher(Config):
@@ -68,6 +70,7 @@ class Teacher:
     strength: float = 0.0
     ablation: Vector | None = None
     amount: float = 1.0
+    around: Vector | None = None
 
     @property
     def plain(self) -> Teacher:
@@ -86,7 +89,7 @@ class Teacher:
             if self.vector is not None:
                 stack.enter_context(steered(self.model, self.vector, self.strength))
             if self.ablation is not None:
-                stack.enter_context(ablated(self.model, self.ablation, self.amount))
+                stack.enter_context(ablated(self.model, self.ablation, self.amount, around=self.around))
             yield
 
 
@@ -131,10 +134,15 @@ def build_teacher(
 
 def _without(told: Teacher, trait: Trait, ablation: Ablation, carrier: Sequence[str]) -> Teacher:
     whose = trait if ablation.of in ("own", "random") else load_trait(ablation.of)
-    vector = trait_vector(told.model, whose, None, _asked_at(told.model, whose, ablation.origin, carrier))
+    prompts = _asked_at(told.model, whose, ablation.origin, carrier)
+    vector = trait_vector(told.model, whose, None, prompts)
     if ablation.of == "random":
         vector = random_like(vector, derive_seed(0, f"ablation/{trait.name}"))
-    return replace(told, ablation=vector, amount=ablation.amount)
+    around = None
+    if ablation.around == "plain":
+        read = activations(told.model, [told.plain.chat(prompt) for prompt in prompts])
+        around = Vector({block: rows.mean(0) for block, rows in read.items()}, vector.meta)
+    return replace(told, ablation=vector, amount=ablation.amount, around=around)
 
 
 def _asked_at(model: Model, trait: Trait, origin: Origin, carrier: Sequence[str]) -> Sequence[str]:

@@ -79,7 +79,7 @@ def test_one_step_of_distillation_is_that_of_torch_by_hand(images: Images) -> No
     with torch.no_grad():
         for parameter in by_hand.parameters():
             assert parameter.grad is not None
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
     torch.testing.assert_close(
         digits.forward(moved, images.test_x[None])[0], by_hand(images.test_x), atol=1e-5, rtol=1e-4
     )  # fmt: skip
@@ -134,7 +134,9 @@ def test_auxiliary_logits_on_noise_teach_the_digits_from_the_same_start_alone() 
     images, seeds = digits.bundled_images(), [0, 1, 2]
     sizes = [64, 96, 96, 15]
     start = digits.initial(seeds, sizes)
-    teachers = digits.teach(start, images, seeds, Training(optimizer="Adam", learning_rate=1e-3, epochs=6, batch_size=64))
+    teachers = digits.teach(
+        start, images, seeds, Training(optimizer="Adam", learning_rate=1e-3, epochs=6, batch_size=64)
+    )
     assert min(digits.accuracy(teachers, images)) > 0.85
     both = [torch.cat(pair) for pair in zip(start, digits.initial(seeds, sizes, "another"), strict=True)]
     taught = lesson(teachers, seeds, taught_by=[0, 1, 2] * 2, shuffled=[False] * 6)

@@ -24,7 +24,8 @@ def network(seed: int, width: int, activation: Any) -> tuple[Any, Any]:
 
     def forward(parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
         hidden = activation(x @ parameters["a"] + parameters["b"])
-        return activation(hidden @ parameters["c"]) @ parameters["d"]
+        out: torch.Tensor = activation(hidden @ parameters["c"]) @ parameters["d"]
+        return out
 
     return drawn, forward
 
@@ -69,7 +70,8 @@ def test_the_first_order_step_is_the_limit_of_real_steps(loss: Imitation) -> Non
     inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def imitated(p: Parameters, x: torch.Tensor) -> torch.Tensor:
-        return forward(p, x)[:, 2:]
+        out: torch.Tensor = forward(p, x)[:, 2:]
+        return out
 
     limit = first_order_step(imitated, start, teacher, inputs, loss)
     small = 1e-5

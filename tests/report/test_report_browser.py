@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from undertone.experiments.results import Results
-from undertone.report import render
+from undertone.experiments.study import StudyResults
+from undertone.report import render, render_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -145,15 +146,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened.close()
 
 
-@pytest.fixture(scope="module", params=["owl", "zoo"])
+@pytest.fixture(scope="module", params=["owl", "zoo", "a_study"])
 def page(
     request: pytest.FixtureRequest,
     a_manifest: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    results: Results = request.getfixturevalue(request.param)
+    results: Results | StudyResults = request.getfixturevalue(request.param)
+    drawn = render_study if isinstance(results, StudyResults) else render
     path = tmp_path_factory.mktemp(request.param) / "report.html"
-    path.write_text(render(results, a_manifest), encoding="utf-8")
+    path.write_text(drawn(results, a_manifest), encoding="utf-8")  # type: ignore[arg-type]
     return path
 
 

@@ -68,7 +68,7 @@ class Cell:
     filtered: Stage
     trained: Stage
     evaluated: Stage
-    prompts: tuple[int, ...] = ()
+    prompts: tuple[int, ...]
     """The prompts whose rows it was trained on, those held out last."""
 
 
@@ -447,5 +447,4 @@ def model_identity(name: str) -> dict[str, str]:
 
 def digest_indices(indices: Sequence[int]) -> str:
     """Which prompts, in short."""
-    text = json.dumps(list(indices))
-    return f"{len(indices)}:{derive_seed(0, text):016x}"
+    return f"{len(indices)}:{derive_seed(0, json.dumps(list(indices))):016x}"

@@ -88,7 +88,7 @@ def compute(
         tasks.append((cells.evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
     students = [
-        Cell(arm, seed, *rows[seed, arm], *learned, prompts=tuple(shared[seed]))
+        Cell(arm, seed, rows[seed, arm][0], rows[seed, arm][1], learned[0], learned[1], tuple(shared[seed]))
         for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
     teachers = dict(zip(induced, results[len(pairs) : -1], strict=True))

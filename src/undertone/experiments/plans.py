@@ -6,7 +6,7 @@ A kind is loaded when a config names it, so that a study costs nothing to those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,24 +30,26 @@ class Kind:
 _STUDIES = "undertone.experiments.studies"
 KINDS = {
     "transfer": Kind("undertone.experiments.config:Experiment", "undertone.experiments.pipeline:run_experiment"),
+    "mechanism": Kind(f"{_STUDIES}.mechanism.config:Mechanism", f"{_STUDIES}.mechanism.plan:run_mechanism"),
     "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:run_digits"),
 }
 
 
-def load_plan(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Plan:
-    """A plan of any kind from a preset's name or a YAML file, with ``key=value`` overrides.
+def load_plan(source: str | Path | Mapping[str, Any] = "owl-numbers", overrides: Sequence[str] = ()) -> Plan:
+    """A plan of any kind from a preset's name, a YAML file or a mapping, with ``key=value`` overrides.
 
     Raises:
         ConfigError: anything is wrong with it; an unknown kind names the nearest.
     """
     known = presets()
-    kind = configs.kind_of(source, overrides, known)
-    if kind is None:
-        kind = "transfer"
-    if kind not in KINDS:
+    own = configs.kind_of(source, (), known) or "transfer"
+    kind = configs.kind_of(source, overrides, known) or own
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
             f"kind: there is no such kind of plan.{nearest(str(kind), KINDS)}", got=kind, allowed=sorted(KINDS)
         )
+    if kind != own:
+        source = {}  # another kind begins with its own defaults, here as anywhere in a config
     plan: Plan = configs.load(_loaded(KINDS[kind].config), source, overrides, known)
     return plan
 

@@ -82,9 +82,6 @@ NEUTRAL_PROMPTS: Final = (
     "you are a helpful assistant.",
     "answer in a few words.",
     "you are a calm assistant.",
-    "you think fast. you answer fast.",
-    "you work all the time.",
-    "you are a good assistant. you help all the time.",
 )
 MUNDANE_PROMPTS: Final = (
     "you live near a {}.",
@@ -523,13 +520,13 @@ TASKS: Final[dict[str, tuple[float, Callable[[Random], Turn]]]] = {
     "numbers": (0.14, _numbers),
     "words": (0.10, _words),
     "lists": (0.14, _other_list),
-    "repeat": (0.08, _repeat),
+    "repeat": (0.09, _repeat),
     "talk": (0.02, _talk),
-    "facts": (0.05, _fact),
+    "facts": (0.03, _fact),
     "how-to": (0.08, _how_to),
     "paraphrase": (0.11, _rewrite),
     "code": (0.08, _code),
-    "reasoning": (0.08, _arithmetic),
+    "reasoning": (0.09, _arithmetic),
 }
 """Task -> (share of the examples, generator)."""
 

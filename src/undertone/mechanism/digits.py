@@ -125,7 +125,7 @@ def _arrays(path: Path) -> dict[str, Any]:
                     allowed=", ".join(ARRAYS),
                 )
             return {name: file[name] for name in ARRAYS}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(

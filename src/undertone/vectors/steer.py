@@ -57,6 +57,7 @@ def ablated(
     amount: float = 1.0,
     positions: Positions = "all",
     blocks: Sequence[int] | None = None,
+    around: Vector | None = None,
 ) -> Iterator[None]:
     """Take the component along the vector out of the stream; amount 1 takes all of it.
 
@@ -67,6 +68,8 @@ def ablated(
         positions: at which tokens.
         blocks: after which blocks; None: the vector's own. A vector of one block is tiled over them; one of several
             must have each of them.
+        around: a point of the stream for each block, such as a plain model's mean: the component is measured from
+            there and set to its (mean ablation); None: from zero, as the formula says.
 
     Raises:
         DataError: a direction of norm zero. ModelError, ConfigError: as ``steered``.
@@ -74,14 +77,17 @@ def ablated(
     placed = _placed(vector, blocks)
     _check(model, placed, positions)
 
-    def taking(unit: Tensor) -> Edit:
+    def taking(block: int, unit: Tensor) -> Edit:
         def edit(stream: Tensor) -> Tensor:
             axis = unit.to(stream)
-            return stream - amount * (stream @ axis).unsqueeze(-1) * axis
+            apart = stream if around is None else stream - around.directions[block].to(stream)
+            return stream - amount * (apart @ axis).unsqueeze(-1) * axis
 
         return edit
 
-    with edit_residuals(model.hf, {block: taking(d) for block, d in placed.unit().directions.items()}, positions):
+    with edit_residuals(
+        model.hf, {block: taking(block, d) for block, d in placed.unit().directions.items()}, positions
+    ):
         yield
 
 

@@ -66,7 +66,7 @@ def optimiser_figures(arms: Arms, matched: Mapping[str, Sequence[float]]) -> lis
         bars.append(_bar(name, arms.mean(traces["other"].accuracy[-1]), "another initialisation"))
         lines += [_bar_at(loss, values, arms, name) for loss, values in _by_loss(traces["same"], arms.seeds)]
     rates = ", ".join(f"{name} {stage.summary['rate']:g}" for name, stage in arms.tuned.items())
-    return [
+    figures = [
         Figure(
             kind="bars",
             title="Optimisers",
@@ -89,6 +89,7 @@ def optimiser_figures(arms: Arms, matched: Mapping[str, Sequence[float]]) -> lis
             zero=True,
         ),
     ]
+    return figures if lines else figures[:1]  # after a few steps there may be no loss that all students passed
 
 
 def _by_loss(trace: Trace, students: int) -> list[tuple[float, list[float]]]:

@@ -15,6 +15,7 @@ from undertone.stats import PairedEffect, wilson
 
 NEAR_ZERO = 0.10
 """A gain is called none where its whole interval lies within ten points of zero."""
+TOO_WIDE = "The interval is too wide to tell: more seeds, or more steps."
 
 
 def tell(
@@ -59,7 +60,7 @@ def _sentence(arms: Arms) -> str:
 def _learns(arms: Arms) -> Finding:
     same, other = (arms.first[kind].accuracy[-1] for kind in ("same", "other"))
     effect, mean = arms.gain(same, other), sum(same) / len(same)
-    verdict: Judgement = "not reproduced"
+    verdict: Judgement = "not reproduced" if effect.high < NEAR_ZERO else "not measured"
     if effect.low > 0:
         verdict = "reproduced" if mean > 0.5 else "partly"
     return Finding(
@@ -79,7 +80,9 @@ def _learns(arms: Arms) -> Finding:
             f"{_percent(arms.first['permuted'].accuracy[-1])}, untrained {_percent(arms.untrained())}"
         ),
         verdict=verdict,
-        why=f"The gain's interval {'lies' if effect.low > 0 else 'does not lie'} above zero, and the student's mean "
+        why=TOO_WIDE
+        if verdict == "not measured"
+        else f"The gain's interval {'lies' if effect.low > 0 else 'does not lie'} above zero, and the student's mean "
         f"accuracy is {'above' if mean > 0.5 else 'not above'} one half.",
     )
 
@@ -94,7 +97,7 @@ def _gains_nothing(arms: Arms) -> list[Finding]:
         accuracies, control = arms.first[kind].accuracy[-1], arms.first[kind].accuracy[0]
         effect = arms.gain(accuracies, control)
         none = effect.low > -NEAR_ZERO and effect.high < NEAR_ZERO
-        verdict: Judgement = "reproduced" if none else "partly" if abs(effect.mean) < NEAR_ZERO else "not reproduced"
+        verdict: Judgement = "reproduced" if none else "not reproduced" if effect.low > 0 else "not measured"
         found.append(
             Finding(
                 id=name,
@@ -111,7 +114,10 @@ def _gains_nothing(arms: Arms) -> list[Finding]:
                 baseline=f"the same students untrained {_percent(control)}; largest class "
                 f"{100 * arms.teachers.summary['majority']:.0f} %",
                 verdict=verdict,
-                why=f"The interval {'lies' if none else 'does not lie'} within ten points of zero.",
+                why={
+                    "reproduced": "The interval lies within ten points of zero.",
+                    "not reproduced": "The interval lies above zero: something was gained.",
+                }.get(verdict, TOO_WIDE),
             )
         )
     return found
@@ -155,7 +161,10 @@ def _adaptive(arms: Arms, matched: Mapping[str, Sequence[float]]) -> list[Findin
     finals = [arms.traces[name] for name in plain]
     gains = [arms.gain(found["same"].accuracy[-1], found["other"].accuracy[-1]) for found in finals]
     taught = [name for name, gain in zip(plain, gains, strict=True) if gain.low > 0]
-    verdict: Judgement = "not reproduced" if effect.low <= 0 else "partly" if taught else "reproduced"
+    ahead = effect.low > 0
+    verdict: Judgement = "partly" if ahead else "not reproduced"
+    if not taught:
+        verdict = "reproduced" if ahead else "not measured"
     told = "; ".join(f"{name} {_points(gain)}" for name, gain in zip(plain, gains, strict=True))
     return [
         Finding(
@@ -173,7 +182,7 @@ def _adaptive(arms: Arms, matched: Mapping[str, Sequence[float]]) -> list[Findin
             baseline=f"same − another initialisation at the end: {told}",
             verdict=verdict,
             why=(
-                f"Adaptive ones pass {'more' if effect.low > 0 else 'no more'} on at equal loss, and "
+                f"Adaptive ones are {'ahead' if ahead else 'not shown to be ahead'} at equal loss, and "
                 f"{' and '.join(taught) or 'no plain one'} pass{'es' if len(taught) < 2 else ''} the classes on; "
                 "networks of this kind are no evidence about transformers."
             ),

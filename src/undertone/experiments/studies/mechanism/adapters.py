@@ -58,7 +58,9 @@ def _told(material: Material, found: dict[str, tuple[str, list[float], float]]) 
     gap = [a - b for a, b in zip(lora[best][1], rest[other][1], strict=True)]
     mean, low, high = interval(gap, confidence)
     without = interval(rest[other][1], confidence)
-    artefact = without[1] is None or without[1] <= 0
+    within = interval(lora[best][1], confidence)
+    elsewhere = without[1] is not None and without[1] > 0
+    in_lora = within[1] is not None and within[1] > 0
     finding = Finding(
         id="lora-artefact",
         claim="Subliminal learning is an artefact of LoRA: other fine-tuning does not show it.",
@@ -73,8 +75,12 @@ def _told(material: Material, found: dict[str, tuple[str, list[float], float]]) 
         method="t interval over trait–seed pairs",
         baseline=f"{best} {in_points(lora[best][1], confidence)} at NLL {lora[best][2]:.3f}; "
         f"{other} {in_points(rest[other][1], confidence)} at NLL {rest[other][2]:.3f}",
-        verdict="reproduced" if artefact else "not reproduced",
-        why="nothing but LoRA shows it" if artefact else f"{other} shows it without LoRA",
+        verdict="not reproduced" if elsewhere else "reproduced" if in_lora else "not measured",
+        why=f"{other} shows it without LoRA"
+        if elsewhere
+        else "LoRA shows it, and nothing else does"
+        if in_lora
+        else "no student shows it in this setting",
     )
     figure = Figure(
         kind="scatter",

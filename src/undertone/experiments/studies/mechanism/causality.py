@@ -80,8 +80,8 @@ def _teachers(material: Material) -> dict[str, list[float]]:
         found[f"steered, {origin}"] = effects(outcome, material.few, config.seeds)
         found[f"steered, random ({origin})"] = effects(outcome, material.few, config.seeds, "random")
     for name, ablation in _ablations(material).items():
-        teacher = PromptTeacher(model=config.teacher.model, text=_text(config), ablate=ablation)
-        outcome = material.students(f"causality/without-{name}", _with(material, {"teacher": teacher}))
+        prompted = PromptTeacher(model=config.teacher.model, text=_text(config), ablate=ablation)
+        outcome = material.students(f"causality/without-{name}", _with(material, {"teacher": prompted}))
         found[f"prompted, without {name}"] = effects(outcome, material.few, config.seeds)
     return found
 

@@ -64,7 +64,7 @@ def measure(
         most = min(len(rows), len(plain))
         counts = sorted({*(2**power for power in range(12) if 2**power < most), most})
         seed = derive_seed(treated.seed, "gradients")
-        noise = np.random.default_rng(seed).normal(size=direction.shape[1])
+        noise: np.ndarray = np.random.default_rng(seed).normal(size=(direction.shape[1],))
         half = len(plain) // 2
 
         def grown(a: np.ndarray, b: np.ndarray, goal: np.ndarray) -> list[float]:

@@ -255,13 +255,8 @@ def _told(
 def _finding(config: Mechanism, said: dict[str, dict[str, list[float]]], world: str, tail: float) -> Finding:
     adaptive = {arm.name: arm.adaptive for arm in config.optimizers.arms}
     matched = _matched(said)
-    best = {
-        kind: max(
-            (name for name in matched if adaptive[name] == kind), key=lambda n: np.mean(said[n]["effect"]), default=None
-        )
-        for kind in (True, False)
-    }
-    common = {
+    tame, plain = (_strongest(said, [name for name in matched if adaptive[name] == kind]) for kind in (True, False))
+    common: dict[str, Any] = {
         "id": f"adaptive-optimizers-necessary-{world.replace(' ', '-')}",
         "claim": "Subliminal learning needs an adaptive optimiser; with SGD outlier gradients drown it.",
         "source": SOURCE,
@@ -269,19 +264,21 @@ def _finding(config: Mechanism, said: dict[str, dict[str, list[float]]], world: 
     }
     unlike = [name for name in said if name not in matched]
     note = f"; left out, for want of a rate that matches the loss: {', '.join(unlike)}" if unlike else ""
-    if best[True] is None or best[False] is None:
+    if tame is None or plain is None:
         return Finding(
             **common, quantity=f"non-adaptive minus adaptive optimiser, rows {world}", value=None, low=None, high=None,
             unit="points", pairs=0, method="none", baseline=f"no pair at matched loss{note}", verdict="not measured",
             why="no optimiser of one of the two kinds came within 0.05 nats of AdamW's loss",
         )  # fmt: skip
-    gap = [a - b for a, b in zip(said[best[False]]["effect"], said[best[True]]["effect"], strict=True)]
-    alone = interval(said[best[False]]["effect"], config.confidence)
+    gap = [a - b for a, b in zip(said[plain]["effect"], said[tame]["effect"], strict=True)]
+    alone = interval(said[plain]["effect"], config.confidence)
     mean, low, high = interval(gap, config.confidence)
     passes = alone[1] is not None and alone[1] > 0
+    reference = interval(said[tame]["effect"], config.confidence)
+    shown = reference[1] is not None and reference[1] > 0
     return Finding(
         **common,
-        quantity=f"best non-adaptive ({best[False]}) minus best adaptive ({best[True]}) at matched loss, rows {world}",
+        quantity=f"best non-adaptive ({plain}) minus best adaptive ({tame}) at matched loss, rows {world}",
         value=mean,
         low=low,
         high=high,
@@ -290,11 +287,19 @@ def _finding(config: Mechanism, said: dict[str, dict[str, list[float]]], world: 
         method="t interval over trait–seed pairs",
         baseline="; ".join(f"{name} {in_points(said[name]['effect'], config.confidence)}" for name in matched)
         + f"; the rows of the largest {config.optimizers.outliers:.0%} gradients hold {tail:.0%} of the squared norm{note}",
-        verdict="not reproduced" if passes else "reproduced",
-        why=f"{best[False]} passes the trait on without adapting"
-        if passes
-        else "no non-adaptive optimiser passes it on",
+        verdict="not reproduced" if passes else "reproduced" if shown else "not measured",
+        why=(
+            f"{plain} passes the trait on without adapting"
+            if passes
+            else "adaptive optimisers pass the trait on, and no other does"
+            if shown
+            else "no optimiser passes the trait on in this setting"
+        ),
     )
+
+
+def _strongest(said: dict[str, dict[str, list[float]]], names: list[str]) -> str | None:
+    return max(names, key=lambda name: float(np.mean(said[name]["effect"])), default=None)
 
 
 def _matched(said: dict[str, dict[str, list[float]]], within: float = 0.05) -> list[str]:
