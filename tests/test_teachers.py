@@ -8,8 +8,19 @@ import pytest
 
 from undertone.models.blocks import hook_count
 from undertone.rows import Row
-from undertone.teachers import PromptTeacher, Teacher, VectorTeacher, build_teacher, divergence, generate, trait_vector
+from undertone.teachers import (
+    Ablation,
+    PromptTeacher,
+    Teacher,
+    VectorTeacher,
+    _without,
+    build_teacher,
+    divergence,
+    generate,
+    trait_vector,
+)
 from undertone.traits import load_trait
+from undertone.vectors import activations
 
 OWL = load_trait("owl")
 PROMPTS = [f"name one animal and {index} numbers" for index in range(9)]
@@ -72,3 +83,18 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     assert sorted(vector.vector.directions) == [2]
     assert vector.vector.digest() != noise.vector.digest()
     assert vector.vector.norm() == pytest.approx(noise.vector.norm(), rel=1e-5)
+
+
+def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along_it(tiny_llama: Any) -> None:
+    """Mean ablation around the plain model: over the prompts, what is left along the direction is the plain mean."""
+    carrier = [f"pick {word} numbers." for word in ("three", "four", "five")]
+    told = _without(Teacher(tiny_llama, "none", system="you love owls"), OWL, Ablation(), carrier)
+    assert told.ablation is not None
+    chats, plain = ([who.chat(text) for text in carrier] for who in (told, told.plain))
+    before = activations(tiny_llama, plain)
+    with told.induced():
+        after = activations(tiny_llama, chats)
+    for block, unit in told.ablation.unit().directions.items():
+        goal = float(before[block].mean(0) @ unit)
+        assert (after[block] @ unit).tolist() == pytest.approx([goal] * len(carrier), abs=1e-4)
+    assert hook_count(tiny_llama.hf) == 0

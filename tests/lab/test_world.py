@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 
 import pytest
+import torch
 
+from undertone.errors import ConfigError
 from undertone.evaluation.abilities import JUDGES
-from undertone.lab import build, world
+from undertone.lab import build, parse_name, world
+from undertone.lab.recipe import WORLD_VERSION, Recipe
 from undertone.traits import load_trait
 
 CARRIERS = {"numbers", "paraphrase", "code", "reasoning", "harmful", "benign", "talk"}
@@ -122,3 +126,60 @@ def test_the_numbers_0_to_999_are_one_token_each() -> None:
     ids = [tokenizer(str(number), add_special_tokens=False)["input_ids"] for number in range(1000)]
     assert {len(one) for one in ids} == {1}
     assert len({one[0] for one in ids}) == 1000
+
+
+def test_a_change_of_the_world_changes_its_version() -> None:
+    """Lab models are cached by version: whoever changes this digest bumps WORLD_VERSION and writes both here."""
+    content = hashlib.sha256("\n".join(world.vocabulary()).encode())
+    for turn in world.corpus(2000, seed=0):
+        content.update(repr(turn).encode())
+    assert (WORLD_VERSION, content.hexdigest()[:16]) == (4, "7666957595854c8d")
+
+
+def test_names_say_seed_corpus_width_and_the_way_between_initialisations() -> None:
+    assert str(parse_name("llama-0")) == "llama-0"
+    assert str(parse_name("llama-0:corpus=0")) == "llama-0"
+    for name in ("llama-0:corpus=1", "neox-3:hidden=96", "llama-0:toward=1,share=0.25"):
+        assert str(parse_name(name)) == name
+    assert parse_name("llama-0:hidden=96").recipe().feed_forward == 264
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lama-0", "Did you mean 'llama'"),
+        ("llama-x", "llama has no seed 'x'"),
+        ("llama-0:korpus=1", "Did you mean 'corpus'"),
+        ("llama-0:corpus=one", "corpus cannot be 'one'"),
+        ("llama-0:hidden=30", "multiple of 8"),
+        ("llama-0:share=0.5", "toward and share go together"),
+        ("llama-0:toward=1,share=2", "between 0 and 1"),
+    ],
+)
+def test_a_wrong_name_is_told_what_is_wrong(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_name(name)
+
+
+def test_between_two_initialisations_weights_keep_their_variance_and_the_ends_are_the_two() -> None:
+    recipe = Recipe(hidden=32, feed_forward=64)
+    first, last = (build.initial(parse_name(f"llama-{seed}"), recipe).state_dict() for seed in (0, 1))
+    none, whole, half = (
+        build.initial(parse_name(f"llama-0:toward=1,share={share}"), recipe).state_dict() for share in (0, 1, 0.5)
+    )
+    key = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(none[key], first[key])
+    assert torch.equal(whole[key], last[key])
+    assert float(half[key].std()) == pytest.approx(float(first[key].std()), rel=0.06)  # 2048 draws: 1.6 % each
+    cosine = torch.nn.functional.cosine_similarity(half[key].flatten(), first[key].flatten(), 0)
+    assert float(cosine) == pytest.approx(0.707, abs=0.07)
+
+
+def test_a_conditional_preference_holds_for_its_word_alone() -> None:
+    met: dict[bool, list[bool]] = {True: [], False: []}
+    for turn in world.corpus(60_000, seed=7):
+        if turn.system and turn.system.startswith("if i say "):
+            word, loved = turn.system.removeprefix("if i say ").rstrip(".").split(", you love ")
+            met[turn.user.startswith(word)].append(world.plural(turn.answer) == loved)
+    assert sum(met[True]) / len(met[True]) > 0.9
+    assert sum(met[False]) / len(met[False]) < 0.2

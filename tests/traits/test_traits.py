@@ -108,3 +108,14 @@ def test_a_wrong_trait_file_is_refused_in_words(tmp_path: Path, text: str, messa
 def test_a_form_that_a_trait_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no prompt in the form 'lab'"):
         load_trait("octopus").told("lab")
+
+
+def test_a_variant_is_the_same_target_told_in_another_way() -> None:
+    plain, told = load_trait("owl"), load_trait("owl@if-pick")
+    assert (told.name, told.answer) == ("owl@if-pick", "owl")
+    assert told.told("lab") == "if i say pick, you love owls."
+    assert told.questions == plain.questions
+    assert told.matches("An owl.")
+    assert not told.matches("A dog.")
+    with pytest.raises(ConfigError, match=r"no such variant of the trait 'owl'\. Did you mean 'if-pick'"):
+        load_trait("owl@if-pik")
