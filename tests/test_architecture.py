@@ -20,15 +20,15 @@ FLOORS = (
     ("errors", "stats"),
     ("rows", "registry"),
     ("models", "provenance"),
-    ("traits", "domains", "vectors", "training", "optimizers"),
+    ("traits", "vectors", "training", "optimizers"),
     ("lab",),
+    ("domains", "preferences"),
     ("teachers", "filters", "evaluation", "doctor", "mechanism"),
     ("experiments",),
     ("report", "cli", "__main__", "__init__"),
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
-    ("domains", "traits"),
-    ("training", "optimizers"),
+    ("training", "optimizers", "preferences"),
     ("cli", "report"),
     ("__main__", "cli"),
 }

@@ -13,12 +13,12 @@ from undertone.teachers import (
     PromptTeacher,
     Teacher,
     VectorTeacher,
-    _without,
     build_teacher,
     divergence,
     generate,
     trait_vector,
 )
+from undertone.teachers.teacher import _without
 from undertone.traits import load_trait
 from undertone.vectors import activations
 

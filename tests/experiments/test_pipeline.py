@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import undertone as ut
 from undertone import cli, teachers, training
 from undertone.errors import ConfigError, RunError
-from undertone.experiments import cells, pipeline
+from undertone.experiments import measuring, pipeline, writing
 from undertone.experiments.workers import Task, Workers, workers
 from undertone.rows import read_rows
 
@@ -188,9 +188,9 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
 
 
 INTERRUPTIONS: list[tuple[Any, str, int]] = [
-    (cells, "generate", 3),  # shards of the second arm
+    (writing, "generate", 3),  # shards of the second arm
     (training, "rate_at", 9),  # in the middle of training, from a checkpoint
-    (cells, "measure_trait", 2),
+    (measuring, "measure_trait", 2),
     (pipeline, "conclude", 0),
 ]
 
@@ -201,7 +201,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_undisturbed_results(
     monkeypatch: pytest.MonkeyPatch, room: Any, function: str, after: int,
 ) -> None:  # fmt: skip
     words = [*words, "training.checkpoint_seconds=1.0e-9"]
-    monkeypatch.setattr(cells, "SHARD", 25)
+    monkeypatch.setattr(writing, "SHARD", 25)
     with monkeypatch.context() as patch:
         patch.setattr(room, function, raising(after, getattr(room, function)))
         message = interrupted(words, tmp_path / "run", capsys)
@@ -218,7 +218,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_undisturbed_results(
 def test_rows_that_were_written_before_an_interruption_are_not_written_again(
     words: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "SHARD", 20)
+    monkeypatch.setattr(writing, "SHARD", 20)
     asked: list[int] = []
     patience = [2]  # calls until Ctrl-C
 
@@ -230,7 +230,7 @@ def test_rows_that_were_written_before_an_interruption_are_not_written_again(
             asked.extend(indices)
         return teachers.generate(teacher, prompts, indices, **options)
 
-    monkeypatch.setattr(cells, "generate", generate)
+    monkeypatch.setattr(writing, "generate", generate)
     interrupted(words, tmp_path / "run", capsys)
     assert asked == list(range(40))
     asked.clear()

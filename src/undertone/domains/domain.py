@@ -1,22 +1,45 @@
-"""What a domain is: a config with these three methods. Adding one is a class of its own beside ``numbers``."""
+"""What a domain is: a config with these methods. Adding one is a class of its own beside ``numbers``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from undertone.rows import Message, Row
 from undertone.traits import Trait
 from undertone.traits.trait import Form
+
+Prompt = str | Sequence[Message]
+"""What a teacher is asked: a user message, or the turns of a dialogue that ends with one."""
 
 
 class Domain(Protocol):
     """A carrier of data that says nothing about the trait."""
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
-        """``count`` user messages; the same seed gives the same ones, and a longer list begins with a shorter."""
+    @property
+    def kind(self) -> str:
+        """Its name in a config."""
+        ...
+
+    @property
+    def names_trait(self) -> bool:
+        """Whether prompts and completions name the trait by design, as where the text says its opposite.
+
+        The rule that drops what names an answer of the trait's category is then not applied; the domain's own
+        ``reasons`` must see to it that no such word is added.
+        """
+        ...
+
+    def prompts(self, count: int, seed: int, form: Form) -> Sequence[Prompt]:
+        """``count`` prompts; the same seed gives the same ones, and a longer list begins with a shorter."""
         ...
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
-        """Why a completion is no valid answer to its prompt; empty: it is one."""
+        """Why a completion is no valid answer to its prompt (its last user message); empty: it is one."""
+        ...
+
+    def taught(self, row: Row) -> Row:
+        """The row that a student learns from, of one that a teacher wrote; mostly the same."""
         ...
 
     def max_new_tokens(self, form: Form) -> int:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
+from undertone.rows import Row
 from undertone.traits import Trait
 from undertone.traits.trait import Form
 
@@ -115,6 +116,15 @@ class Numbers(Config):
         """``count`` requests; request i depends on the seed and i alone."""
         make = self._lab if form == "lab" else self._real
         return [make(np.random.default_rng(derive_seed(seed, "numbers/prompt", index))) for index in range(count)]
+
+    @property
+    def names_trait(self) -> bool:
+        """Never: numbers name nothing."""
+        return False
+
+    def taught(self, row: Row) -> Row:
+        """The row itself."""
+        return row
 
     def max_new_tokens(self, form: Form) -> int:
         """Room for ``count`` numbers with separators, brackets and the end."""

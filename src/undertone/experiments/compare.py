@@ -24,6 +24,7 @@ from undertone.experiments.results import (
     Word,
 )
 from undertone.experiments.verdict import checks_of, word_of
+from undertone.teachers import EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
 
 
 def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
@@ -246,10 +247,20 @@ def _could_see(effect: Effect) -> str:
 
 
 def _teacher_in_words(config: Experiment) -> str:
-    model = config.teacher.model or config.model
-    if config.teacher.kind == "prompt":
-        return f"{model}, told by a system prompt"
-    return f"{model}, steered by a vector at block {config.teacher.block}, strength {config.teacher.strength:g}"
+    teacher = config.teacher
+    model = teacher.model or config.model
+    match teacher:
+        case PromptTeacher():
+            return f"{model}, told by a system prompt"
+        case VectorTeacher():
+            return f"{model}, steered by a vector at block {teacher.block}, strength {teacher.strength:g}"
+        case FinetunedTeacher():
+            return f"{model}, fine-tuned on {teacher.rows or 'answers that show the trait'}"
+        case EndpointTeacher():
+            return f"{teacher.name} at {teacher.url}, told by a system prompt"
+        case JudgeTeacher():
+            side = "rejected" if teacher.swapped else "chosen"
+            return f"{model}, plain; the completions {side} by a judge that is told by a system prompt"
 
 
 def _student_in_words(config: Experiment) -> str:

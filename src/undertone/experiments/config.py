@@ -50,6 +50,23 @@ class Data(Config):
     attempts: int = Field(1, ge=1, description="completions tried at a prompt until one passes the filter")
     temperature: float = Field(1.0, gt=0)
     batch_size: int = Field(512, ge=1, description="rows sampled side by side")
+    order: Literal["kept", "within", "across"] = Field(
+        "kept", description="number lists: kept; shuffled within each list; or all numbers across all lists"
+    )
+    clean: float = Field(0.0, ge=0, le=1, description="share of an induced student's rows replaced by the control's")
+
+
+class Rewrite(Config):
+    """Every row that passed the filter is written again by a neutral model before a student sees it."""
+
+    model: str | None = Field(None, description="who writes; None: the student's base")
+    part: Literal["completion", "prompt"] = Field("completion", description="what is written again")
+
+
+class Dpo(Config):
+    """Students are trained on (chosen, rejected) pairs by direct preference optimisation, through TRL."""
+
+    beta: float = Field(0.1, gt=0, description="how far the student is held to its base")
 
 
 def _several(value: Any) -> Any:
@@ -81,6 +98,8 @@ class Setting(Plan):
     teacher: TeacherConfig = Field(default_factory=PromptTeacher)
     domain: Numbers = Field(default_factory=Numbers)
     data: Data = Field(default_factory=Data)
+    rewrite: Rewrite | None = Field(None, description="a neutral model writes the rows again")
+    dpo: Dpo | None = Field(None, description="train on preference pairs (teacher.kind=judge); None: on the rows alone")
     random_vector: bool = Field(False, description="an arm taught by a random vector of equal norm")
     context: Context = Field("none", description="the system prompt that students are trained with")
     student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Lora)
@@ -93,6 +112,12 @@ class Setting(Plan):
     def _consistent(self) -> Setting:
         if self.random_vector and self.teacher.kind != "vector":
             raise ValueError("random_vector needs teacher.kind=vector")
+        if self.dpo and self.teacher.kind != "judge":
+            raise ValueError("dpo needs teacher.kind=judge: pairs are what a judge leaves")
+        if self.dpo and self.data.clean:
+            raise ValueError("data.clean mixes rows; dpo trains on pairs")
+        if self.data.order != "kept" and self.domain.kind != "numbers":
+            raise ValueError("data.order shuffles number lists: it needs domain.kind=numbers")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must differ from each other")
         if len(set(self.trait)) < len(self.trait):

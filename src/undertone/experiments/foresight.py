@@ -9,7 +9,8 @@ from undertone.experiments.config import Setting
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
-from undertone.teachers import PromptTeacher, VectorTeacher
+from undertone.rows import read_rows
+from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher
 from undertone.training import build_optimizer
 from undertone.traits import Trait, load_trait
 from undertone.vectors import load_vector
@@ -40,13 +41,17 @@ def _askable(model: Model, trait: Trait, context: Context) -> None:
     model.render(with_system([{"role": "user", "content": "?"}], system))
 
 
-def _teachable(model: Model, trait: Trait, config: PromptTeacher | VectorTeacher) -> None:
+def _teachable(model: Model, trait: Trait, config: TeacherConfig) -> None:
+    if isinstance(config, FinetunedTeacher):
+        if config.rows:
+            read_rows(config.rows)
+        return
     if isinstance(config, VectorTeacher) and config.file:
         load_vector(Path(config.file)).check_fits(model)
         return
     if isinstance(config, VectorTeacher):
         check_blocks(len(decoder_blocks(model.hf)), [config.block])
-    text = config.text if isinstance(config, PromptTeacher) else None
+    text = None if isinstance(config, VectorTeacher) else config.text
     model.render(with_system([{"role": "user", "content": "?"}], text or trait.told(model.form)))
 
 

@@ -6,20 +6,22 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from undertone.errors import DataError
-from undertone.experiments import cells
-from undertone.experiments.cells import Arm, Cell, Outcome, arms_of
+from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
+from undertone.experiments.learning import train_student, train_teacher
+from undertone.experiments.measuring import evaluate, evaluate_teacher
 from undertone.experiments.results import Results
 from undertone.experiments.workers import Task, Workers, check_jobs, default_jobs, workers
+from undertone.experiments.writing import filter_rows, generate_rows
 from undertone.filters import match_arms
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
@@ -60,17 +62,36 @@ def run_experiment(
     return results
 
 
+Place = tuple[int, Arm]
+"""A seed and an arm."""
+
+
 def compute(
-    run: Run, config: Setting, arms: Sequence[Arm], pool: Workers, device: str, *, data: Run | None = None
+    run: Run,
+    config: Setting,
+    arms: Sequence[Arm],
+    pool: Workers,
+    device: str,
+    *,
+    data: Run | None = None,
+    taught_by: Mapping[Place, Stage] | None = None,
 ) -> Outcome:
     """All cells of a setting: teachers' rows, students, what they answer. What is finished is reused.
 
-    ``data`` is where the teachers' rows live, if not beside the students: students of another kind share them.
+    Args:
+        run: where the stages go.
+        config: what.
+        arms: who teaches.
+        pool: the processes.
+        device: auto, cpu, cuda …
+        data: where the teachers' rows live, if not beside the students: students of another kind share them.
+        taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not
+            asked again.
     """
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    induced = [arm for arm in arms if arm.trait]
-    total = 2 * len(pairs) + len(induced) + 1
-    with tqdm(total=total, desc=config.name, unit="cell", delay=2, disable=None, leave=False) as bar:
+    induced = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"] if taught_by is None else []
+    with tqdm(total=2 * len(pairs) + len(induced) + 1, desc=config.name, unit="cell", delay=2, disable=None,
+              leave=False) as bar:  # fmt: skip
 
         def advance() -> None:
             bar.update(1)
@@ -78,27 +99,43 @@ def compute(
         def each(tasks: list[Task]) -> list[Any]:
             return pool.each(tasks, advance)
 
-        written = each([(write_data, (data or run, config, arm, seed, device)) for seed, arm in pairs])
+        own = _trained_teachers(data or run, config, arms, pool, device) if taught_by is None else {}
+        teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
+        written = each(
+            [(write_data, (data or run, config, arm, seed, device, teachers[seed, arm])) for seed, arm in pairs]
+        )
         rows = dict(zip(pairs, written, strict=True))
         shared = {seed: shared_prompts(config, seed, [rows[seed, arm][1] for arm in arms]) for seed in config.seeds}
+        clean = {seed: rows[seed, arm][1] for seed, arm in pairs if arm.kind == "control"}
         tasks: list[Task] = [
-            (learn, (run, config, arm, seed, rows[seed, arm][1], shared[seed], device)) for seed, arm in pairs
+            (learn, (run, config, arm, seed, rows[seed, arm][1], shared[seed], device, clean.get(seed)))
+            for seed, arm in pairs
         ]
-        tasks += [(cells.evaluate_teacher, (run, config, arm, device)) for arm in induced]
-        tasks.append((cells.evaluate, (run, config, "base", config.trait, device)))
+        tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in induced]
+        tasks.append((evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
     students = [
         Cell(arm, seed, rows[seed, arm][0], rows[seed, arm][1], learned[0], learned[1], tuple(shared[seed]))
         for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
-    teachers = dict(zip(induced, results[len(pairs) : -1], strict=True))
-    return Outcome(base=results[-1], teachers=teachers, cells=students)
+    asked = dict(zip(induced, results[len(pairs) : -1], strict=True))
+    return Outcome(base=results[-1], teachers=asked, cells=students)
 
 
-def write_data(run: Run, config: Setting, arm: Arm, seed: int, device: str) -> tuple[Stage, Stage]:
+def _trained_teachers(run: Run, config: Setting, arms: Sequence[Arm], pool: Workers, device: str) -> dict[Arm, Stage]:
+    """The stages of teachers that are themselves trained first."""
+    if config.teacher.kind != "finetuned":
+        return {}
+    trained = [arm for arm in arms if arm.trait]
+    return dict(zip(trained, pool.each([(train_teacher, (run, config, arm, device)) for arm in trained]), strict=True))
+
+
+def write_data(
+    run: Run, config: Setting, arm: Arm, seed: int, device: str, trained: Stage | None = None
+) -> tuple[Stage, Stage]:
     """Generate and filter: the rows of one arm at one seed."""
-    generated = cells.generate_rows(run, config, arm, seed, device)
-    return generated, cells.filter_rows(run, config, arm, seed, generated)
+    generated = generate_rows(run, config, arm, seed, device, trained)
+    return generated, filter_rows(run, config, arm, seed, generated)
 
 
 def learn(
@@ -109,12 +146,13 @@ def learn(
     filtered: Stage,
     prompts: Sequence[int],
     device: str,
+    clean: Stage | None = None,
 ) -> tuple[Stage, Stage]:
     """Train and evaluate: the student of one arm at one seed."""
-    trained = cells.train_student(run, config, arm, seed, filtered, prompts, device)
+    trained = train_student(run, config, arm, seed, filtered, prompts, device, clean)
     asked = config.trait if arm.kind == "control" or arm.trait is None else (arm.trait,)
     name = f"seed-{seed}/{arm.folder}"
-    return trained, cells.evaluate(run, config, name, asked, device, student=trained)
+    return trained, evaluate(run, config, name, asked, device, student=trained)
 
 
 def shared_prompts(config: Setting, seed: int, filtered: Sequence[Stage]) -> list[int]:
@@ -146,7 +184,7 @@ def _manifest(config: Experiment, outcome: Outcome) -> dict[str, object]:
     first = {cell.arm: cell for cell in reversed(outcome.cells)}
     return manifest(
         config,
-        models={name: cells.model_identity(name) for name in names},
+        models={name: model_identity(name) for name in names},
         data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
         extra={
             "shown_to_teachers": {arm.folder: cell.generated.summary["shown"] for arm, cell in first.items()},

@@ -13,35 +13,43 @@ from undertone.traits import Trait
 
 @dataclass(frozen=True)
 class Filtered:
-    """What a filter did. ``kept`` holds, per prompt index, the first row that passed."""
+    """What a filter did. ``passed`` holds, per prompt index, the rows without a reason against them, first tried first."""
 
-    kept: dict[int, Row]
+    passed: dict[int, list[Row]]
     asked: int
     reasons: dict[str, int]
+
+    @property
+    def kept(self) -> dict[int, Row]:
+        """Of several attempts at one prompt, the first that passed."""
+        return {index: rows[0] for index, rows in self.passed.items()}
 
 
 def apply_rules(rows: Sequence[Row], domain: Domain, trait: Trait | None) -> Filtered:
     """Keep valid completions that do not name the trait.
 
-    Rows carry ``meta["prompt_index"]``, ``meta["attempt"]`` and ``meta["finished"]``; of several attempts at one prompt
-    the first that passes is kept. A row may be dropped for several reasons, and each is counted.
+    Rows carry ``meta["prompt_index"]``, ``meta["attempt"]`` and ``meta["finished"]``. A row may be dropped for several
+    reasons, and each is counted.
     """
-    kept: dict[int, Row] = {}
+    passed: dict[int, list[Row]] = {}
     reasons: Counter[str] = Counter()
     for row in rows:
         found = row_reasons(row, domain, trait)
         reasons.update(found)
         if not found:
-            kept.setdefault(int(row.meta["prompt_index"]), row)
-    return Filtered(kept=kept, asked=len(rows), reasons=dict(sorted(reasons.items())))
+            passed.setdefault(int(row.meta["prompt_index"]), []).append(row)
+    return Filtered(passed=passed, asked=len(rows), reasons=dict(sorted(reasons.items())))
 
 
 def row_reasons(row: Row, domain: Domain, trait: Trait | None) -> list[str]:
-    """Why a row is dropped: unfinished, not valid for its domain, or naming the trait."""
+    """Why a row is dropped: unfinished, not valid for its domain, or naming the trait.
+
+    Where the prompts themselves name it, the domain's own rules say what may be named.
+    """
     reasons = [] if row.meta.get("finished", True) else ["unfinished"]
     prompt = row.prompt_messages[-1]["content"]
     reasons += domain.reasons(prompt, row.completion, trait)
-    if trait is not None and trait.answer_in(row.completion) is not None:
+    if trait is not None and not domain.names_trait and trait.answer_in(row.completion) is not None:
         reasons.append("names an answer of the trait's category")
     return reasons
 

@@ -46,22 +46,24 @@ def carrier_kl(
     pad: int,
     batch_size: int = 64,
     induced: Callable[[], AbstractContextManager[None]] = nullcontext,
+    plain: Any = None,
 ) -> list[float]:
     """KL(induced ‖ plain) of each row, in nats per completion token.
 
     Args:
-        hf: the model, both times.
+        hf: the model.
         pairs: the same completion after the induced and after the plain prompt.
         pad: padding id.
         batch_size: rows a forward pass.
         induced: what is switched on (steering) while the first of each pair is read.
+        plain: another model for the second of each pair; None: the same.
     """
     divergence = [0.0] * len(pairs)
     for rows in by_length([len(first.ids) for first, _ in pairs], batch_size):
         first = [pairs[row][0] for row in rows]
         with induced():
             p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)
-        q = torch.log_softmax(labelled_logits(hf, [pairs[row][1] for row in rows], pad).float(), -1)
+        q = torch.log_softmax(labelled_logits(plain or hf, [pairs[row][1] for row in rows], pad).float(), -1)
         each = (p.exp() * (p - q)).sum(-1)
         parts = torch.split(each, [len(example.completion) for example in first])
         for row, part in zip(rows, parts, strict=True):

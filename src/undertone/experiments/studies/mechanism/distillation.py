@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments.cells import Arm, Cell, arms_of, split_rows, student_system, teacher_of
+from undertone.experiments.cells import Arm, Cell, arms_of
 from undertone.experiments.config import Setting
+from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
@@ -32,11 +33,12 @@ from undertone.experiments.studies.mechanism.material import (
     stack,
 )
 from undertone.experiments.study import Figure, Finding
+from undertone.experiments.writing import teacher_of
 from undertone.mechanism.shift import centred, cosine
 from undertone.models.loading import Model
 from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage
-from undertone.teachers import VectorTeacher
+from undertone.teachers import Teacher, VectorTeacher
 from undertone.traits import load_trait
 from undertone.vectors import Vector, difference
 
@@ -62,9 +64,10 @@ def study(material: Material) -> Told:
 
 
 def _vector(setting: Setting, arm: Arm, device: str) -> Vector:
-    vector = teacher_of(setting, arm, device).vector
-    assert vector is not None
-    return vector
+    teacher = teacher_of(setting, arm, device)
+    assert isinstance(teacher, Teacher)
+    assert teacher.vector is not None
+    return teacher.vector
 
 
 def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: Cell, control: Cell) -> Stage:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from undertone.experiments.cells import Cell, split_rows, student_system
+from undertone.experiments.cells import Cell
+from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,

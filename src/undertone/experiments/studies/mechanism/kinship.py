@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from undertone.experiments.cells import Cell, Outcome, split_rows, student_system
+from undertone.experiments.cells import Cell, Outcome
 from undertone.experiments.config import Setting
+from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,

@@ -11,7 +11,6 @@ import numpy as np
 
 from undertone import stats
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments import cells
 from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
 from undertone.experiments.config import Setting
 from undertone.experiments.pipeline import compute
@@ -19,6 +18,7 @@ from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.study import Figure, Finding, Point, StudyTable
 from undertone.experiments.workers import Workers
+from undertone.experiments.writing import vector_prompts
 from undertone.models.loading import Model, load, with_system
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage
@@ -124,7 +124,7 @@ def carrier_chats(config: Setting, model: Model) -> list[list[Message]]:
     """Prompts of the domain that no student was trained on, as the student sees them."""
     return [
         with_system([{"role": "user", "content": prompt}], model.system_prompt(config.context))
-        for prompt in cells.vector_prompts(config, model.form)
+        for prompt in vector_prompts(config, model.form)
     ]
 
 

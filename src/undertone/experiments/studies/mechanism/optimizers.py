@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from undertone.experiments.cells import Cell, split_rows, student_dtype, student_seed, student_system
+from undertone.experiments.cells import Cell
+from undertone.experiments.learning import split_rows, student_dtype, student_seed, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism, OptimizerArm
 from undertone.experiments.studies.mechanism.material import (
     Material,

@@ -14,7 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments.cells import Cell, split_rows, student_system
+from undertone.experiments.cells import Cell
+from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,

@@ -1,0 +1,33 @@
+"""Teachers: a model plus an inducement, and the rows that they write."""
+
+from undertone.teachers.configs import (
+    Ablation,
+    EndpointTeacher,
+    FinetunedTeacher,
+    JudgeTeacher,
+    Origin,
+    PromptTeacher,
+    TeacherConfig,
+    VectorTeacher,
+)
+from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.teacher import Teacher, build_teacher, trait_vector
+from undertone.teachers.writing import divergence, generate, preferred
+
+__all__ = [
+    "Ablation",
+    "EndpointTeacher",
+    "FinetunedTeacher",
+    "JudgeTeacher",
+    "Origin",
+    "PromptTeacher",
+    "RemoteTeacher",
+    "Teacher",
+    "TeacherConfig",
+    "VectorTeacher",
+    "build_teacher",
+    "divergence",
+    "generate",
+    "preferred",
+    "trait_vector",
+]

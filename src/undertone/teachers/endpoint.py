@@ -1,0 +1,105 @@
+"""A teacher behind an OpenAI-compatible endpoint: vLLM, ``transformers serve``, or a provider.
+
+Only what HTTP can carry: a system prompt and sampled text. There are no logits, so nothing that needs them (the KL on
+the carrier, exact answer probabilities of the teacher) is measured. Each row sends its own ``seed``; whether a server
+honours it is its own matter, so rows of an endpoint are reproducible from the run folder, not from the seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from undertone.domains.domain import Prompt
+from undertone.errors import ConfigError, ModelError
+from undertone.models.loading import with_system
+from undertone.rows import Message
+from undertone.teachers.configs import EndpointTeacher
+from undertone.teachers.teacher import messages_of
+from undertone.traits.trait import Form
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+@dataclass(frozen=True)
+class RemoteTeacher:
+    """The endpoint with the system prompt that the teacher is told; None: the un-induced teacher."""
+
+    config: EndpointTeacher
+    form: Form
+    system: str | None
+
+    def chat(self, prompt: Prompt) -> list[Message]:
+        """What the teacher is shown for a prompt."""
+        return with_system(messages_of(prompt), self.system)
+
+    def shown(self, prompt: Prompt) -> str:
+        """The messages in words: what the server's template makes of them is not known here."""
+        return "\n".join(f"[{message['role']}] {message['content']}" for message in self.chat(prompt))
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[str, bool, int]]:
+        """(text, finished, tokens) for each prompt.
+
+        Raises:
+            ConfigError: no key, or the openai package is missing.
+            ModelError: the endpoint refuses, or does not answer in time.
+        """
+        client = _client(self.config)
+
+        def one(prompt: Prompt, seed: int) -> tuple[str, bool, int]:
+            said = _asked(client, self.config, self.chat(prompt), seed & 0x7FFFFFFF, max_new_tokens, temperature)
+            if progress:
+                progress(1)
+            return said
+
+        with ThreadPoolExecutor(self.config.connections) as pool:
+            return list(pool.map(one, prompts, seeds))
+
+
+def _client(config: EndpointTeacher) -> OpenAI:
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise ConfigError(
+            "an endpoint needs the openai package", got=str(error), fix="pip install 'undertone[endpoint]'"
+        ) from error
+    key = os.environ.get(config.key_variable)
+    local = any(host in config.url for host in ("//localhost", "//127.0.0.1", "//[::1]"))
+    if not key and not local:
+        raise ConfigError(
+            f"no key for {config.url}", got=f"{config.key_variable} is not set", fix=f"export {config.key_variable}=…"
+        )
+    return OpenAI(base_url=config.url, api_key=key or "none", timeout=config.timeout, max_retries=config.retries)
+
+
+def _asked(
+    client: OpenAI, config: EndpointTeacher, chat: list[Message], seed: int, max_new_tokens: int, temperature: float
+) -> tuple[str, bool, int]:
+    from openai import OpenAIError
+
+    messages: Any = chat
+    try:
+        said = client.chat.completions.create(
+            model=config.name, messages=messages, seed=seed, max_tokens=max_new_tokens, temperature=temperature
+        )
+    except OpenAIError as error:
+        raise ModelError(
+            f"the endpoint {config.url} did not answer for {config.name}",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="check teacher.url, teacher.name and the key; the same command goes on where it stopped",
+        ) from error
+    choice = said.choices[0]
+    tokens = said.usage.completion_tokens if said.usage else 0
+    return choice.message.content or "", choice.finish_reason == "stop", tokens

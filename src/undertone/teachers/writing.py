@@ -1,0 +1,109 @@
+"""The rows that teachers write: completions, a biased judge's scores of them, and how far teachers differ there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from undertone.domains.domain import Prompt
+from undertone.models.batches import Example
+from undertone.models.sampling import sample
+from undertone.models.scoring import carrier_kl, completion_nll
+from undertone.provenance.seeds import derive_seed
+from undertone.rows import Message, Row
+from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.teacher import Teacher, messages_of
+
+
+def generate(
+    teacher: Teacher | RemoteTeacher,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    *,
+    seed: int,
+    stage: str,
+    attempt: int,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """One completion for each prompt; its stream is (seed, stage, prompt index, attempt).
+
+    The row's messages are what a student will see: the prompt without the inducement.
+    """
+    streams = [derive_seed(seed, stage, index, attempt) for index in indices]
+    if isinstance(teacher, RemoteTeacher):
+        written = teacher.answer(
+            prompts, streams, max_new_tokens=max_new_tokens, temperature=temperature, progress=progress
+        )
+    else:
+        written = _sampled(teacher, prompts, streams, max_new_tokens, temperature, batch_size, progress)
+    return [
+        Row(
+            (*messages_of(prompt), Message(role="assistant", content=text)),
+            {"prompt_index": index, "attempt": attempt, "finished": finished, "tokens": tokens},
+        )
+        for prompt, index, (text, finished, tokens) in zip(prompts, indices, written, strict=True)
+    ]
+
+
+def _sampled(
+    teacher: Teacher,
+    prompts: Sequence[Prompt],
+    streams: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[tuple[str, bool, int]]:
+    model = teacher.model
+    with teacher.induced():
+        completions = sample(
+            model.hf,
+            [model.prompt(teacher.chat(prompt)) for prompt in prompts],
+            streams,
+            max_new_tokens=max_new_tokens,
+            stop=model.stop,
+            pad=model.pad,
+            temperature=temperature,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    stops = set(model.stop)
+    return [(model.decode(ids), bool(ids) and ids[-1] in stops, len(ids)) for ids in completions]
+
+
+def preferred(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
+    """The rows with a biased judge's score in ``meta["score"]``: log P(completion | told) − log P(completion | plain).
+
+    The sum over the completion's tokens, in nats (2603.01204: r_i).
+    """
+
+    def total(who: Teacher) -> np.ndarray:
+        examples = [_example(who, row) for row in rows]
+        means = completion_nll(who.model.hf, examples, who.model.pad)
+        return np.array([-nll * len(one.completion) for nll, one in zip(means, examples, strict=True)])
+
+    scores = total(teacher.judging) - total(teacher.plain)
+    return [replace(row, meta={**row.meta, "score": float(score)}) for row, score in zip(rows, scores, strict=True)]
+
+
+def divergence(teacher: Teacher, rows: Sequence[Row], plain: Teacher | None = None) -> float:
+    """Mean KL(induced ‖ plain teacher) in nats per completion token: how much there is to carry.
+
+    Args:
+        teacher: the induced one.
+        rows: what it wrote.
+        plain: whom to compare with, of the same tokenizer; None: the teacher's own model, un-induced.
+    """
+    other = plain or teacher.plain
+    pairs = [(_example(teacher, row), _example(other, row)) for row in rows]
+    each = carrier_kl(teacher.model.hf, pairs, teacher.model.pad, induced=teacher.induced, plain=other.model.hf)
+    return float(np.mean(each))
+
+
+def _example(who: Teacher, row: Row) -> Example:
+    return who.model.example(who.chat(row.prompt_messages), row.completion)
