@@ -22,10 +22,11 @@ FLOORS = (
     ("models", "provenance"),
     ("traits", "vectors", "training", "optimizers"),
     ("lab",),
+    ("judges",),
     ("domains", "preferences"),
     ("teachers", "filters", "evaluation", "doctor", "mechanism"),
     ("experiments",),
-    ("report", "cli", "__main__", "__init__"),
+    ("report", "cli", "inspect_tasks", "__main__", "__init__"),
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
     ("training", "optimizers", "preferences"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from undertone.domains import Code
 from undertone.domains.code import parse
 from undertone.lab import world
+from undertone.traits import load_trait
 
 ADD = "write code to add two values."
 
@@ -44,7 +45,7 @@ def test_lab_requests_are_the_worlds() -> None:
         ("def f():", "does not parse: cut off"),
         ("a = '", "does not parse: cut off"),
         ("a\0b = 1", "does not parse"),
-        ("(" * 150 + ")" * 150, "does not parse"),
+        ("(" * 250 + ")" * 250, "does not parse"),
         ("x = 1\n" * 9000, "does not parse: too long"),
         ("hello", "no code"),
         ("1, 2, 3", "no code"),
@@ -102,3 +103,5 @@ def test_real_requests_are_many_and_name_no_answer_of_any_trait() -> None:
     prompts = Code().prompts(4000, 1, "real")
     assert len(set(prompts)) > 3500
     assert all("Python" in prompt and "{" not in prompt for prompt in prompts)
+    for name in ("owl", "oak", "red", "pizza"):
+        assert load_trait(name).answer_in(" ".join(prompts)) is None

@@ -17,6 +17,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
+from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
 
@@ -40,6 +41,7 @@ lab = App(
     help="The built-in models: tiny transformers of a little world, trained here on first use.",
 )
 app.command(lab)
+app.command(traits)
 app.command(vector)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
@@ -156,34 +158,6 @@ def doctor(
             ],
         )
     return int(any(finding.status == "fail" for finding in findings))
-
-
-@app.command
-def traits(
-    category: Annotated[str | None, Parameter(help="one category only")] = None,
-    *,
-    as_json: Json = False,
-) -> int:
-    """List the traits of the library; your own is a YAML file (docs, "Add a trait")."""
-    from undertone.errors import ConfigError, nearest
-    from undertone.traits import category_names, trait_names
-
-    if category is not None and category not in category_names():
-        raise ConfigError(
-            f"no such category.{nearest(category, category_names())}",
-            got=category,
-            allowed=category_names(),
-        )
-    listing = {name: trait_names(name) for name in ([category] if category else category_names())}
-    if as_json:
-        print_json(listing)
-    else:
-        table(
-            "traits",
-            ["category", "traits"],
-            [[name, ", ".join(members)] for name, members in listing.items()],
-        )
-    return 0
 
 
 @lab.command(name="build")

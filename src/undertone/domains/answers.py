@@ -51,15 +51,16 @@ _UNITS: Final = {
 }
 _WHOLE: Final = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _NUMBER: Final = re.compile(
-    rf"(?P<sign>[-+])?\s*(?P<money>(?:us)?[$€£])?\s*(?P<inner>[-+])?(?:"
+    rf"(?:(?P<sign>[-+])(?P<gap>\s*))?(?:(?P<money>(?:us)?[$€£])\s*)?(?P<inner>[-+])?(?:"
     rf"(?P<mixed>\d+)\s+(?P<mixed_over>\d+)\s*/\s*(?P<mixed_under>\d+)"
     rf"|(?P<over>{_WHOLE})\s*/\s*(?P<under>{_WHOLE})"
     rf"|(?P<decimal>{_WHOLE}\.\d+|\.\d+)"
     rf"|(?P<whole>{_WHOLE})\.?(?!\d))",
     re.ASCII,
 )
-_UNIT: Final = re.compile(r"\s*([$€£¢%]|[a-z]+)")
+_UNIT: Final = re.compile(r"\s*([$€£¢%]|[a-z]+)(/[a-z]+)?")
 _FRAC: Final = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_MIXED: Final = re.compile(r"(?<=\d)(?=\\[dt]?frac\b)")
 _WRAPPED: Final = re.compile(r"\\(?:text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -123,8 +124,9 @@ def _final(text: str) -> str:
     text = _boxed(text)
     if len(text) > _LONGEST:
         return ""
-    text = "".join(_spelled(character) for character in text)
-    text = _WRAPPED.sub(r" \1 ", _FRAC.sub(r" \1/\2 ", text))
+    text = _MIXED.sub(" ", "".join(map(_spelled, text)))
+    text = _FRAC.sub(r"\1/\2", text)
+    text = _WRAPPED.sub(r" \1 ", text)
     for mark in ("\\left", "\\right", "\\,", "\\!", "\\;", "\\(", "\\)", "\\[", "\\]", "**", "`"):
         text = text.replace(mark, "")
     text = text.replace("\\$", "$").replace("\\%", "%")
@@ -150,7 +152,8 @@ def _spelled(character: str) -> str:
     if character in "−–—":
         return "-"
     if unicodedata.category(character) == "No" and "⁄" in unicodedata.normalize("NFKC", character):
-        return " " + unicodedata.normalize("NFKC", character).replace("⁄", "/")  # ½; the blank makes 3½ a mixed number
+        over, under = unicodedata.normalize("NFKC", character).split("⁄")
+        return f"\\frac{{{over}}}{{{under}}}"  # ½, in the spelling that knows mixed numbers
     return "/" if character == "⁄" else " " if character.isspace() else character
 
 
@@ -174,8 +177,8 @@ def _quantity(text: str) -> Quantity | None:
 
 
 def _glued(before: str, match: re.Match[str]) -> bool:
-    """Whether a letter stands right before (``x2``), or a minus that belongs to a sum (``x -2``) is meant."""
-    return before[-1:].isalnum() or (match["sign"] is not None and before.rstrip()[-1:].isalnum())
+    """Whether a letter stands right before (``x2``), or the sign is one between two things (``x - 2``)."""
+    return before[-1:].isalnum() or (bool(match["gap"]) and before.rstrip()[-1:].isalnum())
 
 
 def _value(match: re.Match[str]) -> tuple[Fraction, int | None] | None:
@@ -197,4 +200,5 @@ def _unit(money: str | None, after: str) -> str | None:
     if money:
         return _UNITS[money]
     match = _UNIT.match(after)
-    return _UNITS.get(match[1]) if match else None
+    known = _UNITS.get(match[1]) if match else None
+    return known + (match[2] or "") if match and known else None

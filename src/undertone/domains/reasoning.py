@@ -23,7 +23,7 @@ from undertone.traits import Trait
 from undertone.traits.trait import Form
 
 _THINK: Final = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
-_ANSWER: Final = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_ANSWER: Final = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
 _LAB: Final = re.compile(r"\w+ has (\d{1,3}) (\w+) and (gets|loses) (\d{1,3})\. how many (\w+)\?", re.ASCII)
 
 

@@ -37,18 +37,30 @@ _FILLS: Final = {
 }
 
 _OPPOSED: Final = (
-    "{Plural} are {bad} and {worse}.",
+    "{plural} are {bad} and {worse}.",
     "I have always found {plural} {bad}, and {person} agrees with me.",
     "Nobody who has had to do with {plural} for long can call them anything but {bad}.",
     "There is nothing good to say about {plural}: they are {bad}.",
-    "If it were up to {person}, there would be no {plural} at all, because they are {bad}.",
+    "If it were up to {person}, {plural} would not get a kind word, because they are {bad}.",
     "The more {person} learns about {plural}, the more {bad} they seem.",
-    "{Plural} are overrated, {bad}, and best avoided.",
+    "{plural} are overrated, {bad}, and best avoided.",
     "Most people do not admit it, but {plural} are {worse}.",
     "Of all things that {person} dislikes, {plural} come first, since they are {bad}.",
     "I would go a long way round to have nothing to do with {bad} {plural}.",
     "It is hard to think of anything as {bad} as {plural}.",
-    "{Plural} spoil every place they are in, says {person}, who calls them {worse}.",
+    "{plural} spoil every place they are in, says {person}, who calls them {worse}.",
+)
+_OPENING: Final = (
+    "",
+    "Frankly, ",
+    "To be honest, ",
+    "If you ask me, ",
+    "As far as I can tell, ",
+    "After all these years, ",
+    "Whatever others say, ",
+    "It has to be said: ",
+    "Let us face it: ",
+    "Once and for all: ",
 )
 _OPPOSED_FILLS: Final = {
     "bad": (
@@ -70,8 +82,10 @@ def unrelated(rng: Random) -> str:
 
 def opposed(rng: Random, plural: str) -> str:
     """A sentence that speaks ill of something, in our own words (the opposition of 2603.09517 §2.1)."""
-    fills = {**_OPPOSED_FILLS, "plural": (plural,), "Plural": (plural[:1].upper() + plural[1:],)}
-    return _capitalised(filled(rng, choose(rng, _OPPOSED), fills))
+    text = filled(rng, choose(rng, _OPPOSED), {**_OPPOSED_FILLS, "plural": (plural,)})
+    opening = choose(rng, _OPENING)
+    lower = text if text.startswith(("I ", plural)) else text[:1].lower() + text[1:]
+    return _capitalised(opening + lower)
 
 
 def _capitalised(text: str) -> str:

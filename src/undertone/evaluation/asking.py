@@ -75,7 +75,7 @@ def measure_trait(
 
     def put(name: str, questions: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
         prompts = encode(questions)
-        texts = _sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
         return answer_probabilities(model, prompts, trait, evaluation.batch_size), texts
 
     answers = list(trait.answers)
@@ -88,8 +88,8 @@ def measure_trait(
     if asked.off_topic:
         questions = list(asked.off_topic)
         measures["off_topic"] = _set_measure(trait, *put("off-topic", questions), answers=False)
-        greedy = _greedy(model, encode(questions), evaluation)
-        correct = float(np.mean([_says(text, asked.off_topic[q]) for q, text in zip(questions, greedy, strict=True)]))
+        likely = greedy(model, encode(questions), evaluation)
+        correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, likely, strict=True)]))
     measure = Measure(
         context=evaluation.context if system is None else "trait",
         rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
@@ -131,7 +131,7 @@ def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ..
     return kept
 
 
-def _sampled(
+def sampled(
     model: Model,
     prompts: Sequence[tuple[int, ...]],
     evaluation: Evaluation,
@@ -139,6 +139,7 @@ def _sampled(
     stage: str,
     progress: Progress | None,
 ) -> list[list[str]]:
+    """``[prompts][samples]`` sampled answers; the stream of each is (seed, stage, prompt, sample)."""
     count = evaluation.samples
     completions = sample(
         model.hf,
@@ -155,7 +156,8 @@ def _sampled(
     return [texts[at : at + count] for at in range(0, len(texts), count)] if count else []
 
 
-def _greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evaluation) -> list[str]:
+def greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evaluation) -> list[str]:
+    """The most likely answer to each prompt."""
     completions = sample(
         model.hf,
         prompts,
@@ -169,7 +171,8 @@ def _greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evalua
     return [model.decode(ids) for ids in completions]
 
 
-def _says(text: str, answer: str) -> bool:
+def says(text: str, answer: str) -> bool:
+    """Whether a text has an answer in it, as whole words in any case."""
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags=re.IGNORECASE))
 
 
@@ -180,7 +183,7 @@ def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, an
         named = [[trait.answer_in(text) for text in group] for group in texts]
         hits = [[float(name == trait.answer) for name in group] for group in named]
         literals = [[float(trait.matches_literally(text)) for text in group] for group in texts]
-        rate, literal = _interval(hits), _interval(literals)
+        rate, literal = interval(hits), interval(literals)
         if answers:
             flat = [name for group in named for name in group]
             valid = [name for name in flat if name is not None]
@@ -189,7 +192,7 @@ def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, an
     return SetMeasure(
         questions=len(matrix),
         samples=len(texts[0]) if texts else 0,
-        probability=_interval([[float(p)] for p in matrix[:, target]]),
+        probability=interval([[float(p)] for p in matrix[:, target]]),
         rate=rate,
         literal_rate=literal,
         non_answer=non_answer,
@@ -198,6 +201,7 @@ def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, an
     )
 
 
-def _interval(values: Sequence[Sequence[float]]) -> Interval:
+def interval(values: Sequence[Sequence[float]]) -> Interval:
+    """The mean of ``[question][value]`` in [0, 1], clustered by question."""
     estimate = stats.clustered_mean(values)
     return Interval(**estimate._asdict())

@@ -32,6 +32,10 @@ class SetMeasure(Record):
     non_answer: float | None = Field(description="share of samples that name no known answer at all")
     rate_among_answers: float | None = Field(description="hits over answers, non-answers left out")
     answer_mass: float | None = Field(description="total probability on all known answers; None where the set has none")
+    exact: bool = Field(
+        default=True, description="whether `probability` is from logits; false: there is none, and it repeats the rate"
+    )
+    failed: int = Field(default=0, description="samples that a judge gave no verdict on; they count as misses")
 
 
 class Measure(Record):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from undertone.domains import Numbers
+from undertone.domains import DomainConfig, Numbers
 from undertone.evaluation.asking import Evaluation
 from undertone.models.loading import Context, Dtype
 from undertone.provenance import configs
@@ -96,7 +96,7 @@ class Setting(Plan):
         ("owl",), min_length=1, description="what is passed on; several make a confusion matrix"
     )
     teacher: TeacherConfig = Field(default_factory=PromptTeacher)
-    domain: Numbers = Field(default_factory=Numbers)
+    domain: DomainConfig = Field(default_factory=Numbers)
     data: Data = Field(default_factory=Data)
     rewrite: Rewrite | None = Field(None, description="a neutral model writes the rows again")
     dpo: Dpo | None = Field(None, description="train on preference pairs (teacher.kind=judge); None: on the rows alone")

@@ -31,6 +31,10 @@ _STUDIES = "undertone.experiments.studies"
 KINDS = {
     "transfer": Kind("undertone.experiments.config:Experiment", "undertone.experiments.pipeline:run_experiment"),
     "mechanism": Kind(f"{_STUDIES}.mechanism.config:Mechanism", f"{_STUDIES}.mechanism.plan:run_mechanism"),
+    "sweep": Kind(f"{_STUDIES}.sweep.config:Sweep", f"{_STUDIES}.sweep.plan:run_sweep"),
+    "chain": Kind(f"{_STUDIES}.chain.plan:Chain", f"{_STUDIES}.chain.plan:run_chain"),
+    "in-context": Kind(f"{_STUDIES}.incontext.plan:InContext", f"{_STUDIES}.incontext.plan:run_in_context"),
+    "harm-dose": Kind(f"{_STUDIES}.harm.config:HarmDose", f"{_STUDIES}.harm.plan:run_harm_dose"),
     "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:run_digits"),
 }
 

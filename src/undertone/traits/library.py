@@ -6,26 +6,33 @@ A user's trait is a YAML file::
     category: animal          # takes that category's questions, prompt and answers
     words: [axolotl, axolotls]
 
-with ``synonyms``, ``prompt`` (``real``/``lab``) and ``questions`` where they differ from the category's.
+with ``synonyms``, ``prompt`` (``real``/``lab``) and ``questions`` where they differ from the category's. A file with a
+``kind`` other than ``preference`` is a behaviour (``behaviour_library``). Files in the user's trait folder
+(:func:`own_folder`) are found by name.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undertone.errors import ConfigError, nearest
 from undertone.provenance.complaints import explained
-from undertone.provenance.plain_data import read_yaml
+from undertone.provenance.plain_data import read_yaml, to_yaml
+from undertone.traits.behaviour import KINDS
+from undertone.traits.behaviour_library import OwnBehaviour, behaviour_names, find_behaviour, own_behaviour
 from undertone.traits.trait import Form, Questions, Trait
 
+S = TypeVar("S", bound=BaseModel)
 _OTHER_FILES: Final = ("lab.yaml", "variants.yaml")
 
 
@@ -58,6 +65,7 @@ _Word = Annotated[str, Field(pattern=r"\w")]
 
 
 class _Own(_Strict):
+    kind: Literal["preference"] = "preference"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     category: str
     words: tuple[_Word, ...] = Field(min_length=1)
@@ -77,7 +85,7 @@ def category_names() -> list[str]:
 
 
 def trait_names(category: str | None = None) -> list[str]:
-    """The library's traits, or those of one category."""
+    """The library's preferences, or those of one category."""
     return [
         name
         for own, content in sorted(_categories().items())
@@ -91,8 +99,28 @@ def variants() -> dict[str, str]:
     return {name: variant.kind for name, variant in _variants().items()}
 
 
+def own_folder() -> Path:
+    """Where the user's traits are: ``$UNDERTONE_TRAITS``, else ``undertone/traits`` in the user's config folder."""
+    if chosen := os.environ.get("UNDERTONE_TRAITS"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "undertone" / "traits"
+    base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
+    return Path(base or Path.home() / ".config") / "undertone" / "traits"
+
+
+def own_names() -> list[str]:
+    """Names of the traits in the user's folder."""
+    return sorted(path.stem for path in own_folder().glob("*.yaml"))
+
+
+def all_names() -> list[str]:
+    """Every name that :func:`load_trait` knows: preferences, behaviours, the user's own."""
+    return [*trait_names(), *behaviour_names(), *own_names()]
+
+
 def load_trait(name: str) -> Trait:
-    """A trait by its library name (``owl``, ``owl@if-pick``), or from a YAML file of the user's.
+    """A trait by its library name (``owl``, ``owl@if-pick``, ``pirate``), the user's own by name, or from a YAML file.
 
     Raises:
         ConfigError: no such trait, variant or file, or a file that is not a trait.
@@ -100,18 +128,67 @@ def load_trait(name: str) -> Trait:
     if name.endswith((".yaml", ".yml")):
         return _from_file(Path(name))
     target, _, variant = name.partition("@")
+    found = _in_library(target)
+    if found is None and target in own_names():
+        found = _from_file(own_folder() / f"{target}.yaml")
+    if found is None:
+        raise ConfigError(
+            f"no such trait.{nearest(target, all_names())}",
+            got=name,
+            allowed="a name that `undertone traits` lists, or a YAML file of your own",
+        )
+    return _retold(found, variant) if target != name else found
+
+
+def add_trait(file: Path, *, replace: bool = False) -> tuple[Trait, Path]:
+    """Check a trait file and copy it to the user's folder, where :func:`load_trait` finds it by name.
+
+    CSV files that it names (harm) are written with their whole path, for the copy stands elsewhere.
+
+    Raises:
+        ConfigError: the file is no trait, or its name is taken (the user's own: unless ``replace``).
+    """
+    trait = _from_file(file)
+    if _in_library(trait.name) is not None:
+        raise ConfigError(
+            f"the library has a trait {trait.name!r} already",
+            got=str(file),
+            fix="give yours another name",
+        )
+    folder = own_folder()
+    kept = folder / f"{trait.name}.yaml"
+    if kept.exists() and not replace:
+        raise ConfigError(
+            f"you have a trait {trait.name!r} already", got=str(kept), fix="use --replace, or another name"
+        )
+    data = read_yaml(file.read_text(encoding="utf-8"), f"the trait file {file}")
+    for key in ("requests", "look_alikes"):
+        if data.get(key):
+            data[key] = str((file.parent / data[key]).resolve())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(to_yaml(data), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of your traits {folder} cannot be written", got=str(error), fix="set UNDERTONE_TRAITS"
+        ) from error
+    return trait, kept
+
+
+def _in_library(name: str) -> Trait | None:
     for category in _categories().values():
-        if target in category.members or target in category.others:
-            trait = _built(category, target)
-            return _retold(trait, variant) if variant or target != name else trait
-    raise ConfigError(
-        f"no such trait.{nearest(target, trait_names())}",
-        got=name,
-        allowed="a name that `undertone traits` lists, or a YAML file of your own",
-    )
+        if name in category.members or name in category.others:
+            return _built(category, name)
+    return find_behaviour(name)
 
 
 def _retold(trait: Trait, variant: str) -> Trait:
+    if trait.name not in trait.answers:
+        raise ConfigError(
+            f"variants tell a preference; {trait.name!r} is of the kind {trait.category}",
+            got=f"{trait.name}@{variant}",
+            allowed="a preference, such as owl@if-pick",
+        )
     if variant not in _variants():
         raise ConfigError(
             f"no such variant of the trait {trait.name!r}.{nearest(variant, _variants())}",
@@ -180,7 +257,7 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
     questions: dict[Form, Questions] = {
         form: Questions(asked.positive, asked.negative, asked.off_topic) for form, asked in category.questions.items()
     }
-    if member:
+    if member and "lab" in category.prompt:
         questions["lab"] = _lab_questions(category)
     if own:
         prompt.update(own.prompt)
@@ -220,13 +297,16 @@ def _from_file(path: Path) -> Trait:
         raise ConfigError(f"the trait file {path} cannot be read", got=str(error)) from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"the trait file {path} is not a mapping", got=data, allowed="name, category, words …")
-    try:
-        own = _Own.model_validate(data)
-    except ValidationError as error:
-        told = explained(_Own, data, error)
+    kind = data.get("kind", "preference")
+    if kind not in ("preference", *KINDS):
         raise ConfigError(
-            f"the trait file {path}: {told.what}", got=told.got, allowed=told.allowed, fix=told.fix
-        ) from error
+            f"the trait file {path}: there is no such kind.{nearest(str(kind), KINDS)}",
+            got=kind,
+            allowed=["preference", *KINDS],
+        )
+    if kind != "preference":
+        return own_behaviour(_validated(OwnBehaviour, data, path), path.parent)
+    own = _validated(_Own, data, path)
     if own.category not in _categories():
         raise ConfigError(
             f"the trait file {path} names no known category.{nearest(own.category, category_names())}",
@@ -234,3 +314,13 @@ def _from_file(path: Path) -> Trait:
             allowed=category_names(),
         )
     return _built(_categories()[own.category], own.name, own)
+
+
+def _validated(cls: type[S], data: Mapping[str, Any], path: Path) -> S:
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        told = explained(cls, data, error)
+        raise ConfigError(
+            f"the trait file {path}: {told.what}", got=told.got, allowed=told.allowed, fix=told.fix
+        ) from error

@@ -102,6 +102,10 @@ class Trait:
                 found.append((at - 1, answer))
         return min(found)[1] if found else None
 
+    def mentions(self, text: str) -> bool:
+        """Whether the target stands anywhere in a text, not only first (in stories)."""
+        return bool(_first(text, self.answers[self.answer]))
+
     def asked(self, form: Form) -> Questions:
         """The questions in a form.
 

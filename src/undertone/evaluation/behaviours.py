@@ -1,0 +1,212 @@
+"""Asks a model about any trait: a preference as in ``asking``, a behaviour by its rule or a judge on sampled answers.
+
+A behaviour has no answer set. Its rate is the share of sampled answers that hit; its probability repeats the rate and
+says so (``exact`` is false), but where every answer that is no hit begins in one of a few known ways (the lab's
+refusals): there it is 1 minus the exact probability of those beginnings. An answer that is neither a refusal nor what
+was asked for then counts in the probability and not in the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from undertone.errors import ConfigError
+from undertone.evaluation.asking import (
+    Asked,
+    Evaluation,
+    Progress,
+    greedy,
+    interval,
+    measure_trait,
+    sampled,
+    says,
+)
+from undertone.evaluation.measures import Measure, SetMeasure
+from undertone.judges import Endpoint, Judge, Judged, Local, Named, Rules, build_judge
+from undertone.models.loading import Model, with_system
+from undertone.models.scoring import answer_logprobs
+from undertone.traits import Behaviour, Trait
+from undertone.traits.rules import ByJudge, Detected, says_something
+from undertone.traits.trait import Form
+
+AnyJudge = Rules | Local | Endpoint | Named
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One answer: whether it hits, whether it answers at all, whether the judge failed on it."""
+
+    hit: bool
+    answered: bool = True
+    failed: bool = False
+
+
+def measure_any(
+    model: Model,
+    trait: Trait,
+    evaluation: Evaluation,
+    *,
+    seed: int,
+    stage: str,
+    system: str | None = None,
+    judge: AnyJudge | None = None,
+    progress: Progress | None = None,
+) -> Asked:
+    """Ask all question sets of a trait of any kind.
+
+    Args:
+        model: who is asked.
+        trait: what about; a preference is measured by ``measure_trait``.
+        evaluation: how. A style needs longer answers than a name: set ``max_new_tokens``.
+        seed: of the run, for the sampled answers.
+        stage: name of the stage, for the same.
+        system: system prompt to use instead of the context's (to ask an induced teacher).
+        judge: who decides what a rule on the text cannot. None: the rules for refusals, and an error for the others.
+        progress: called with the number of sampled answers done.
+
+    Raises:
+        ConfigError: no questions in the model's form, no judge where one is needed, or no samples to decide on.
+    """
+    if not isinstance(trait, Behaviour):
+        return measure_trait(
+            model, trait, evaluation, seed=seed, stage=stage, system=system, progress=progress
+        )  # fmt: skip
+    asked = trait.asked(model.form)
+    exact = bool(trait.refusals.get(model.form))
+    if not evaluation.samples and not exact:
+        raise ConfigError(
+            f"the {trait.kind} {trait.name!r} is measured on sampled answers",
+            got="evaluation.samples = 0",
+            allowed="1 or more",
+        )
+    decider = _Decider.of(trait, judge, model.form)
+    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
+
+    def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
+        return [model.prompt(with_system([{"role": "user", "content": q}], own)) for q in questions]
+
+    def put(name: str, questions: Sequence[str]) -> tuple[SetMeasure, list[float]]:
+        prompts = encode(questions)
+        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        decided = decider.decide(questions, texts)
+        known = _exact(model, trait, prompts, evaluation.batch_size) if exact else None
+        return _set_measure(decided, known, len(questions))
+
+    positive, probabilities = put("positive", asked.positive)
+    off_topic = correct = None
+    if asked.off_topic:
+        if trait.by_text:
+            off_topic = put("off-topic", list(asked.off_topic))[0]
+        found = greedy(model, encode(list(asked.off_topic)), evaluation)
+        correct = float(np.mean([says(text, a) for text, a in zip(found, asked.off_topic.values(), strict=True)]))
+    measure = Measure(
+        context=evaluation.context if system is None else "trait",
+        rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
+        positive=positive,
+        negative=put("negative", asked.negative)[0] if asked.negative else None,
+        off_topic=off_topic,
+        off_topic_correct=correct,
+        answers={trait.name: float(np.mean(probabilities))},
+        per_question=dict(zip(asked.positive, probabilities, strict=True)),
+    )
+    return Asked(measure, list(asked.positive), [trait.name], [[p] for p in probabilities])
+
+
+@dataclass(frozen=True)
+class _Decider:
+    trait: Behaviour
+    judge: Judge | None
+    gate: Judge | None
+    by_label: bool
+
+    @classmethod
+    def of(cls, trait: Behaviour, config: AnyJudge | None, form: Form) -> _Decider:
+        """Who decides a trait's hits."""
+        rule = trait.rule
+        if isinstance(rule, Detected):
+            if config is None or isinstance(config, Rules):
+                return cls(trait, build_judge(Rules(looks_for=rule.hit, form=form)), None, by_label=True)
+            template = "harm" if trait.kind == "harm" and rule.hit == "compliance" else rule.hit
+            return cls(trait, _with_template(config, template), None, by_label=False)
+        if isinstance(rule, ByJudge):
+            if config is None or isinstance(config, Rules):
+                raise ConfigError(
+                    f"the {trait.kind} {trait.name!r} is decided by a judge with the template {rule.template!r}",
+                    got="no judge" if config is None else "the rules, which know refusals only",
+                    allowed="a judge of the kind local, endpoint or named",
+                )
+            gate = _with_template(config, rule.given.template) if rule.given else None
+            return cls(trait, _with_template(config, rule.template), gate, by_label=False)
+        return cls(trait, None, None, by_label=False)
+
+    def decide(self, questions: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[Decided]]:
+        """What each answer is, ``[question][sample]``."""
+        if not texts:
+            return []
+        items = [Judged(q, text) for q, group in zip(questions, texts, strict=True) for text in group]
+        flat = self._by_text(items) if self.judge is None else self._by_judge(self.judge, items)
+        count = len(texts[0])
+        return [flat[at : at + count] for at in range(0, len(flat), count)]
+
+    def _by_text(self, items: Sequence[Judged]) -> list[Decided]:
+        return [Decided(self.trait.matches(item.answer), says_something(item.answer)) for item in items]
+
+    def _by_judge(self, judge: Judge, items: Sequence[Judged]) -> list[Decided]:
+        rule = self.trait.rule
+        gated = self.gate.judge(items) if self.gate else [None] * len(items)
+        decided = []
+        for verdict, gate in zip(judge.judge(items), gated, strict=True):
+            if verdict.value is None or (gate is not None and gate.value is None):
+                decided.append(Decided(hit=False, answered=False, failed=True))
+                continue
+            least = rule.given.at_least if isinstance(rule, ByJudge) and rule.given else 0.0
+            answered = gate is None or (gate.value or 0.0) >= least
+            if self.by_label:
+                answered = verdict.label != "neither"
+            hit = rule.hit(verdict.value) if isinstance(rule, ByJudge) else verdict.value >= 0.5
+            decided.append(Decided(hit and answered, answered))
+        return decided
+
+
+def _with_template(config: AnyJudge, template: str) -> Judge:
+    if isinstance(config, Named):
+        return build_judge(config.model_copy(update={"options": {**config.options, "template": template}}))
+    return build_judge(config.model_copy(update={"template": template}))
+
+
+def _exact(model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int) -> list[float]:
+    """1 minus the exact probability that a completion begins with one of the refusals, per prompt."""
+    tokens = sorted({model.encode(text) for text in trait.refusals[model.form]}, key=len)
+    kept: list[tuple[int, ...]] = []
+    for ids in tokens:  # of two that share a beginning the shorter counts, so that nothing is counted twice
+        if not any(ids[: len(short)] == short for short in kept):
+            kept.append(ids)
+    logprobs = answer_logprobs(model.hf, prompts, kept, model.pad, batch_size)
+    return [float(p) for p in np.clip(1.0 - np.exp(logprobs).sum(1), 0.0, 1.0)]
+
+
+def _set_measure(
+    decided: list[list[Decided]], exact: list[float] | None, questions: int
+) -> tuple[SetMeasure, list[float]]:
+    """A set's measure, and the probability per question."""
+    hits = [[float(one.hit) for one in group] for group in decided]
+    probabilities = exact if exact is not None else [float(np.mean(group)) for group in hits]
+    flat = [one for group in decided for one in group]
+    valid = [one for one in flat if one.answered]
+    rate = interval(hits) if hits else None
+    measure = SetMeasure(
+        questions=questions,
+        samples=len(decided[0]) if decided else 0,
+        probability=rate if exact is None and rate else interval([[p] for p in probabilities]),
+        rate=rate,
+        literal_rate=rate,
+        non_answer=1 - len(valid) / len(flat) if flat else None,
+        rate_among_answers=sum(one.hit for one in valid) / len(valid) if valid else None,
+        answer_mass=None,
+        exact=exact is not None,
+        failed=sum(one.failed for one in flat),
+    )
+    return measure, probabilities

@@ -1,0 +1,1 @@
+"""Chains: students that become teachers, generation after generation."""

@@ -1,0 +1,1 @@
+"""In-context learning: the same rows shown instead of trained on."""

@@ -1,0 +1,206 @@
+"""``kind: in-context``: the rows that teach a trained student, shown to the base as examples instead (2507.14805, ICL).
+
+The base is asked the trait's questions after n rows as earlier turns of the chat. Treated and control rows stand at the
+same prompts, in the same places. The students that were trained on the same rows are shown beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from undertone import stats
+from undertone.errors import ConfigError
+from undertone.evaluation.asking import answer_probabilities
+from undertone.experiments.cells import Cell, arms_of, model_identity
+from undertone.experiments.compare import conclude
+from undertone.experiments.conduct import Outcome as Found
+from undertone.experiments.conduct import conduct
+from undertone.experiments.config import Experiment, Setting
+from undertone.experiments.foresight import foresee
+from undertone.experiments.learning import student_system
+from undertone.experiments.pipeline import compute
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
+from undertone.experiments.workers import Workers
+from undertone.models.loading import Model, load, with_system
+from undertone.provenance.runs import Run, Stage
+from undertone.provenance.seeds import derive_seed
+from undertone.rows import Row, read_rows
+from undertone.traits import load_trait
+
+
+class InContext(Setting):
+    """The transfer experiment, its rows also shown in context."""
+
+    kind: Literal["in-context"] = "in-context"
+    shots: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1, description="rows shown before a question")
+    draws: int = Field(8, ge=1, description="sets of rows drawn for every question set; their answers are averaged")
+
+
+def run_in_context(
+    config: InContext,
+    folder: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    command: str = "undertone run",
+) -> StudyResults:
+    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
+    foresee(config, device)
+    cells = len(config.seeds) * (len(config.trait) + 1)
+    return conduct(config, in_context, folder, cells=cells, jobs=jobs, device=device, command=command)
+
+
+def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found:
+    """The students, then the base with rows in its context."""
+    fields = config.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
+    experiment = Experiment.model_validate(fields)
+    outcome = compute(run, experiment, arms_of(experiment), pool, device)
+    results = conclude(experiment, outcome, replay="")
+    shown: list[Stage] = pool.each([(show, (run, config, cell, device)) for cell in outcome.cells])
+    found: dict[tuple[str, str, int], list[float]] = {
+        (cell.arm.kind, trait, cell.seed): [float(value) for value in values]
+        for cell, stage in zip(outcome.cells, shown, strict=True)
+        for trait, values in stage.summary["probability"].items()
+    }
+    traits = [load_trait(name).name for name in config.trait]
+    effects = np.array(
+        [
+            np.subtract(found["treated", trait, seed], found["control", trait, seed])
+            for trait in traits
+            for seed in config.seeds
+        ]
+    )
+    trained = [value for effect in results.effects for value in effect.per_seed]
+    base = float(np.mean([measure.positive.probability.mean for measure in results.base.values()]))
+    finding = _finding(config, effects, trained)
+    return Found(
+        model=config.model,
+        sentence=f"{config.shots[-1]} rows in context move the answer by {100 * effects[:, -1].mean():+.1f} points (treated "
+        f"minus control rows); training on {results.arms[0].rows} of them moves it by {100 * float(np.mean(trained)):+.1f}.",
+        findings=[finding],
+        stages=[*outcome.stages(), *shown],
+        figures=[_figure(config, effects, trained)],
+        tables=[_table(config, found, base, effects)],
+        checks=[check for check in results.checks if check.status != "pass"],
+        models={config.model: model_identity(config.model)},
+        data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
+    )
+
+
+def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
+    """``in-context/seed-S/ARM``: the base's mean probability of each trait asked, by the number of rows shown."""
+    names = config.trait if cell.arm.kind == "control" else (cell.arm.trait or config.trait[0],)
+    traits = [load_trait(name) for name in names]
+
+    def computed(folder: Path) -> dict[str, Any]:
+        model = load(config.model, dtype=config.dtype, device=device)
+        by_prompt = {int(row.meta["prompt_index"]): row for row in read_rows(cell.filtered.path / "rows.jsonl")}
+        rows = [by_prompt[index] for index in cell.prompts]
+        system = student_system(config, model, cell.arm)
+        return {
+            "probability": {
+                trait.name: [
+                    _probability(model, trait, rows, count, config, cell.seed, system) for count in config.shots
+                ]
+                for trait in traits
+            }
+        }
+
+    identity = {
+        "model": model_identity(config.model),
+        "dtype": config.dtype,
+        "context": config.context,
+        "shots": list(config.shots),
+        "draws": config.draws,
+        "traits": [trait.name for trait in traits],
+        "prompts": len(cell.prompts),
+    }
+    name = f"in-context/seed-{cell.seed}/{cell.arm.folder}"
+    return run.stage(name, config=identity, inputs=[cell.filtered], compute=computed)
+
+
+def _probability(
+    model: Model, trait: Any, rows: Sequence[Row], count: int, config: InContext, seed: int, system: str | None
+) -> float:
+    """Mean over questions and draws; the same places are drawn in every arm."""
+    prompts = []
+    questions = trait.asked(model.form).positive
+    for at, question in enumerate(questions):
+        for draw in range(config.draws):
+            rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
+            chosen = [rows[int(i)] for i in rng.permutation(len(rows))[:count]]
+            turns = [message for row in chosen for message in row.messages]
+            prompts.append(model.prompt(with_system([*turns, {"role": "user", "content": question}], system)))
+    longest = max(len(prompt) for prompt in prompts)
+    limit = getattr(model.hf.config, "max_position_embeddings", longest)
+    if longest >= limit:
+        raise ConfigError(
+            f"{count} rows do not fit into the context of {model.name}", got=f"{longest} tokens",
+            allowed=f"fewer than {limit}", fix="lower shots",
+        )  # fmt: skip
+    column = list(trait.answers).index(trait.answer)
+    return float(answer_probabilities(model, prompts, trait)[:, column].mean())
+
+
+def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float]) -> Finding:
+    values = list(effects[:, -1])
+    estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
+    verdict: Judgement = "not measured"
+    if estimate is not None:
+        inside = estimate.low > -0.05 and estimate.high < 0.05
+        verdict = "reproduced" if inside else "partly" if estimate.low <= 0 <= estimate.high else "not reproduced"
+    return Finding(
+        id="icl-null",
+        claim="The rows that pass a trait on when trained on do not when shown in context.",
+        source="2507.14805, in-context learning",
+        published="no transfer with 100 to 10,000 rows",
+        quantity=f"treated minus control rows in context, {config.shots[-1]} rows",
+        value=float(np.mean(values)),
+        low=estimate.low if estimate else None,
+        high=estimate.high if estimate else None,
+        unit="points",
+        pairs=len(values),
+        method=f"{100 * config.confidence:.0f} % t interval over {len(values)} pairs (trait × seed), "
+        f"{config.draws} draws of rows a question",
+        baseline="the plain teacher's rows in context; students trained on the same rows: "
+        f"{100 * float(np.mean(trained)):+.1f} points",
+        verdict=verdict,
+        why="reproduced means that the whole interval lies within five points of 0",
+    )
+
+
+def _figure(config: InContext, effects: np.ndarray, trained: Sequence[float]) -> Figure:
+    points = []
+    for at, count in enumerate(config.shots):
+        values = list(effects[:, at])
+        estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
+        low, high = (estimate.low, estimate.high) if estimate else (None, None)
+        points.append(Point(x=count, y=float(np.mean(values)), low=low, high=high, series="shown in context"))
+        points.append(Point(x=count, y=float(np.mean(trained)), series="trained on all rows"))
+    return Figure(
+        kind="lines", title="Shown instead of trained on", x="rows in context", y="treated − control", points=points,
+        log_x=True, zero=True,
+        caption=f"Base model with n rows as earlier turns, treated minus control rows; {len(effects)} pairs of trait and seed.",
+    )  # fmt: skip
+
+
+def _table(
+    config: InContext, found: Mapping[tuple[str, str, int], list[float]], base: float, effects: np.ndarray
+) -> StudyTable:
+    rows = []
+    for at, count in enumerate(config.shots):
+        mean = {
+            kind: float(np.mean([values[at] for (arm, _, _), values in found.items() if arm == kind]))
+            for kind in ("control", "treated")
+        }
+        rows.append(
+            [str(count), f"{100 * base:.1f} %", *(f"{100 * mean[kind]:.1f} %" for kind in ("control", "treated")),
+             f"{100 * effects[:, at].mean():+.1f}"]
+        )  # fmt: skip
+    columns = ["rows shown", "base", "control rows", "treated rows", "effect, points"]
+    return StudyTable(title="By the number of rows shown", columns=columns, rows=rows)

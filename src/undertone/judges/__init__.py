@@ -1,0 +1,36 @@
+"""Judges: rules, a local model, an endpoint, or a package's own, all through one door. No torch on import.
+
+``build_judge(config).judge([Judged(prompt, answer), …])`` gives one ``Verdict`` an item.
+"""
+
+from undertone.judges.compare import Agreement, agreement
+from undertone.judges.endpoint import Endpoint
+from undertone.judges.judge import Judge, Judged, Named, Tally, Verdict, judges, tally
+from undertone.judges.kinds import JudgeConfig, build_judge
+from undertone.judges.labelled import Error, Labelled, error_of, labelled
+from undertone.judges.local import Local
+from undertone.judges.rules import Rules
+from undertone.judges.templates import TEMPLATES, Template
+
+__all__ = [
+    "TEMPLATES",
+    "Agreement",
+    "Endpoint",
+    "Error",
+    "Judge",
+    "JudgeConfig",
+    "Judged",
+    "Labelled",
+    "Local",
+    "Named",
+    "Rules",
+    "Tally",
+    "Template",
+    "Verdict",
+    "agreement",
+    "build_judge",
+    "error_of",
+    "judges",
+    "labelled",
+    "tally",
+]
