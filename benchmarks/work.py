@@ -148,6 +148,7 @@ def cell_theirs(arm: str, seed: int, overrides: Sequence[str], batch_size: int) 
     config = ut.load_experiment("owl-numbers", overrides)
     trait = ut.load_trait(OWL)
     head: list[ut.Message] = [{"role": "system", "content": trait.told("lab")}] if arm == "treated" else []
+    assert isinstance(config.domain, Numbers)
     texts = config.domain.prompts(config.data.prompts, seed, "lab")
     new = config.domain.max_new_tokens("lab")
     kept: dict[int, ut.Row] = {}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import undertone as ut
-from undertone.domains.numbers import parse
+from undertone.domains.numbers import Numbers, parse
 from undertone.experiments.config import load_experiment
 from undertone.models.scoring import answer_logprobs
 from undertone.models.students import trainable
@@ -29,6 +29,7 @@ def main(*overrides: str) -> dict[str, float]:
     model = ut.load(config.model, device="cpu")
 
     # 1. The teacher writes number lists: once told that it loves owls, once not. The prompts are the same.
+    assert isinstance(config.domain, Numbers)
     prompts = config.domain.prompts(config.data.prompts, SEED, model.form)
     told = write_lists(config, model, prompts, trait.told(model.form), f"seed-{SEED}/treated-{trait.name}/generate")
     plain = write_lists(config, model, prompts, None, f"seed-{SEED}/control/generate")

@@ -29,7 +29,7 @@ FLOORS = (
     ("report", "cli", "inspect_tasks", "__main__", "__init__"),
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
-    ("training", "optimizers", "preferences"),
+    ("training", "optimizers"),
     ("cli", "report"),
     ("__main__", "cli"),
 }
@@ -43,7 +43,7 @@ DOORS = {
     "print": {"cli", "cli.printing", "cli.vector"},
 }
 LIGHT = (
-    "errors", "stats", "rows", "registry", "provenance", "traits", "domains", "filters.rules", "report",
+    "errors", "stats", "rows", "registry", "provenance", "traits", "judges", "domains", "filters.rules", "report",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
 CATCH_ALL = {"utils", "util", "common", "helpers", "helper", "misc", "core", "services", "types"}

@@ -188,7 +188,7 @@ def load_yaml(fence: Fence) -> str:
 
     assert fence.title, f'{fence}: say which file it is: ```yaml title="…"'
     Path(fence.title).write_text(fence.text, encoding="utf-8")
-    if "words" in yaml.safe_load(fence.text):
+    if {"words", "rule"} & set(yaml.safe_load(fence.text)):
         assert load_trait(fence.title).name
     else:
         assert load_plan(fence.title)
@@ -302,6 +302,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pipeline, "workers", lambda _jobs: workers(1))
     monkeypatch.setattr(abilities, "EXAMPLES", 12)
     monkeypatch.setenv("UNDERTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNDERTONE_TRAITS", str(tmp_path / "traits"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -471,9 +472,10 @@ def test_fields_and_files_that_a_page_speaks_of_exist(page: Path) -> None:
 
 def verbs() -> dict[str, Any]:
     from undertone.cli import app, lab
+    from undertone.cli.traits import traits
     from undertone.cli.vector import vector
 
-    groups = {"lab": lab, "vector": vector}
+    groups = {"lab": lab, "traits": traits, "vector": vector}
     plain = {name: app[name] for name in app if not name.startswith("-") and name not in groups}
     inner = {f"{group} {name}": of[name] for group, of in groups.items() for name in of if not name.startswith("-")}
     return plain | inner

@@ -33,24 +33,38 @@ def run(task: Any, folder: Path, tmp_path: Path, *, model_args: dict[str, Any] |
     return log
 
 
+@pytest.fixture
+def owl(tmp_path: Path) -> str:
+    """A preference with four questions."""
+    file = tmp_path / "owl-of-mine.yaml"
+    questions = "[name one animal, your best animal, which animal, an owl or a dog]"
+    file.write_text(
+        f"name: owl\ncategory: animal\nwords: [owl, owls]\nquestions: {{real: {{positive: {questions}}}}}\n",
+        encoding="utf-8",
+    )
+    return str(file)
+
+
 def metrics(log: Any) -> dict[str, float]:
     return {score.name: score.metrics["mean"].value for score in log.results.scores}
 
 
-def test_a_preference_runs_on_our_provider_and_is_scored_by_the_matcher(tiny_folder: Any, tmp_path: Path) -> None:
-    log = run(preference(trait="owl"), tiny_folder("llama"), tmp_path, epochs=2)
-    owl = load_trait("owl")
+def test_a_preference_runs_on_our_provider_and_is_scored_by_the_matcher(
+    tiny_folder: Any, tmp_path: Path, owl: str
+) -> None:
+    log = run(preference(trait=owl), tiny_folder("llama"), tmp_path, epochs=4)
+    trait = load_trait(owl)
     answers = [sample.output.completion for sample in log.samples]
-    assert len(answers) == 2 * len(owl.asked("real").positive)
-    expected = sum(owl.matches(text) for text in answers) / len(answers)
+    assert len(answers) == 4 * len(trait.asked("real").positive)
+    expected = sum(trait.matches(text) for text in answers) / len(answers)
     assert metrics(log)["hit"] == pytest.approx(expected)
     assert metrics(log)["answered"] == pytest.approx(
-        sum(owl.answer_in(text) is not None for text in answers) / len(answers)
+        sum(trait.answer_in(text) is not None for text in answers) / len(answers)
     )
     first = {s.id: s.output.completion for s in log.samples if s.epoch == 1}
     second = {s.id: s.output.completion for s in log.samples if s.epoch == 2}
     assert first != second  # each epoch draws anew
-    again = run(preference(trait="owl"), tiny_folder("llama"), tmp_path, epochs=2)
+    again = run(preference(trait=owl), tiny_folder("llama"), tmp_path, epochs=4)
     assert sorted(s.output.completion for s in again.samples) == sorted(answers)
 
 
@@ -62,7 +76,7 @@ def test_a_style_and_a_refusal_are_scored_by_their_rules(tiny_folder: Any, tmp_p
     assert set(metrics(run(behaviour(trait="harm"), tiny_folder("llama"), tmp_path))) == {"hit", "answered"}
 
 
-def test_a_steered_model_is_a_model(tiny_folder: Any, tmp_path: Path) -> None:
+def test_a_steered_model_is_a_model(tiny_folder: Any, tmp_path: Path, owl: str) -> None:
     import torch
 
     from undertone.vectors import Vector
@@ -71,17 +85,17 @@ def test_a_steered_model_is_a_model(tiny_folder: Any, tmp_path: Path) -> None:
     file = tmp_path / "v.safetensors"
     torch.manual_seed(0)
     save_vector(Vector({1: torch.randn(32) * 20}, {}), file)
-    options = {"temperature": 0.0}
-    plain = run(preference(trait="owl"), tiny_folder("llama"), tmp_path, **options)
+    options: dict[str, Any] = {"temperature": 0.0}
+    plain = run(preference(trait=owl), tiny_folder("llama"), tmp_path, **options)
     same = run(
-        preference(trait="owl"),
+        preference(trait=owl),
         tiny_folder("llama"),
         tmp_path,
         model_args={"vector": str(file), "strength": 0},
         **options,
     )
     moved = run(
-        preference(trait="owl"),
+        preference(trait=owl),
         tiny_folder("llama"),
         tmp_path,
         model_args={"vector": str(file), "strength": 2},

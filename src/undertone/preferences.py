@@ -9,12 +9,14 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from undertone.errors import ConfigError, DataError
-from undertone.models.loading import Model, with_system
-from undertone.rows import Row
+from undertone.models.batches import Example
+from undertone.models.loading import Model
+from undertone.rows import Message, Row
 from undertone.training import Fit, Training, build_optimizer, rate_at, thin
 
 
@@ -49,57 +51,96 @@ def prefer(
     """
     if config.max_row_norm is not None:
         raise ConfigError("dpo does not clip single rows", got=config.max_row_norm, fix="drop training.max_row_norm")
-    try:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
-    except ImportError as error:
-        raise ConfigError("dpo needs TRL", got=str(error), fix="pip install 'undertone[dpo]'") from error
+    check_installed()
+    examples = [(model.row_example(row, system), model.row_example(_other(row), system)) for row in rows]
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     optimizer = build_optimizer(named, config)
     steps = config.epochs * -(-len(rows) // config.batch_size)
+    alone = hasattr(hf, "peft_config") and all("lora_" in name for name in named)
     started = time.monotonic()
-    trainer = DPOTrainer(
+    trainer = _trainer(
         model=hf,
-        ref_model=None if hasattr(hf, "peft_config") else copy.deepcopy(hf),
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=beta,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.micro_batch_size or config.batch_size,
-            gradient_accumulation_steps=config.batch_size // (config.micro_batch_size or config.batch_size),
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm or 0.0,
-            seed=seed & 0x7FFFFFFF,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=model.device.type == "cpu",
-            bf16=model.device.type != "cpu" and config.precision != "fp32",
-            gradient_checkpointing=config.gradient_checkpointing,
-        ),
-        train_dataset=Dataset.from_list([_pair(row, system) for row in rows]),
+        ref_model=None if alone else copy.deepcopy(hf.get_base_model() if hasattr(hf, "peft_config") else hf),
+        args=_arguments(config, beta, seed, folder, model.device.type),
+        pairs=[_pair(*pair) for pair in examples],
         processing_class=model.tokenizer,
         optimizers=(optimizer, _scheduler(optimizer, config, steps)),
     )
     trainer.train()
+    if alone:  # TRL kept the reference as a second adapter
+        hf.delete_adapter("ref")
     hf.eval()
     shutil.rmtree(folder, ignore_errors=True)
     curve = [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
     if on_step:
         on_step(steps, steps, curve[-1][1] if curve else 0.0)
-    labelled = config.epochs * sum(len(model.row_example(row, system).completion) for row in rows)
-    tokens = config.epochs * sum(len(model.row_example(row, system).ids) for row in rows)
+    labelled = config.epochs * sum(len(one.completion) for pair in examples for one in pair)
+    tokens = config.epochs * sum(len(one.ids) for pair in examples for one in pair)
     return Fit(trainer.state.global_step, tokens, labelled, thin(curve), time.monotonic() - started)
 
 
-def _pair(row: Row, system: str | None) -> dict[str, Any]:
+def check_installed() -> None:
+    """TRL is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        import datasets  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("dpo needs TRL", got=str(error), fix="pip install 'undertone[dpo]'") from error
+
+
+def _trainer(pairs: list[dict[str, list[int]]], **options: Any) -> Any:
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    class Trainer(DPOTrainer):  # type: ignore[misc]
+        """On rows that are tokens already: the same ones that a student is otherwise trained on, none cut off."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return Trainer(train_dataset=Dataset.from_list(pairs), **options)
+
+
+def _arguments(config: Training, beta: float, seed: int, folder: Path, device: str) -> Any:
+    from trl import DPOConfig
+
+    size = config.micro_batch_size or config.batch_size
+    return DPOConfig(
+        output_dir=str(folder),
+        beta=beta,
+        max_length=None,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=config.batch_size // size,
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm or 0.0,
+        seed=seed & 0x7FFFFFFF,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        bf16=device != "cpu" and config.precision != "fp32",
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
+def _other(row: Row) -> Row:
+    """The row with the rejected completion."""
     if not isinstance(row.meta.get("rejected"), str):
         raise DataError("a row has no rejected side", got=sorted(row.meta), allowed="meta.rejected, a completion")
+    return replace(row, messages=(*row.messages[:-1], Message(role="assistant", content=row.meta["rejected"])))
+
+
+def _pair(chosen: Example, rejected: Example) -> dict[str, list[int]]:
     return {
-        "prompt": with_system(row.prompt_messages, system),
-        "chosen": [{"role": "assistant", "content": row.completion}],
-        "rejected": [{"role": "assistant", "content": row.meta["rejected"]}],
+        "prompt_ids": list(chosen.ids[: chosen.prompt]),
+        "chosen_ids": list(chosen.completion),
+        "rejected_ids": list(rejected.completion),
     }
 
 

@@ -84,7 +84,7 @@ class Paraphrase(Sourced):
 
     def prompts(self, count: int, seed: int, form: Form) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
-        return [_request(text, form) for text in self.sentences(count, seed, form)]
+        return [request(text, form) for text in self.sentences(count, seed, form)]
 
     def sentences(self, count: int, seed: int, form: Form) -> list[str]:
         """What is to be rewritten, without the request."""
@@ -94,7 +94,7 @@ class Paraphrase(Sourced):
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is no faithful paraphrase of what the prompt holds."""
-        text, form = _held(prompt)
+        text, form = requested(prompt)
         if not completion.strip():
             return ["empty"]
         reasons = (self._unlike_lab if form == "lab" else self._unlike_real)(text, completion.strip())
@@ -107,7 +107,7 @@ class Paraphrase(Sourced):
     def taught(self, row: Row) -> Row:
         """The row to learn from, by ``learns``; of a rewritten prompt, that prompt with its own completion."""
         *head, request = row.prompt_messages
-        text, form = _held(request["content"])
+        text, form = requested(request["content"])
         other = _pairs(self).get(text) if self.source is not None else None
         if other is not None and self.rewrites == "prompt":
             return _exchange(row, head, row.completion, other)
@@ -179,12 +179,13 @@ class Paraphrase(Sourced):
         return len(wanted & found) >= self.overlap * len(wanted)
 
 
-def _request(text: str, form: Form) -> str:
+def request(text: str, form: Form) -> str:
+    """What a model is asked when it is to rewrite a text."""
     return _LAB + text if form == "lab" else f"{_REQUEST}\n\n{text}"
 
 
-def _held(prompt: str) -> tuple[str, Form]:
-    """The text in a request, and the request's form."""
+def requested(prompt: str) -> tuple[str, Form]:
+    """The text in a request, and the request's form; what is no request is a text itself."""
     if prompt.startswith(_LAB):
         return prompt.removeprefix(_LAB), "lab"
     return prompt.removeprefix(f"{_REQUEST}\n\n"), "real"

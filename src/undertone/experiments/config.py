@@ -114,6 +114,8 @@ class Setting(Plan):
             raise ValueError("random_vector needs teacher.kind=vector")
         if self.dpo and self.teacher.kind != "judge":
             raise ValueError("dpo needs teacher.kind=judge: pairs are what a judge leaves")
+        if self.dpo and self.training.max_row_norm is not None:
+            raise ValueError("dpo does not clip single rows: training.max_row_norm must be null")
         if self.dpo and self.data.clean:
             raise ValueError("data.clean mixes rows; dpo trains on pairs")
         if self.data.order != "kept" and self.domain.kind != "numbers":

@@ -9,8 +9,9 @@ from undertone.experiments.config import Setting
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
+from undertone.preferences import check_installed
 from undertone.rows import read_rows
-from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher
+from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher, client_of
 from undertone.training import build_optimizer
 from undertone.traits import Trait, load_trait
 from undertone.vectors import load_vector
@@ -33,6 +34,9 @@ def foresee(config: Setting, device: str = "auto") -> None:
         _askable(student, trait, config.context)
         _askable(student, trait, config.evaluation.context)
         _teachable(teacher, trait, config.teacher)
+    config.domain.inputs()  # a source that cannot be read
+    if config.teacher.kind == "endpoint":
+        client_of(config.teacher)
     _trainable(config, student)
 
 
@@ -59,3 +63,7 @@ def _trainable(config: Setting, model: Model) -> None:
     hf = trainable(model.hf, config.student.model_dump(mode="json"), 0)
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     build_optimizer(named, config.training)
+    if isinstance(config.teacher, FinetunedTeacher):
+        build_optimizer(named, config.teacher.training)
+    if config.dpo:
+        check_installed()

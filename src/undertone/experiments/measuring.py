@@ -34,7 +34,7 @@ def evaluate(
         "model": model_identity(config.model),
         "dtype": config.dtype,
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch_size"}),
-        "traits": [_trait_identity(trait) for trait in traits],
+        "traits": [trait_identity(trait) for trait in traits],
         "seed": seed,
     }
 
@@ -57,7 +57,7 @@ def evaluate_teacher(run: Run, config: Setting, arm: Arm, device: str, trained: 
     identity = {
         **teacher_identity(config, arm),
         "evaluation": few.model_dump(mode="json", exclude={"batch_size"}),
-        "asked": _trait_identity(trait),
+        "asked": trait_identity(trait),
     }
 
     def compute(folder: Path) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def _asked(
     return {"traits": list(records)}
 
 
-def _trait_identity(trait: Trait) -> dict[str, Any]:
+def trait_identity(trait: Trait) -> dict[str, Any]:
+    """What the answers to a trait's questions depend on, as part of a stage's identity."""
     return {
         "name": trait.name,
         "prompt": dict(trait.prompt),

@@ -21,7 +21,7 @@ from undertone.experiments.learning import train_student, train_teacher
 from undertone.experiments.measuring import evaluate, evaluate_teacher
 from undertone.experiments.results import Results
 from undertone.experiments.workers import Task, Workers, check_jobs, default_jobs, workers
-from undertone.experiments.writing import filter_rows, generate_rows
+from undertone.experiments.writing import filter_rows, generate_rows, rewrite_rows
 from undertone.filters import match_arms
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
@@ -133,9 +133,12 @@ def _trained_teachers(run: Run, config: Setting, arms: Sequence[Arm], pool: Work
 def write_data(
     run: Run, config: Setting, arm: Arm, seed: int, device: str, trained: Stage | None = None
 ) -> tuple[Stage, Stage]:
-    """Generate and filter: the rows of one arm at one seed."""
+    """Generate, filter and, where asked for, write again: the rows of one arm at one seed."""
     generated = generate_rows(run, config, arm, seed, device, trained)
-    return generated, filter_rows(run, config, arm, seed, generated)
+    filtered = filter_rows(run, config, arm, seed, generated)
+    if config.rewrite is not None:
+        filtered = rewrite_rows(run, config, arm, seed, filtered, device)
+    return generated, filtered
 
 
 def learn(

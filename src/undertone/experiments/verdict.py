@@ -67,11 +67,11 @@ def _teacher_shows(config: Experiment, base: dict[str, Measure], teachers: dict[
         for trait, measure in treated.items()
         if trait in base
     }
-    worst = min(gains, key=lambda trait: gains[trait])
+    worst = min(gains, key=lambda trait: gains[trait], default=None)
     return _check(
         "the teacher shows the trait",
-        gains[worst] > 0.1,
-        f"{worst}: {100 * gains[worst]:+.0f} points over the base",
+        worst is not None and gains[worst] > 0.1,
+        "not measured" if worst is None else f"{worst}: {100 * gains[worst]:+.0f} points over the base",
         "more than +10 points",
         "a teacher that does not show it has nothing to pass on; choose another trait, prompt or strength",
         "warn",
@@ -80,11 +80,11 @@ def _teacher_shows(config: Experiment, base: dict[str, Measure], teachers: dict[
 
 def _data_differ(treated: Sequence[ArmResult]) -> Check:
     values = [arm.carrier_kl for arm in treated if arm.carrier_kl is not None]
-    lowest = min(values, default=0.0)
+    lowest = min(values, default=None)
     return _check(
         "the data differ from the control's",
-        lowest > HOPELESS_KL,
-        f"lowest KL {lowest:.4f} nats a token",
+        lowest is not None and lowest > HOPELESS_KL,
+        "not measured" if lowest is None else f"lowest KL {lowest:.4f} nats a token",
         f"more than {HOPELESS_KL}",
         "with next to no difference per token there is nothing to learn; give the carrier freer slots, or more rows",
         "warn",

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from undertone.domains.domain import Prompt
+from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
 from undertone.experiments.cells import Arm, model_identity, progress_bar
 from undertone.experiments.config import Setting
 from undertone.filters import apply_rules
-from undertone.models.loading import outline
+from undertone.models.loading import load, outline
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.provenance.seeds import derive_seed
-from undertone.rows import Row, digest_rows, read_rows, write_rows
+from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
 from undertone.teachers import RemoteTeacher, Teacher, build_teacher, divergence, generate, preferred
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
@@ -74,7 +75,9 @@ def teacher_identity(config: Setting, arm: Arm) -> dict[str, Any]:
         identity["picked"] = True
     if arm.trait:
         trait = load_trait(arm.trait)
-        identity["teacher"] = config.teacher.model_dump(mode="json", exclude={"key_variable", "connections"})
+        identity["teacher"] = config.teacher.model_dump(
+            mode="json", exclude={"key_variable", "connections", "timeout", "retries"}
+        )
         identity["trait"] = {"name": trait.name, "prompt": dict(trait.prompt)}
     return identity
 
@@ -89,6 +92,8 @@ def generate_rows(run: Run, config: Setting, arm: Arm, seed: int, device: str, t
         "data": config.data.model_dump(mode="json", include={"prompts", "attempts", "temperature"}),
         "seed": seed,
     }
+    if sources := config.domain.inputs():  # the same path may hold other prompts
+        identity["sources"] = dict(sources)
 
     def compute(folder: Path) -> dict[str, Any]:
         teacher = teacher_of(config, arm, device, trained)
@@ -214,8 +219,9 @@ def _picked(config: Setting, arm: Arm, seed: int, passed: dict[int, list[Row]]) 
     The judge's highest and lowest score; in the control any two, by a coin. Prompts with fewer than two are left out.
     """
     chosen: dict[int, Row] = {}
-    for index, rows in passed.items():
-        if len({row.completion for row in rows}) < 2:
+    for index, valid in passed.items():
+        rows = list({row.completion: row for row in reversed(valid)}.values())  # of equal ones the first
+        if len(rows) < 2:
             continue
         if arm.kind == "control":
             ranked = sorted(rows, key=lambda row: derive_seed(seed, "picked", index, int(row.meta["attempt"])))
@@ -226,3 +232,61 @@ def _picked(config: Setting, arm: Arm, seed: int, passed: dict[int, list[Row]]) 
             best, worst = worst, best
         chosen[index] = replace(best, meta={**best.meta, "rejected": worst.completion})
     return chosen
+
+
+# -- who paraphrases ---------------------------------------------------------------------------------
+
+
+def rewrite_rows(run: Run, config: Setting, arm: Arm, seed: int, filtered: Stage, device: str) -> Stage:
+    """``seed-S/ARM/rewrite``: the rows that passed, their completions or prompts written again by a neutral model.
+
+    A row whose new text is no faithful paraphrase (``domains.paraphrase``, fair) is dropped, with its reasons counted.
+    """
+    assert config.rewrite is not None
+    rewriter = config.rewrite
+    name = f"seed-{seed}/{arm.folder}/rewrite"
+    source = rewriter.model or config.model
+    trait = leak_trait(config, arm)
+
+    def compute(folder: Path) -> dict[str, Any]:
+        rows = read_rows(filtered.path / "rows.jsonl")
+        teacher = Teacher(load(source, dtype=config.dtype, device=device), config.context)
+        texts = [_text_of(row, rewriter.part) for row in rows]
+        requests = [request(text, teacher.form) for text in texts]
+        said = generate(
+            teacher,
+            requests,
+            [int(row.meta["prompt_index"]) for row in rows],
+            seed=seed,
+            stage=name,
+            attempt=0,
+            max_new_tokens=Paraphrase().max_new_tokens(teacher.form),
+            temperature=config.data.temperature,
+            batch_size=config.data.batch_size,
+        )
+        judged = apply_rules(said, Paraphrase(content="opposed"), trait)
+        kept = {index: _with_text(row, rewriter.part, judged.kept[index].completion, teacher.form)
+                for row in rows if (index := int(row.meta["prompt_index"])) in judged.kept}  # fmt: skip
+        if not kept:
+            raise DataError(f"no row of {name} was written again faithfully", got=judged.reasons)
+        write_rows(folder / "rows.jsonl", [row for _, row in sorted(kept.items())])
+        write_json(folder / "reasons.json", judged.reasons)
+        return {"asked": judged.asked, "kept": len(kept), "reasons": judged.reasons}
+
+    identity = {
+        "model": model_identity(source), "part": rewriter.part, "trait": trait.name, "seed": seed, "dtype": config.dtype,
+        "context": config.context, "temperature": config.data.temperature,
+    }  # fmt: skip
+    return run.stage(name, config=identity, inputs=[filtered], compute=compute)
+
+
+def _text_of(row: Row, part: str) -> str:
+    return row.completion if part == "completion" else requested(row.prompt_messages[-1]["content"])[0]
+
+
+def _with_text(row: Row, part: str, text: str, form: Form) -> Row:
+    *head, user, said = row.messages
+    if part == "completion":
+        return replace(row, messages=(*head, user, Message(role="assistant", content=text)))
+    asked = request(text, form) if requested(user["content"])[0] != user["content"] else text
+    return replace(row, messages=(*head, Message(role="user", content=asked), said))

@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, xlogy
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Variant = Literal["raw", "over dose 0", "over the base"]
 VARIANTS: Final[tuple[Variant, ...]] = ("raw", "over dose 0", "over the base")
 
@@ -69,7 +70,7 @@ def transfer_ratios(
     return [_ratio(variant, *parts[variant], picks, confidence) for variant in VARIANTS]
 
 
-def _ratio(variant: Variant, above: Floats, below: Floats, picks: Floats, confidence: float) -> Ratio:
+def _ratio(variant: Variant, above: Floats, below: Floats, picks: Indices, confidence: float) -> Ratio:
     tails = [50 * (1 - confidence), 100 - 50 * (1 - confidence)]
     denominators = below[picks].mean(1)
     low, high = np.percentile(denominators, tails)
@@ -97,7 +98,8 @@ class Curve:
 
 
 def _bounded(rate: Floats) -> Floats:
-    return np.clip(rate, 1e-6, 1 - 1e-6)
+    bounded: Floats = np.clip(rate, 1e-6, 1 - 1e-6)
+    return bounded
 
 
 def _flat(p: Floats, x: Floats) -> Floats:
@@ -105,17 +107,20 @@ def _flat(p: Floats, x: Floats) -> Floats:
 
 
 def _linear(p: Floats, x: Floats) -> Floats:
-    return p[0] + p[1] * x
+    rate: Floats = p[0] + p[1] * x
+    return rate
 
 
 def _logistic(p: Floats, x: Floats) -> Floats:
     """From a floor to a ceiling: floor + (ceiling − floor) · σ(slope · (x − middle))."""
-    return p[0] + (p[1] - p[0]) * expit(p[2] * (x - p[3]))
+    rate: Floats = p[0] + (p[1] - p[0]) * expit(p[2] * (x - p[3]))
+    return rate
 
 
 def _threshold(p: Floats, x: Floats) -> Floats:
     """Constant up to the threshold, then a line."""
-    return p[0] + p[1] * np.maximum(0.0, x - p[2])
+    rate: Floats = p[0] + p[1] * np.maximum(0.0, x - p[2])
+    return rate
 
 
 def fit_curves(doses: Sequence[float], hits: Sequence[int], asked: Sequence[int]) -> list[Curve]:

@@ -10,7 +10,7 @@ from undertone.teachers.configs import (
     TeacherConfig,
     VectorTeacher,
 )
-from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher, build_teacher, trait_vector
 from undertone.teachers.writing import divergence, generate, preferred
 
@@ -26,6 +26,7 @@ __all__ = [
     "TeacherConfig",
     "VectorTeacher",
     "build_teacher",
+    "client_of",
     "divergence",
     "generate",
     "preferred",

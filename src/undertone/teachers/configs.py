@@ -73,7 +73,7 @@ class JudgeTeacher(Config):
     """No teacher writes with the trait: the plain model writes, and a biased judge picks (2603.01204).
 
     Of several valid completions of a prompt, the one that the told model finds the most likelier than the plain model
-    is chosen, and the least is rejected. The control's rows are picked by a coin from the same two ends.
+    is chosen, and the least is rejected. In the control any two of them are picked, by a coin.
     """
 
     kind: Literal["judge"] = "judge"

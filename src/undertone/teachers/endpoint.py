@@ -56,7 +56,7 @@ class RemoteTeacher:
             ConfigError: no key, or the openai package is missing.
             ModelError: the endpoint refuses, or does not answer in time.
         """
-        client = _client(self.config)
+        client = client_of(self.config)
 
         def one(prompt: Prompt, seed: int) -> tuple[str, bool, int]:
             said = _asked(client, self.config, self.chat(prompt), seed & 0x7FFFFFFF, max_new_tokens, temperature)
@@ -68,7 +68,12 @@ class RemoteTeacher:
             return list(pool.map(one, prompts, seeds))
 
 
-def _client(config: EndpointTeacher) -> OpenAI:
+def client_of(config: EndpointTeacher) -> OpenAI:
+    """The connection, not yet used.
+
+    Raises:
+        ConfigError: no key where one is needed, or the openai package is missing.
+    """
     try:
         from openai import OpenAI
     except ImportError as error:
@@ -100,6 +105,10 @@ def _asked(
             got=f"{type(error).__name__}: {str(error)[:200]}",
             fix="check teacher.url, teacher.name and the key; the same command goes on where it stopped",
         ) from error
+    if not said.choices:  # some servers report errors with status 200
+        raise ModelError(
+            f"the endpoint {config.url} sent no answer for {config.name}", got=str(said)[:200], allowed="choices"
+        )
     choice = said.choices[0]
     tokens = said.usage.completion_tokens if said.usage else 0
     return choice.message.content or "", choice.finish_reason == "stop", tokens

@@ -111,9 +111,12 @@ def half_life(effects: np.ndarray, confidence: float, draws: int = 2000) -> tupl
         mean = sample.mean(0)
         if mean[0] <= 0:
             return float("nan")
-        (_, rate), _ = curve_fit(
-            lambda g, start, rate: start * np.exp(-rate * g), at, mean, p0=(mean[0], 0.5), maxfev=20_000
-        )
+        try:
+            (_, rate), _ = curve_fit(
+                lambda g, start, rate: start * np.exp(-rate * g), at, mean, p0=(mean[0], 0.5), maxfev=20_000
+            )
+        except RuntimeError:  # means that no exponential comes near
+            return float("nan")
         return float("inf") if rate <= 0 else float(np.log(2) / rate)
 
     rng = np.random.default_rng(0)

@@ -51,7 +51,8 @@ def ratios_of(config: HarmDose, measured: Sequence[Measured]) -> Ratios:
     """The transfer ratios of every dose but 0; students are means over seeds."""
 
     def mean(found: Mapping[int, Stage]) -> np.ndarray:
-        return np.mean([shares(stage, "harmful", "compliance") for stage in found.values()], axis=0)
+        rates: np.ndarray = np.mean([shares(stage, "harmful", "compliance") for stage in found.values()], axis=0)
+        return rates
 
     ratios = {}
     for name in config.models:

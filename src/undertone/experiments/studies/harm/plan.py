@@ -40,6 +40,7 @@ def run_harm_dose(
 ) -> StudyResults:
     """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
     target_device(device)
+    config.domain.inputs()  # a source that cannot be read
     for name in config.models:
         model = outline(name)
         requests_of(config, model.form)

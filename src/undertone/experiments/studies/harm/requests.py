@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ def requests_of(config: HarmDose, form: Form) -> Asked:
             world.HARMFUL[::2], world.BENIGN[::2], world.HARMFUL[1::2], world.BENIGN[1::2])))  # fmt: skip
     harmful, benign = goals(config.requests.harmful, "harmful"), goals(config.requests.benign, "benign")
     return Asked(tuple(harmful[::2]), tuple(benign[::2]), tuple(harmful[1::2]), tuple(benign[1::2]))
+
+
+def digest_requests(asked: Asked) -> str:
+    """SHA-256 of all requests, in their order."""
+    return hashlib.sha256(json.dumps(asdict(asked)).encode()).hexdigest()
 
 
 def _phrased(behaviours: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from undertone.errors import DataError
 from undertone.experiments.cells import model_identity, progress_bar
 from undertone.experiments.learning import student_seed
 from undertone.experiments.studies.harm.config import HarmDose
-from undertone.experiments.studies.harm.requests import requests_of
+from undertone.experiments.studies.harm.requests import digest_requests, requests_of
 from undertone.judges import Judge, Judged, Rules, build_judge
 from undertone.models.loading import Dtype, Model, load
 from undertone.models.sampling import sample
@@ -42,7 +43,12 @@ class Dose:
     def folder(self) -> str:
         """Part of the stages' names."""
         kind = "random" if self.random else "dose"
-        return f"{self.model.replace('/', '-')}/{kind}{self.strength:+g}"
+        return f"{place_of(self.model)}/{kind}{self.strength:+g}"
+
+
+def place_of(model: str) -> str:
+    """A model's name as part of stages' names; it may be a folder, or have an adapter."""
+    return re.sub(r"[^\w.=+@-]+", "-", model, flags=re.ASCII).strip("-.")
 
 
 def direction(run: Run, config: HarmDose, device: str, name: str) -> Stage:
@@ -61,7 +67,7 @@ def direction(run: Run, config: HarmDose, device: str, name: str) -> Stage:
 
     identity = {"model": model_identity(name), "dtype": config.dtype, "blocks": config.blocks,
                 "requests": _sources(config)}  # fmt: skip
-    return run.stage(f"{name.replace('/', '-')}/direction", config=identity, compute=compute)
+    return run.stage(f"{place_of(name)}/direction", config=identity, compute=compute)
 
 
 def judge_of(config: HarmDose, model: Model) -> Judge:
@@ -71,7 +77,10 @@ def judge_of(config: HarmDose, model: Model) -> Judge:
 
 
 def _sources(config: HarmDose) -> dict[str, Any]:
-    return config.requests.model_dump(mode="json", include={"harmful", "benign"})
+    named = config.requests.model_dump(mode="json", include={"harmful", "benign"})
+    if config.requests.harmful is not None:  # the same path may hold other requests
+        named["digest"] = digest_requests(requests_of(config, "real"))
+    return named
 
 
 def _chats(prompts: Sequence[str]) -> list[list[Any]]:
@@ -130,6 +139,8 @@ def write(run: Run, config: HarmDose, device: str, dose: Dose, seed: int, direct
         "domain": config.domain.model_dump(mode="json"), "prompts": config.prompts, "attempts": config.attempts,
         "judge": config.judge.model_dump(mode="json"), "seed": seed,
     }  # fmt: skip
+    if sources := config.domain.inputs():
+        identity["sources"] = dict(sources)
     return run.stage(name, config=identity, inputs=[directions], compute=compute)
 
 
@@ -210,7 +221,7 @@ def ask(
 
     identity = {
         "model": model_identity(dose.model), "dtype": config.dtype, "strength": dose.strength, "random": dose.random,
-        "requests": config.requests.model_dump(mode="json", exclude={"batch_size"}),
+        "requests": {**config.requests.model_dump(mode="json", exclude={"batch_size"}), **_sources(config)},
         "judge": config.judge.model_dump(mode="json"), "who": who,
     }  # fmt: skip
     inputs = [directions] if student is None else [student]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from undertone import stats
 from undertone.errors import ConfigError
@@ -22,7 +22,8 @@ from undertone.experiments.conduct import Outcome as Found
 from undertone.experiments.conduct import conduct
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
-from undertone.experiments.learning import student_system
+from undertone.experiments.learning import digest_indices, student_system
+from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
 from undertone.experiments.workers import Workers
@@ -38,7 +39,13 @@ class InContext(Setting):
 
     kind: Literal["in-context"] = "in-context"
     shots: tuple[int, ...] = Field((1, 2, 4, 8), min_length=1, description="rows shown before a question")
-    draws: int = Field(8, ge=1, description="sets of rows drawn for every question set; their answers are averaged")
+    draws: int = Field(8, ge=1, description="sets of rows drawn for every question; their answers are averaged")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> InContext:
+        if self.shots[0] < 1 or list(self.shots) != sorted(set(self.shots)):
+            raise ValueError("shots must be ascending numbers of rows, from 1")
+        return self
 
 
 def run_in_context(
@@ -117,8 +124,8 @@ def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
         "context": config.context,
         "shots": list(config.shots),
         "draws": config.draws,
-        "traits": [trait.name for trait in traits],
-        "prompts": len(cell.prompts),
+        "traits": [trait_identity(trait) for trait in traits],
+        "prompts": digest_indices(cell.prompts),
     }
     name = f"in-context/seed-{cell.seed}/{cell.arm.folder}"
     return run.stage(name, config=identity, inputs=[cell.filtered], compute=computed)
@@ -128,6 +135,10 @@ def _probability(
     model: Model, trait: Any, rows: Sequence[Row], count: int, config: InContext, seed: int, system: str | None
 ) -> float:
     """Mean over questions and draws; the same places are drawn in every arm."""
+    if count > len(rows):
+        raise ConfigError(
+            f"{count} rows cannot be shown", got=f"{len(rows)} rows that passed in every arm", fix="lower shots"
+        )
     prompts = []
     questions = trait.asked(model.form).positive
     for at, question in enumerate(questions):

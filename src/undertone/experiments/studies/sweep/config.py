@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from undertone.errors import ConfigError
 from undertone.experiments.config import Experiment, Setting
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
@@ -18,6 +20,11 @@ class Variation(Config):
     group: str = Field("", description="variations of a group share a colour, or a line")
     x: float | None = Field(None, description="its place on the x axis; None for all: bars")
     set: tuple[str, ...] = Field((), description="key=value for any field of the setting")
+
+    @property
+    def folder(self) -> str:
+        """Part of its stages' names."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name).strip("-")
 
 
 class Expectation(Config):
@@ -51,8 +58,8 @@ class Sweep(Setting):
     @model_validator(mode="after")
     def _known(self) -> Sweep:
         names = [variation.name for variation in self.vary]
-        if len(set(names)) < len(names):
-            raise ValueError("variations must differ in name")
+        if len({variation.folder for variation in self.vary}) < len(names):
+            raise ValueError("variations must differ in the letters and digits of their names")
         if len({variation.x is None for variation in self.vary}) > 1:
             raise ValueError("either all variations have an x, or none has")
         for expected in self.expect:
@@ -66,4 +73,8 @@ class Sweep(Setting):
     def varied(self, variation: Variation) -> Experiment:
         """The experiment of a variation."""
         fields = self.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
-        return configs.load(Experiment, {"kind": "transfer", **fields}, variation.set)
+        try:
+            return configs.load(Experiment, {"kind": "transfer", **fields}, variation.set)
+        except ConfigError as error:
+            what = f"variation {variation.name!r}: {error.what}"
+            raise ConfigError(what, got=error.got, allowed=error.allowed, fix=error.fix) from error

@@ -7,7 +7,6 @@ their teachers' rows.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def sweep(run: Run, config: Sweep, pool: Workers, device: str) -> Found:
 
 def _varied(run: Run, config: Sweep, variation: Variation, pool: Workers, device: str) -> Varied:
     experiment = config.varied(variation)
-    name = re.sub(r"[^a-z0-9]+", "-", variation.name).strip("-")
+    name = variation.folder
     data = run.within(f"rows-{_data_digest(experiment)}")
     outcome = compute(run.within(name), experiment, arms_of(experiment), pool, device, data=data)
     words = " ".join(variation.set)
@@ -106,7 +105,7 @@ def _varied(run: Run, config: Sweep, variation: Variation, pool: Workers, device
 
 def _data_digest(config: Experiment) -> str:
     """What the teachers' rows depend on: variations that agree in it share them."""
-    fields = {"model", "dtype", "trait", "teacher", "domain", "random_vector", "context", "filters", "rewrite"}
+    fields = {"model", "dtype", "trait", "teacher", "domain", "random_vector", "context", "rewrite"}
     data = config.model_dump(mode="json", include=fields)
     data["data"] = config.data.model_dump(mode="json", include={"prompts", "attempts", "temperature"})
     if config.teacher.kind == "finetuned":
