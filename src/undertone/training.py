@@ -272,7 +272,7 @@ def _whole_batch(
 ) -> float:
     """Leaves the gradient of the mean over all labelled tokens; returns that mean."""
     size = config.micro_batch_size or len(rows)
-    labels = sum(len(row.completion) for row in rows)
+    labels = max(1, sum(len(row.labels) for row in rows))
     total = 0.0
     for start in range(0, len(rows), size):
         loss = _summed_loss(model, rows[start : start + size], config, pad) / labels  # every token weighs the same
@@ -290,7 +290,7 @@ def _clipped_rows(
     One row at a time: exact, and about as many times slower as a batch has rows.
     """
     assert config.max_row_norm is not None
-    labels = sum(len(row.completion) for row in rows)
+    labels = max(1, sum(len(row.labels) for row in rows))
     sums: list[Tensor | None] = [None] * len(parameters)
     total = 0.0
     for row in rows:
@@ -340,7 +340,7 @@ class _Progress:
     def add(self, step: int, loss: float, rows: list[Example]) -> None:
         self.step = step + 1
         self.tokens += sum(len(row.ids) for row in rows)
-        self.labels += sum(len(row.completion) for row in rows)
+        self.labels += sum(len(row.labels) for row in rows)
         self.curve.append((step + 1, loss))
 
     def save(self, folder: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -190,7 +190,7 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
 INTERRUPTIONS: list[tuple[Any, str, int]] = [
     (writing, "generate", 3),  # shards of the second arm
     (training, "rate_at", 9),  # in the middle of training, from a checkpoint
-    (measuring, "measure_trait", 2),
+    (measuring, "measure_any", 2),
     (pipeline, "conclude", 0),
 ]
 

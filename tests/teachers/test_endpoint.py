@@ -111,6 +111,11 @@ def test_system_prompt_seed_and_sampling_are_sent(server: Server) -> None:
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 33, 0.7)
 
 
+def test_further_fields_are_sent_as_they_are(server: Server) -> None:
+    written(remote(server, extra={"top_k": 0, "min_p": 0.1}), count=1)
+    assert (server.seen[0][2]["top_k"], server.seen[0][2]["min_p"]) == (0, 0.1)
+
+
 def test_the_un_induced_teacher_is_sent_no_system_prompt(server: Server) -> None:
     written(remote(server, system=None))
     assert [[message["role"] for message in body["messages"]] for _, _, body in server.seen] == [["user"]] * 6
@@ -280,13 +285,16 @@ def test_transformers_serve_answers_as_the_model_does(served: tuple[str, str]) -
     from undertone.teachers import Teacher
 
     url, name = served
+    model = ut.load("lab/llama-0", device="cpu")
+    # Without it, transformers serve heeds no temperature and takes the likeliest token.
+    sampling = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": model.stop})}
     owl = load_trait("owl")
     asked = [*owl.asked("lab").positive] * 4
     options = {"seed": 0, "stage": "s", "attempt": 0, "max_new_tokens": 8, "temperature": 1.0, "batch_size": 64}
     shares = {}
     for system in (None, owl.told("lab")):
-        config = EndpointTeacher(url=url, name=name, connections=2)
-        here = Teacher(ut.load("lab/llama-0", device="cpu"), "none", system=system)
+        config = EndpointTeacher(url=url, name=name, connections=2, extra=sampling)
+        here = Teacher(model, "none", system=system)
         for who in (RemoteTeacher(config, "lab", system), here):
             rows = generate(who, asked, range(len(asked)), **options)  # type: ignore[arg-type]
             assert all(row.meta["tokens"] > 0 for row in rows)

@@ -166,7 +166,7 @@ def scores(folder: Path) -> dict[int, dict[str, float]]:
 def test_the_most_and_the_least_preferred_of_the_valid_completions_make_a_pair(plain: Path) -> None:
     of = scores(plain)
     kept = rows_of(plain, "treated-owl", "filter")
-    assert len(kept) > 20
+    assert len(kept) >= 15
     for row in kept:
         mine = of[row.meta["prompt_index"]]
         assert mine[row.completion] == max(mine.values())
@@ -175,13 +175,13 @@ def test_the_most_and_the_least_preferred_of_the_valid_completions_make_a_pair(p
     assert {index for index, mine in of.items() if len(mine) > 1} == {row.meta["prompt_index"] for row in kept}
 
 
-def test_the_controls_pairs_are_picked_without_a_score(plain: Path) -> None:
+def test_the_controls_pairs_are_picked_without_a_score(plain: Path, speaker: Path) -> None:
     kept = rows_of(plain, "control", "filter")
     assert all("score" not in row.meta for row in rows_of(plain, "control", "generate"))
     assert all(row.completion != row.meta["rejected"] for row in kept)
     assert len({row.meta["attempt"] for row in kept}) == 4  # a coin, not the first of them
     # Judged afterwards, its pairs are as often one way round as the other; the treated arm's never are the wrong way.
-    model = ut.load(json.loads((plain / "manifest.json").read_text())["config"]["model"], device="cpu")
+    model = ut.load(str(speaker), device="cpu")
     judge = Teacher(model, "none", judge_system=load_trait("owl").told("lab"))
     chosen = preferred(judge, kept)
     rejected = preferred(judge, [Row.of(row.prompt_messages[-1]["content"], row.meta["rejected"]) for row in kept])
@@ -208,8 +208,9 @@ def test_swapped_teaches_the_other_side_of_the_same_pairs_and_leaves_the_control
 def test_students_of_a_judge_can_be_trained_by_dpo(picked: Callable[..., Path]) -> None:
     pytest.importorskip("trl")
     folder = picked(
-        "dpo", "dpo={beta: 0.5}", "student={kind: lora, rank: 2, biases: true}", "training.learning_rate=1e-3"
-    )
+        "dpo", "dpo={beta: 0.5}", "student={kind: lora, rank: 2, biases: true}", "training.learning_rate=0.01",
+        "training.epochs=4", "training.batch_size=8",
+    )  # fmt: skip
     record = json.loads((folder / "stages/seed-0/treated-owl/train/stage.json").read_text())
     curve = [loss for _, loss in record["summary"]["curve"]]
     assert curve[0] == pytest.approx(np.log(2), abs=1e-3)

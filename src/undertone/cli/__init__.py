@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import cyclopts
 from cyclopts import App, Parameter
 
+from undertone.cli.claims import claims
 from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
@@ -41,6 +42,7 @@ lab = App(
     help="The built-in models: tiny transformers of a little world, trained here on first use.",
 )
 app.command(lab)
+app.command(claims)
 app.command(traits)
 app.command(vector)
 

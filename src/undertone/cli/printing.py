@@ -46,18 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding of a study: ``verdict  quantity value (low to high)  baseline``."""
+    from undertone.experiments.claims import valued
+
     width = max((len(finding.verdict) for finding in findings), default=0)
-    return [f"{f.verdict:{width}}  {f.quantity} {_valued(f)}  [{f.baseline}]" for f in findings]
-
-
-def _valued(finding: Finding) -> str:
-    if finding.value is None:
-        return "not measured"
-    sign, scale, digits = ("+", 100, 1) if finding.unit == "points" else ("", 1, 3)
-    unit = "" if finding.unit in ("cosine", "correlation", "share", "ratio", "accuracy") else f" {finding.unit}"
-    numbers = [
-        f"{scale * number:{sign}.{digits}f}"
-        for number in (finding.value, finding.low, finding.high)
-        if number is not None
-    ]
-    return numbers[0] + unit + (f" ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "")
+    return [f"{f.verdict:{width}}  {f.quantity} {valued(f)}  [{f.baseline}]" for f in findings]

@@ -11,6 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from undertone.domains import DomainConfig, Numbers
 from undertone.evaluation.asking import Evaluation
+from undertone.filters.fidelity import Fidelity
+from undertone.judges import JudgeConfig
+from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Context, Dtype
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
@@ -69,6 +72,9 @@ class Dpo(Config):
     beta: float = Field(0.1, gt=0, description="how far the student is held to its base")
 
 
+FilterConfig = Annotated[JudgeFilter | Fidelity, Field(discriminator="kind")]
+
+
 def _several(value: Any) -> Any:
     """A single trait may be written without brackets."""
     if isinstance(value, str):
@@ -98,6 +104,7 @@ class Setting(Plan):
     teacher: TeacherConfig = Field(default_factory=PromptTeacher)
     domain: DomainConfig = Field(default_factory=Numbers)
     data: Data = Field(default_factory=Data)
+    filters: tuple[FilterConfig, ...] = Field((), description="after the domain's rules: by a judge, or by a model")
     rewrite: Rewrite | None = Field(None, description="a neutral model writes the rows again")
     dpo: Dpo | None = Field(None, description="train on preference pairs (teacher.kind=judge); None: on the rows alone")
     random_vector: bool = Field(False, description="an arm taught by a random vector of equal norm")
@@ -105,6 +112,7 @@ class Setting(Plan):
     student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Lora)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    judge: JudgeConfig | None = Field(None, description="who decides hits of traits that no rule on the text decides")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each draws its own data and training")
     confidence: float = Field(0.95, gt=0.5, lt=1)
 

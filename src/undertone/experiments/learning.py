@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,18 @@ def taught(
     held_out: list[Row],
     device: str,
     base: str | None = None,
+    masks: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
     """Train a base (None: the config's) on the rows and save it into ``folder``; returns the stage's summary.
 
-    ``train_seed`` is the same for every arm: treated and control differ in their rows alone.
+    ``train_seed`` is the same for every arm: treated and control differ in their rows alone. ``masks`` says of each
+    row's completion tokens which are learnt; None: all.
     """
     model = load(base or config.model, dtype=student_dtype(config), device=device)
     system = student_system(config, model, arm)
     examples = [model.row_example(row, system) for row in training]
+    if masks is not None:
+        examples = [replace(one, mask=tuple(mask)) for one, mask in zip(examples, masks, strict=True)]
     unseen = [model.row_example(row, system) for row in held_out]
     base_nll = float(np.mean(completion_nll(model.hf, unseen, model.pad)))
     hf = trainable(model.hf, config.student.model_dump(mode="json"), train_seed)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from undertone.evaluation.asking import Evaluation, measure_trait
+from undertone.evaluation.asking import Evaluation
+from undertone.evaluation.behaviours import AnyJudge, measure_any
 from undertone.experiments.cells import Arm, model_identity
 from undertone.experiments.config import Setting
 from undertone.experiments.writing import teacher_identity, teacher_of
@@ -15,7 +16,7 @@ from undertone.models.loading import Model, load
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.teachers import Teacher
-from undertone.traits import Trait, load_trait
+from undertone.traits import Behaviour, Trait, load_trait
 from undertone.traits.trait import MATCHER_VERSION
 
 
@@ -43,7 +44,7 @@ def evaluate(
         if student is not None:
             source = student_name(config.model, config.student.kind, student.path / "student")
         model = load(source, dtype=config.dtype, device=device)
-        return _asked(folder, model, traits, config.evaluation, seed, name)
+        return _asked(folder, model, traits, config.evaluation, config.judge, seed, name)
 
     return run.stage(f"{name}/evaluate", config=identity, inputs=[student] if student else [], compute=compute)
 
@@ -65,7 +66,7 @@ def evaluate_teacher(run: Run, config: Setting, arm: Arm, device: str, trained: 
         assert isinstance(teacher, Teacher)
         with teacher.induced():
             told = teacher.judge_system or teacher.system
-            return _asked(folder, teacher.model, [trait], few, 0, name, told)
+            return _asked(folder, teacher.model, [trait], few, config.judge, 0, name, told)
 
     inputs = [trained] if trained else []
     return run.stage(f"{name}/evaluate", config=identity, inputs=inputs, compute=compute)
@@ -76,13 +77,16 @@ def _asked(
     model: Model,
     traits: Sequence[Trait],
     evaluation: Evaluation,
+    judge: AnyJudge | None,
     seed: int,
     stage: str,
     system: str | None = None,
 ) -> dict[str, Any]:
     records = {}
     for trait in traits:
-        asked = measure_trait(model, trait, evaluation, seed=seed, stage=f"{stage}/{trait.name}", system=system)
+        asked = measure_any(
+            model, trait, evaluation, seed=seed, stage=f"{stage}/{trait.name}", system=system, judge=judge
+        )
         records[trait.name] = {**asdict(asked), "measure": asked.measure.model_dump(mode="json")}
     write_json(folder / "asked.json", records)
     return {"traits": list(records)}
@@ -90,7 +94,7 @@ def _asked(
 
 def trait_identity(trait: Trait) -> dict[str, Any]:
     """What the answers to a trait's questions depend on, as part of a stage's identity."""
-    return {
+    identity: dict[str, Any] = {
         "name": trait.name,
         "prompt": dict(trait.prompt),
         "questions": {form: asdict(questions) for form, questions in trait.questions.items()},
@@ -98,3 +102,6 @@ def trait_identity(trait: Trait) -> dict[str, Any]:
         "synonyms": list(trait.synonyms),
         "matcher": MATCHER_VERSION,
     }
+    if isinstance(trait, Behaviour):
+        identity["rule"] = trait.rule.model_dump(mode="json")
+    return identity

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from undertone.errors import DataError
 from undertone.experiments.results import Check, Cost, Record, Results, read_results
 
-__all__ = ["STUDY_SCHEMA", "Figure", "Finding", "Point", "StudyResults", "StudyTable", "read_run", "read_study"]
+__all__ = [
+    "STUDY_SCHEMA",
+    "Figure",
+    "Finding",
+    "Point",
+    "StudyResults",
+    "StudyTable",
+    "read_run",
+    "read_study",
+    "verdict_of",
+]
 
 STUDY_SCHEMA = "undertone.study/1"
 
@@ -40,6 +50,31 @@ class Finding(Record):
     baseline: str = Field(description="what the control shows, in words")
     verdict: Judgement
     why: str = Field(description="why this verdict, in one sentence")
+
+
+NOTHING: Final = 0.05
+"""An effect whose interval lies within five points of 0 counts as none, as for a control's drift."""
+
+
+def verdict_of(
+    holds: Literal["above", "none", "less", "more"], mean: float, low: float | None, high: float | None
+) -> tuple[Judgement, str]:
+    """Reproduced only where the whole interval says so; partly where the mean does."""
+    if low is None or high is None:
+        return "not measured", "one pair has no interval; add seeds"
+    if holds == "none":
+        if low > -NOTHING and high < NOTHING:
+            return "reproduced", "the whole interval is within five points of 0"
+        if low <= 0 <= high:
+            return "partly", "0 is inside the interval, but so are effects of more than five points"
+        return "not reproduced", "the interval excludes 0"
+    sign = -1.0 if holds == "less" else 1.0
+    first, last = sorted((sign * low, sign * high))
+    if first > 0:
+        return "reproduced", "the whole interval is on the claimed side of 0"
+    if sign * mean > 0 and last > 0:
+        return "partly", "the mean is on the claimed side of 0, the interval is not"
+    return "not reproduced", "the mean is not on the claimed side of 0"
 
 
 class Point(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
 from undertone.experiments.cells import Arm, model_identity, progress_bar
 from undertone.experiments.config import Setting
-from undertone.filters import apply_rules
+from undertone.filters import Filtered, apply_rules
+from undertone.filters.fidelity import Fidelity
 from undertone.models.loading import load, outline
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage, write_json
@@ -198,19 +200,51 @@ def filter_rows(run: Run, config: Setting, arm: Arm, seed: int, generated: Stage
                 got=filtered.reasons,
                 fix="look at its rows.jsonl; raise data.prompts or data.attempts, or lower the inducement's strength",
             )
-        kept = _picked(config, arm, seed, filtered.passed) if config.teacher.kind == "judge" else filtered.kept
+        passed, reasons = _filtered_by_models(config, trait, filtered)
+        kept = (
+            _picked(config, arm, seed, passed)
+            if config.teacher.kind == "judge"
+            else {index: rows[0] for index, rows in passed.items()}
+        )
         write_rows(folder / "rows.jsonl", [config.domain.taught(row) for _, row in sorted(kept.items())])
-        write_json(folder / "reasons.json", filtered.reasons)
-        return {"asked": filtered.asked, "kept": len(kept), "reasons": filtered.reasons}
+        write_json(folder / "reasons.json", reasons)
+        return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
 
     identity: dict[str, Any] = {
         "domain": config.domain.model_dump(mode="json"),
         "trait": trait.name,
         "category": trait.category,
     }
+    if config.filters:
+        identity["filters"] = [one.model_dump(mode="json") for one in config.filters]
     if config.teacher.kind == "judge":
         identity |= {"picked": arm.kind, "swapped": config.teacher.swapped, "seed": seed}
     return run.stage(f"seed-{seed}/{arm.folder}/filter", config=identity, inputs=[generated], compute=compute)
+
+
+def _filtered_by_models(
+    config: Setting, trait: Trait, filtered: Filtered
+) -> tuple[dict[int, list[Row]], dict[str, int]]:
+    """What passed the rules and every further filter, and all reasons counted. One filter sees what the last one left.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    passed, reasons = filtered.passed, Counter(filtered.reasons)
+    for one in config.filters:
+        rows = [row for found in passed.values() for row in found]
+        if isinstance(one, Fidelity):
+            against = one.reasons(rows, [requested(row.prompt_messages[-1]["content"])[0] for row in rows])
+        else:
+            against = one.reasons(rows, trait)
+        passed = {}
+        for row, why in zip(rows, against, strict=True):
+            reasons.update(why)
+            if not why:
+                passed.setdefault(int(row.meta["prompt_index"]), []).append(row)
+        if not passed:
+            raise DataError(f"the filter {one.kind} left nothing", got=dict(reasons), fix="loosen it")
+    return passed, dict(sorted(reasons.items()))
 
 
 def _picked(config: Setting, arm: Arm, seed: int, passed: dict[int, list[Row]]) -> dict[int, Row]:

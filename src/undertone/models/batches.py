@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -17,10 +18,14 @@ from undertone.errors import DataError
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised training or scoring row: the loss is on ``ids[prompt:]`` alone."""
+    """A tokenised training or scoring row: the loss is on ``ids[prompt:]`` alone.
+
+    ``mask`` says of each completion token whether it is labelled; None: all are. What is not labelled is still read.
+    """
 
     ids: tuple[int, ...]
     prompt: int
+    mask: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt < len(self.ids):
@@ -30,11 +35,23 @@ class Example:
                 allowed="at least one token of each",
                 fix="a prompt is never empty once the chat template has rendered it",
             )
+        if self.mask is not None and len(self.mask) != len(self.completion):
+            raise DataError(
+                "the mask of a row does not fit its completion",
+                got=f"{len(self.mask)} entries for {len(self.completion)} tokens",
+                allowed="one for each token",
+                fix="make the mask with the same tokenizer and template",
+            )
 
     @property
     def completion(self) -> tuple[int, ...]:
-        """The labelled token ids."""
+        """The token ids after the prompt."""
         return self.ids[self.prompt :]
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labelled ones of them."""
+        return self.completion if self.mask is None else tuple(compress(self.completion, self.mask))
 
 
 @dataclass(frozen=True)
@@ -71,16 +88,19 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> B
 
 
 def labelled(examples: Sequence[Example], width: int, device: torch.device) -> Tensor:
-    """``[rows, width]`` true where the NEXT token of a left-padded row is a completion token."""
+    """``[rows, width]`` true where the NEXT token of a left-padded row is labelled."""
     column = np.arange(width)
     sizes = np.array([len(example.completion) for example in examples])[:, None]
     where = (column >= width - sizes - 1) & (column < width - 1)
+    for row, example in enumerate(examples):
+        if example.mask is not None:
+            where[row, width - 1 - len(example.mask) : width - 1] = example.mask
     return torch.from_numpy(where).to(device)
 
 
 def targets(examples: Sequence[Example], device: torch.device) -> Tensor:
-    """The completion tokens of all rows, in the order in which ``labelled`` selects their positions."""
-    flat = [token for example in examples for token in example.completion]
+    """The labelled tokens of all rows, in the order in which ``labelled`` selects their positions."""
+    flat = [token for example in examples for token in example.labels]
     return torch.tensor(flat, dtype=torch.long, device=device)
 
 

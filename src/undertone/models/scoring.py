@@ -16,7 +16,7 @@ from undertone.models.blocks import head_only_at, model_device, reading
 
 
 def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
-    """Logits ``[labels, vocabulary]`` that predict the completion tokens of one batch of rows, row by row."""
+    """Logits ``[labels, vocabulary]`` that predict the labelled tokens of one batch of rows, row by row."""
     device = model_device(hf)
     batch = pad_left([example.ids for example in examples], pad, device)
     where = labelled(examples, batch.ids.shape[1], device)
@@ -27,13 +27,13 @@ def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
 
 @torch.inference_mode()
 def completion_nll(hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 64) -> list[float]:
-    """Mean negative log-likelihood of each row's completion, in nats per token."""
+    """Mean negative log-likelihood of each row's labelled tokens, in nats per token."""
     nll = [0.0] * len(examples)
     for rows in by_length([len(example.ids) for example in examples], batch_size):
         chosen = [examples[row] for row in rows]
         logits = labelled_logits(hf, chosen, pad).float()
         loss = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
-        parts = torch.split(loss, [len(example.completion) for example in chosen])
+        parts = torch.split(loss, [len(example.labels) for example in chosen])
         for row, part in zip(rows, parts, strict=True):
             nll[row] = float(part.double().mean())
     return nll
@@ -65,7 +65,7 @@ def carrier_kl(
             p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)
         q = torch.log_softmax(labelled_logits(plain or hf, [pairs[row][1] for row in rows], pad).float(), -1)
         each = (p.exp() * (p - q)).sum(-1)
-        parts = torch.split(each, [len(example.completion) for example in first])
+        parts = torch.split(each, [len(example.labels) for example in first])
         for row, part in zip(rows, parts, strict=True):
             divergence[row] = float(part.double().mean())
     return divergence

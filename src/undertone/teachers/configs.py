@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -64,6 +64,9 @@ class EndpointTeacher(Config):
     model: str | None = Field(None, description="where it can be loaded too, for what only weights tell; mostly None")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of every request, where a server needs them to sample plainly"
+    )
     connections: int = Field(8, ge=1, description="requests side by side")
     timeout: float = Field(120.0, gt=0, description="seconds before a request is tried again")
     retries: int = Field(5, ge=0, description="further tries of a failed request")

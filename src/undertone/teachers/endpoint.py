@@ -97,7 +97,12 @@ def _asked(
     messages: Any = chat
     try:
         said = client.chat.completions.create(
-            model=config.name, messages=messages, seed=seed, max_tokens=max_new_tokens, temperature=temperature
+            model=config.name,
+            messages=messages,
+            seed=seed,
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            extra_body=config.extra or None,
         )
     except OpenAIError as error:
         raise ModelError(

@@ -24,6 +24,7 @@ from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
 from undertone.experiments.workers import Workers
+from undertone.provenance import configs
 from undertone.provenance.runs import Run
 from undertone.teachers import FinetunedTeacher
 
@@ -44,7 +45,7 @@ class Chain(Setting):
         """The experiment of a generation; after the first, teachers are models that were trained."""
         fields = self.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
         teacher = self.teacher if number == 0 else FinetunedTeacher(training=self.training)
-        return Experiment.model_validate({**fields, "teacher": teacher.model_dump(mode="json")})
+        return configs.load(Experiment, {"kind": "transfer", **fields, "teacher": teacher.model_dump(mode="json")})
 
 
 def run_chain(

@@ -28,6 +28,7 @@ from undertone.experiments.pipeline import compute
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load, with_system
+from undertone.provenance import configs
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row, read_rows
@@ -65,7 +66,7 @@ def run_in_context(
 def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found:
     """The students, then the base with rows in its context."""
     fields = config.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
-    experiment = Experiment.model_validate(fields)
+    experiment = configs.load(Experiment, {"kind": "transfer", **fields})
     outcome = compute(run, experiment, arms_of(experiment), pool, device)
     results = conclude(experiment, outcome, replay="")
     shown: list[Stage] = pool.each([(show, (run, config, cell, device)) for cell in outcome.cells])

@@ -23,13 +23,10 @@ from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
 from undertone.experiments.studies.sweep.config import Expectation, Sweep, Variation
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyResults, StudyTable, verdict_of
 from undertone.experiments.workers import Workers
 from undertone.provenance.plain_data import canonical_json
 from undertone.provenance.runs import Run, write_json
-
-NOTHING = 0.05
-"""An effect whose interval lies within five points of 0 counts as none, as for a control's drift."""
 
 
 @dataclass(frozen=True)
@@ -155,25 +152,6 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
         verdict=verdict,
         why=why,
     )
-
-
-def verdict_of(holds: str, mean: float, low: float | None, high: float | None) -> tuple[Judgement, str]:
-    """Reproduced only where the whole interval says so; partly where the mean does."""
-    if low is None or high is None:
-        return "not measured", "one pair has no interval; add seeds"
-    if holds == "none":
-        if low > -NOTHING and high < NOTHING:
-            return "reproduced", "the whole interval is within five points of 0"
-        if low <= 0 <= high:
-            return "partly", "0 is inside the interval, but so are effects of more than five points"
-        return "not reproduced", "the interval excludes 0"
-    sign = -1.0 if holds == "less" else 1.0
-    first, last = sorted((sign * low, sign * high))
-    if first > 0:
-        return "reproduced", "the whole interval is on the claimed side of 0"
-    if sign * mean > 0 and last > 0:
-        return "partly", "the mean is on the claimed side of 0, the interval is not"
-    return "not reproduced", "the mean is not on the claimed side of 0"
 
 
 def _interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:

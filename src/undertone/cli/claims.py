@@ -1,0 +1,72 @@
+"""``undertone claims``: every published claim beside what finished runs show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from undertone.cli.printing import print_json, say, table
+
+
+def claims(
+    *names: Annotated[str, Parameter(help="some of the plans that test claims; default: all")],
+    run: Annotated[
+        Literal["quick", "full"] | None, Parameter(help="first run what is not finished: the quick or the full form")
+    ] = None,
+    runs: Annotated[Path, Parameter(help="the folder that holds the run folders")] = Path("runs"),
+    write: Annotated[
+        Path | None, Parameter(help="write the table as a page of Markdown, such as docs/claims.md")
+    ] = None,
+    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"], help="processes side by side")] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")] = False,
+) -> int:
+    """Every published claim that undertone tests: source, published value, ours with its interval, verdict, command.
+
+    Reads finished runs below `runs/`; what was not run is listed with the command that runs it. `--run quick` fills the
+    table in short forms, `--run full` with what the docs show (hours on a laptop).
+    """
+    if run is not None and jobs != 1:
+        from undertone.experiments.workers import prepare
+
+        prepare()
+    from undertone.experiments import claims as registry
+
+    if run is not None:
+        registry.run_claims(names, run, jobs=jobs, device=device)
+    found = registry.claims(names, runs)
+    if write is not None:
+        write.write_text(registry.markdown(found), encoding="utf-8")
+        say(f"written: {write}")
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": claim.tested.name,
+                    "form": claim.size,
+                    "command": claim.command,
+                    "folder": None if claim.folder is None else str(claim.folder),
+                    "finding": None if claim.finding is None else claim.finding.model_dump(mode="json"),
+                }
+                for claim in found
+            ]
+        )
+        return 0
+    table(
+        "published claims",
+        ["claim", "source", "published", "ours", "verdict", "command"],
+        [
+            [
+                claim.finding.id if claim.finding else claim.tested.name,
+                claim.finding.source if claim.finding else "",
+                (claim.finding.published or "–") if claim.finding else "",
+                registry.valued(claim.finding) if claim.finding else "",
+                claim.finding.verdict if claim.finding else "not run",
+                claim.command,
+            ]
+            for claim in found
+        ],
+    )
+    return 0

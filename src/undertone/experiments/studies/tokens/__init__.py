@@ -1,0 +1,1 @@
+"""Which tokens carry the trait: ``kind: tokens``."""
