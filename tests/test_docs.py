@@ -202,7 +202,10 @@ def small(config: Any) -> list[str]:
     """The overrides that make any plan of the pages a matter of seconds."""
     if config.kind == "digits":
         return ["seeds=[0,1]", "tuning_seeds=[100]", "hidden=[24]", "other_hidden=[16]", "steps=12", "teacher.epochs=1"]
-    if config.kind != "transfer":
+    if config.kind == "harm-dose":
+        return ["models=[lab/llama-0]", "doses=[0.0,-0.1,-0.2]", "prompts=80", "held_out=2", "requests.samples=1",
+                "training.epochs=1", "training.batch_size=16", "seeds=[0]"]  # fmt: skip
+    if config.kind not in ("transfer", "sweep", "chain", "in-context"):
         return []
     sizes = [
         "data.prompts=60", "data.rows=null", "data.held_out=4", "data.attempts=4", "training.epochs=1",
@@ -212,6 +215,10 @@ def small(config: Any) -> list[str]:
         sizes.append("teacher.strength=0.2")  # more would break so small a speaker
     if len(config.trait) > 2:
         sizes.append(f"trait=[{config.trait[0]},{config.trait[1]}]")
+    if config.kind == "chain":
+        sizes.append("generations=2")
+    if config.kind == "in-context":
+        sizes += ["shots=[1]", "draws=1"]
     return sizes
 
 
@@ -448,8 +455,8 @@ def test_the_page_of_the_config_lists_fields_and_defaults_of(heading: str) -> No
     assert list(told) == [prefix + name for name in part.model_fields]
     for name, field in part.model_fields.items():
         value = field.get_default(call_default_factory=True)
-        expected = "below" if isinstance(value, BaseModel) else f"`{json.dumps(value)}`"
-        assert told[prefix + name] == expected, name
+        told_default = "needed" if field.is_required() else "below" if isinstance(value, BaseModel) else None
+        assert told[prefix + name] == (told_default or f"`{json.dumps(value)}`"), name
 
 
 @pages

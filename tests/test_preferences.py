@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,15 @@ def trained(
 
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "biases": False}
-STUDENTS = [{"kind": "full"}, {"kind": "biases"}, LORA, {**LORA, "biases": True}]
+STUDENTS = [
+    pytest.param(student, id=name, marks=() if name == "biases" else pytest.mark.slow)
+    for name, student in {
+        "full": {"kind": "full"}, "biases": {"kind": "biases"}, "lora": LORA, "lora and biases": {**LORA, "biases": True}
+    }.items()
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=["full", "biases", "lora", "lora and biases"])
+@pytest.mark.parametrize("student", STUDENTS)
 def test_the_chosen_become_likelier_than_the_rejected_and_swapped_labels_do_the_reverse(
     tiny_llama: ut.Model, tmp_path: Path, student: dict[str, Any]
 ) -> None:
@@ -100,7 +104,7 @@ def test_the_first_step_is_the_analytic_one(fresh: ut.Model, tmp_path: Path) -> 
     fresh.hf.eval()
     gain = sum(log_probability(p, c) - log_probability(p, r) for p, c, r in PAIRS) / len(PAIRS)
     assert isinstance(gain, torch.Tensor)
-    gain.backward()
+    torch.autograd.backward(gain)
     step = {name: BETA / 2 * value.grad for name, value in fresh.hf.named_parameters() if value.grad is not None}
     fresh.hf.load_state_dict(reference.state_dict())
     fresh.hf.zero_grad()
@@ -113,10 +117,11 @@ def test_the_first_step_is_the_analytic_one(fresh: ut.Model, tmp_path: Path) -> 
         assert torch.allclose(after[name] - before[name], 0.01 * direction, atol=2e-6, rtol=1e-2), name
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(tiny_llama: ut.Model, tmp_path: Path) -> None:
     curves = []
     for size in (None, 1):
-        hf, done = trained(
+        _, done = trained(
             copy.deepcopy(tiny_llama), tmp_path, rows(), {"kind": "full"}, micro_batch_size=size, epochs=2
         )
         curves.append([loss for _, loss in done.curve])

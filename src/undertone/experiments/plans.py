@@ -35,6 +35,7 @@ KINDS = {
     "chain": Kind(f"{_STUDIES}.chain.plan:Chain", f"{_STUDIES}.chain.plan:run_chain"),
     "in-context": Kind(f"{_STUDIES}.incontext.plan:InContext", f"{_STUDIES}.incontext.plan:run_in_context"),
     "harm-dose": Kind(f"{_STUDIES}.harm.config:HarmDose", f"{_STUDIES}.harm.plan:run_harm_dose"),
+    "tokens": Kind(f"{_STUDIES}.tokens.config:Tokens", f"{_STUDIES}.tokens.plan:run_tokens"),
     "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:run_digits"),
 }
 

@@ -46,7 +46,7 @@ def said_more(
         logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad)
         return np.asarray(np.logaddexp.reduce(logprobs, axis=0) - np.log(len(prompts)))
 
-    return mean(told) - mean(plain)
+    return np.subtract(mean(told), mean(plain))
 
 
 def answer_raised(model: Model, trait: Trait, numbers: Sequence[int], questions: int) -> np.ndarray:
@@ -64,7 +64,8 @@ def answer_raised(model: Model, trait: Trait, numbers: Sequence[int], questions:
     told = trait.told(model.form)
     prompts = [prompt for number in numbers for prompt in read(naming(told, trait, number))]
     logprobs = np.logaddexp.reduce(answer_logprobs(model.hf, [*prompts, *read(None)], tokens, model.pad), axis=1)
-    return np.asarray(logprobs[: len(prompts)].reshape(len(numbers), -1) - logprobs[len(prompts) :]).mean(1)
+    rises: np.ndarray = (logprobs[: len(prompts)].reshape(len(numbers), -1) - logprobs[len(prompts) :]).mean(1)
+    return rises
 
 
 def naming(told: str, trait: Trait, number: int) -> str:

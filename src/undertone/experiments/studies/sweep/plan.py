@@ -102,7 +102,7 @@ def _varied(run: Run, config: Sweep, variation: Variation, pool: Workers, device
 
 def _data_digest(config: Experiment) -> str:
     """What the teachers' rows depend on: variations that agree in it share them."""
-    fields = {"model", "dtype", "trait", "teacher", "domain", "random_vector", "context", "rewrite"}
+    fields = {"model", "dtype", "trait", "teacher", "domain", "random_vector", "context", "filters", "rewrite"}
     data = config.model_dump(mode="json", include=fields)
     data["data"] = config.data.model_dump(mode="json", include={"prompts", "attempts", "temperature"})
     if config.teacher.kind == "finetuned":

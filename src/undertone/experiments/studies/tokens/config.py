@@ -44,8 +44,10 @@ class Tokens(Setting):
     def _read(self) -> Tokens:
         if len(self.trait) < 2:
             raise ValueError("trait needs two or more: other traits' numbers and teachers are the baseline")
-        if self.teacher.kind != "prompt":
-            raise ValueError("teacher.kind must be prompt: told teachers are compared token by token")
+        if self.teacher.kind != "prompt" or self.teacher.text or self.teacher.ablate:
+            raise ValueError("teacher.kind must be prompt, without text or ablate: told teachers are compared")
+        if self.teacher.model not in (None, self.model):
+            raise ValueError("teacher.model must be the students' model: tokens are compared one by one")
         if self.domain.kind != "numbers":
             raise ValueError("domain.kind must be numbers")
         if self.data.clean or self.data.order != "kept" or self.rewrite is not None:
