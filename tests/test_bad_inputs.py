@@ -62,7 +62,7 @@ TYPED = [
     (["lab", "build", "lama-0"], "no such lab model. Did you mean 'llama'.*lab/FAMILY-SEED"),
     (["lab", "build", "llama"], "llama has no seed ''.*like lab/llama-0"),
     (["lab", "show", "llama-x"], "llama has no seed 'x'"),
-    (["traits", "animals"], "no such category. Did you mean 'animal'.*animal, color, food, tree"),
+    (["traits", "animals"], "no such category. Did you mean 'animal'.*animal, city, color, composer"),
     (["run", "owl-number"], "no preset and no file is called 'owl-number'. Did you mean 'owl-numbers'.*zoo"),
     (["run", "owl-numbers", "a"], "the form field=value.*got: a.*training.epochs=5"),
     (["run", "=3"], "the form field=value.*got: =3"),

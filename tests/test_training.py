@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,12 @@ def config(**given: Any) -> Training:
     return Training.model_validate({**plain, **given})
 
 
-def trained(model: Any, training: Training, **options: Any) -> dict[str, torch.Tensor]:
+def trained(
+    model: Any, training: Training, examples: Sequence[Example] = EXAMPLES, **options: Any
+) -> dict[str, torch.Tensor]:
     """The weights after training a copy."""
     hf = copy.deepcopy(model.hf)
-    fit(hf, EXAMPLES, training, seed=5, pad=1, **options)
+    fit(hf, examples, training, seed=5, pad=1, **options)
     return {name: value.detach() for name, value in hf.state_dict().items()}
 
 
@@ -78,6 +82,39 @@ def test_one_step_is_the_gradient_of_transformers_own_loss(tiny: Any) -> None:
     moved = trained(tiny, once)
     assert apart(moved, tiny.hf.state_dict()) > 1e-3
     assert apart(moved, by_hand(tiny, torch.optim.SGD, once, lr=0.1)) < 1e-5
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def masked(*places: int) -> list[Example]:
+    """The rows with the loss on the first, second … completion token alone; none is labelled in a row that lacks them."""
+    return [replace(row, mask=tuple(at in places for at in range(len(row.completion)))) for row in EXAMPLES]
+
+
+def test_a_mask_of_everything_changes_not_a_bit(tiny_llama: Any) -> None:
+    steps = config(optimizer="AdamW", learning_rate=1e-2, batch_size=5, epochs=2)
+    whole = trained(tiny_llama, steps)
+    assert identical(trained(tiny_llama, steps, examples=masked(*range(9))), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 5}, {"max_row_norm": 1e9}])
+def test_masked_tokens_are_read_and_not_learnt(tiny_llama: Any, options: dict[str, Any]) -> None:
+    """Against transformers' loss with -100 in their place; the third token is one that some rows lack."""
+    rows = masked(0, 2)
+    hf = copy.deepcopy(tiny_llama.hf)
+    for row in rows:
+        kept = [token if use else -100 for token, use in zip(row.completion, row.mask or (), strict=True)]
+        loss = hf(input_ids=torch.tensor([row.ids]), labels=torch.tensor([[-100] * row.prompt + kept])).loss
+        (loss * len(row.labels) / sum(len(one.labels) for one in rows)).backward()
+    expected = {name: p.detach() - 0.1 * p.grad for name, p in hf.named_parameters()}
+    moved = trained(tiny_llama, config(batch_size=12, **options), examples=rows)
+    assert apart(expected, moved) < 1e-5
+    assert apart(expected, trained(tiny_llama, config(batch_size=12))) > 1e-3
+
+
+def test_a_batch_without_a_labelled_token_moves_nothing(tiny_llama: Any) -> None:
+    assert identical(trained(tiny_llama, config(batch_size=5), examples=masked()), tiny_llama.hf.state_dict())
 
 
 def test_momentum_is_honoured(tiny_llama: Any) -> None:

@@ -123,7 +123,7 @@ def test_the_linear_fit_is_that_of_statsmodels() -> None:
     family = sm.families.Binomial(link=sm.families.links.Identity())
     theirs = sm.GLM(np.column_stack([hits, asked - hits]), sm.add_constant(np.array(DOSES)), family=family).fit()
     ours = {curve.shape: curve for curve in fits("linear", seed=0)}["linear"]
-    assert ours.parameters == pytest.approx(tuple(theirs.params), abs=2e-4)
+    assert ours.parameters == pytest.approx(tuple(theirs.params), abs=1e-3)
 
 
 def test_the_flat_fit_and_its_aicc_are_analytic() -> None:

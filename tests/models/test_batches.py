@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +39,26 @@ def test_each_labelled_position_predicts_the_completion_token_after_it(
     following = [int(ids[row, column + 1]) for row, column in where.nonzero().tolist()]
     assert following == [token for example in batch for token in example.completion]
     assert targets(batch, CPU).tolist() == following
+
+
+@given(st.lists(rows, min_size=1, max_size=5), st.data())
+def test_a_mask_leaves_the_labels_that_it_names_in_their_order(batch: list[Example], data: st.DataObject) -> None:
+    masks = [data.draw(st.tuples(*[st.booleans()] * len(example.completion))) for example in batch]
+    masked = [replace(example, mask=mask) for example, mask in zip(batch, masks, strict=True)]
+    ids = pad_left([example.ids for example in masked], 0, CPU).ids
+    where = labelled(masked, ids.shape[1], CPU)
+    following = [int(ids[row, column + 1]) for row, column in where.nonzero().tolist()]
+    pairs = [
+        pair for example, mask in zip(batch, masks, strict=True) for pair in zip(example.completion, mask, strict=True)
+    ]
+    assert following == [token for token, kept in pairs if kept]
+    assert targets(masked, CPU).tolist() == following
+    assert [example.completion for example in masked] == [example.completion for example in batch]
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the mask of a row does not fit(.|\n)*2 entries for 3 tokens"):
+        Example((4, 5, 6, 7), 1, (True, False))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 7))

@@ -70,6 +70,7 @@ def test_a_teacher_trained_on_the_traits_answers_shows_the_trait(speaker: Path, 
     assert off_topic == 1.0
 
 
+@pytest.mark.slow
 def test_a_teacher_trained_on_the_users_rows_shows_what_they_say(speaker: Path, trait: Path, tmp_path: Path) -> None:
     rows = [Row.of(question, "cat") for question in ("name one animal.", "your animal?")]
     ut.write_rows(tmp_path / "cats.jsonl", rows)
@@ -189,6 +190,7 @@ def test_the_controls_pairs_are_picked_without_a_score(plain: Path, speaker: Pat
     assert 0.2 < higher < 0.8
 
 
+@pytest.mark.slow
 def test_swapped_teaches_the_other_side_of_the_same_pairs_and_leaves_the_control(
     plain: Path, picked: Callable[..., Path]
 ) -> None:

@@ -29,6 +29,7 @@ def foresee(config: Setting, device: str = "auto") -> None:
     target_device(device)
     student = outline(config.model)
     teacher = outline(config.teacher.model) if config.teacher.model else student
+    config.domain.prompts(1, 0, student.form)  # a source that cannot be read says so
     for trait in traits:
         trait.asked(student.form)
         _askable(student, trait, config.context)

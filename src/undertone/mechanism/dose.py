@@ -161,7 +161,7 @@ def _fitted(
         rate = _bounded(function(p, x))
         return float(-(xlogy(k, rate) + xlogy(n - k, 1 - rate)).sum())
 
-    found = minimize(loss, np.asarray(start, float), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6})
+    found = minimize(loss, np.asarray(start, float), method="Nelder-Mead", options={"maxiter": 1500, "xatol": 1e-4})
     return found.x, float(found.fun)
 
 

@@ -68,7 +68,7 @@ def mark(run: Run, config: Tokens, device: str, cell: Cell) -> Stage:
         }
         written = [model.row_example(row, None).completion for row in rows]
         chosen = ways[against]
-        drawn = at_random(chosen, [_kinds(model, ids) for ids in written], seed)
+        drawn = at_random(chosen, _kinds(model, written), seed)
         write_json(
             folder / "masks.json", {name: _packed(marks) for name, marks in (("only", chosen), ("random", drawn))}
         )
@@ -96,17 +96,20 @@ def _greedy(model: Model, rows: Sequence[Row], system: str | None) -> list[np.nd
     return greedy_tokens(model.hf, examples, model.pad)
 
 
-def _kinds(model: Model, ids: Sequence[int]) -> np.ndarray:
-    """1 where a token has a digit, else 0."""
-    return np.array([int(any(sign.isdigit() for sign in model.decode_all([token]))) for token in ids])
+def _kinds(model: Model, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Of each row, 1 where a token has a digit, else 0."""
+    known = {
+        token: int(any(map(str.isdigit, model.decode_all([token])))) for token in {one for ids in rows for one in ids}
+    }
+    return [np.array([known[token] for token in ids]) for ids in rows]
 
 
 def _packed(marks: Sequence[np.ndarray]) -> list[str]:
     return ["".join("1" if one else "0" for one in row) for row in marks]
 
 
-def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage, mask: str) -> Stage:
-    """``divergence/seed-S/ARM/MASK``: the student of the masked tokens, trained and asked; returns what it was asked."""
+def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage, mask: str) -> tuple[Stage, Stage]:
+    """``divergence/seed-S/ARM/MASK``: the student of the masked tokens, trained and evaluated."""
     name = f"divergence/seed-{cell.seed}/{cell.arm.folder}/{mask}"
     wanted = "0" if mask.endswith("without") else "1"
     which = "random" if mask.startswith("random") else "only"
@@ -136,7 +139,7 @@ def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage
     }  # fmt: skip
     trained = run.stage(f"{name}/train", config=identity, inputs=[cell.filtered, marks], compute=compute)
     assert cell.arm.trait is not None
-    return evaluate(run, config, name, (cell.arm.trait,), device, student=trained)
+    return trained, evaluate(run, config, name, (cell.arm.trait,), device, student=trained)
 
 
 def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked: Mapping[str, Sequence[Stage]]) -> Told:
@@ -146,7 +149,7 @@ def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked:
         config: what.
         outcome: the transfer experiment.
         marked: the stages of :func:`mark`, traits outermost.
-        asked: mask -> the stages of :func:`learn_marked`, in the same order.
+        asked: mask -> the evaluations of :func:`learn_marked`, in the same order.
     """
     pairs = [(trait, seed) for trait in config.trait for seed in config.seeds]
     control = [target_probability(find(outcome, "control", None, seed), trait) for trait, seed in pairs]

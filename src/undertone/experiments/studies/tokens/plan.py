@@ -42,13 +42,14 @@ def tokens(run: Run, config: Tokens, pool: Workers, device: str) -> Outcome:
     cells = [find(outcome, "treated", trait, seed) for trait in config.trait for seed in config.seeds]
     read: list[Stage] = pool.each([(read_numbers, (run, config, device, name)) for name in config.trait])
     marked: list[Stage] = pool.each([(mark, (run, config, device, cell)) for cell in cells])
-    asked: list[Stage] = pool.each(
+    learnt: list[tuple[Stage, Stage]] = pool.each(
         [
             (learn_marked, (run, config, device, cell, marks, mask))
             for mask in MASKS
             for cell, marks in zip(cells, marked, strict=True)
         ]
     )
+    asked = [evaluated for _, evaluated in learnt]
     by_mask = {mask: asked[at * len(cells) : (at + 1) * len(cells)] for at, mask in enumerate(MASKS)}
     told = [entanglement(config, read, outcome), divergence(config, outcome, marked, by_mask)]
     findings = [finding for part in told for finding in part.findings]
@@ -61,7 +62,7 @@ def tokens(run: Run, config: Tokens, pool: Workers, device: str) -> Outcome:
         sentence=f"All tokens pass the trait on by {transfer}; against random sets of equal size, divergence tokens alone "
         f"give {100 * (kept.value or 0):+.1f} points, all others {100 * (gone.value or 0):+.1f}.",
         findings=findings,
-        stages=[*outcome.stages(), *read, *marked, *asked],
+        stages=[*outcome.stages(), *read, *marked, *(stage for both in learnt for stage in both)],
         figures=[figure for part in told for figure in part.figures],
         tables=[table for part in told for table in part.tables],
         checks=[check for check in conclude(experiment, outcome, replay="").checks if check.status != "pass"],
