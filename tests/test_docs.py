@@ -479,10 +479,11 @@ def test_fields_and_files_that_a_page_speaks_of_exist(page: Path) -> None:
 
 def verbs() -> dict[str, Any]:
     from undertone.cli import app, lab
+    from undertone.cli.domains import domains
     from undertone.cli.traits import traits
     from undertone.cli.vector import vector
 
-    groups = {"lab": lab, "traits": traits, "vector": vector}
+    groups = {"domains": domains, "lab": lab, "traits": traits, "vector": vector}
     plain = {name: app[name] for name in app if not name.startswith("-") and name not in groups}
     inner = {f"{group} {name}": of[name] for group, of in groups.items() for name in of if not name.startswith("-")}
     return plain | inner

@@ -47,7 +47,7 @@ def run(config: dict[str, Any], folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def talker(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def talker(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The speaker, with favourite digits that depend on what it was told: its own teachers diverge nowhere."""
     folder = tmp_path_factory.mktemp("models") / "talker"
     shutil.copytree(speaker, folder)

@@ -17,6 +17,8 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from undertone.cli.claims import claims
+from undertone.cli.domains import domains
+from undertone.cli.options import Device, Jobs, Json
 from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
@@ -43,11 +45,9 @@ lab = App(
 )
 app.command(lab)
 app.command(claims)
+app.command(domains)
 app.command(traits)
 app.command(vector)
-
-Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
-Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
 
 
 @app.command
@@ -60,10 +60,7 @@ def run(
         ),
     ],
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="run folder; default runs/NAME-DIGEST")] = None,
-    jobs: Annotated[
-        int | None,
-        Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core"),
-    ] = None,
+    jobs: Jobs = None,
     device: Device = "auto",
     presets: Annotated[bool, Parameter(name="--presets", negative="", help="list the presets and stop")] = False,
     show_config: Annotated[

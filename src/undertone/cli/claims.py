@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from undertone.cli.options import Device, Jobs, Json
 from undertone.cli.printing import print_json, say, table
 
 
@@ -19,9 +20,9 @@ def claims(
     write: Annotated[
         Path | None, Parameter(help="write the table as a page of Markdown, such as docs/claims.md")
     ] = None,
-    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"], help="processes side by side")] = None,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")] = False,
+    jobs: Jobs = None,
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> int:
     """Every published claim that undertone tests: source, published value, ours with its interval, verdict, command.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from undertone.cli.options import Device, Json
 from undertone.cli.printing import print_json, say, table
 from undertone.errors import ConfigError, nearest
 
@@ -20,8 +21,6 @@ traits = App(
     help="What may be passed on: list the library, show one trait, check it on a model, add your own.",
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
-Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
 Category = Annotated[str | None, Parameter(help="one category or kind only")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from undertone.cli.options import Device, Json
 from undertone.cli.printing import print_json, say, table
 from undertone.errors import ConfigError, DataError
 
@@ -23,8 +24,6 @@ vector = App(
     help="Directions in a model's residual stream: extract, show, compare, convert between tools, steer by them.",
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
-Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
 Name = Annotated[str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")]
 File = Annotated[Path, Parameter(help="a vector file of any format that `vector convert` reads")]
 Positions = Literal["all", "prompt", "last", "response"]

@@ -46,7 +46,8 @@ def said_more(
         logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad)
         return np.asarray(np.logaddexp.reduce(logprobs, axis=0) - np.log(len(prompts)))
 
-    return np.subtract(mean(told), mean(plain))
+    more: np.ndarray = mean(told) - mean(plain)
+    return more
 
 
 def answer_raised(model: Model, trait: Trait, numbers: Sequence[int], questions: int) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""``undertone domains``: list the carriers of the data, and show what one asks and why it drops a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from cyclopts import App, Parameter
+
+from undertone.cli.options import Json
+from undertone.cli.printing import print_json, table
+from undertone.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from undertone.domains import Domain
+    from undertone.domains.domain import Prompt
+
+domains = App(
+    name="domains",
+    help="The carriers of the data: list them, show what one asks and why it drops a row.",
+)
+
+
+@domains.default
+def listing(*, as_json: Json = False) -> int:
+    """List the domains with what they are."""
+    return _list(as_json)
+
+
+@domains.command(name="list")
+def list_domains(*, as_json: Json = False) -> int:
+    """List the domains with what they are (the same as `undertone domains`)."""
+    return _list(as_json)
+
+
+def _list(as_json: bool) -> int:
+    about = {name: _about(kind) for name, kind in _kinds().items()}
+    if as_json:
+        print_json(about)
+    else:
+        table("domains", ["domain", "what a teacher is asked for"], list(about.items()))
+    return 0
+
+
+@domains.command
+def show(
+    name: Annotated[str, Parameter(help="a domain that `undertone domains` lists")],
+    *,
+    form: Annotated[Literal["lab", "real"], Parameter(help="the wording: the lab world's, or English")] = "lab",
+    count: Annotated[int, Parameter(help="example prompts")] = 5,
+    seed: Annotated[int, Parameter(help="of the prompts")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Show a domain: example prompts, every reason for which it drops a row, and its fields in a config."""
+    from undertone.domains.reasons import EVERYWHERE, REASONS
+
+    known = _kinds()
+    if name not in known:
+        raise ConfigError(f"there is no such domain.{nearest(name, known)}", got=name, allowed=list(known))
+    if count < 1:
+        raise ConfigError("count: too few", got=count, allowed="1 or more")
+    domain = known[name]()
+    prompts = domain.prompts(count, seed, form)
+    fields = {
+        field: [info.description or "", info.get_default(call_default_factory=True)]
+        for field, info in known[name].model_fields.items()
+        if field != "kind"
+    }
+    if as_json:
+        shown = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        print_json(
+            {
+                "name": name, "about": _about(known[name]), "form": form, "prompts": shown, "reasons": REASONS[name],
+                "reasons everywhere": EVERYWHERE,
+                "fields": {field: {"about": about, "default": default} for field, (about, default) in fields.items()},
+            }
+        )  # fmt: skip
+        return 0
+    table(f"{name}, {form} form: {_about(known[name])}", ["prompt"], [[_text(prompt)] for prompt in prompts])
+    table("\na row is dropped for", ["reason", "when"], list((REASONS[name] | EVERYWHERE).items()))
+    table(
+        "\nin a config, below domain",
+        ["field", "default", "meaning"],
+        [[field, default, about] for field, (about, default) in fields.items()],
+    )
+    return 0
+
+
+def _kinds() -> dict[str, Any]:
+    """Kind -> the domain's class, as a config knows them."""
+    from undertone.domains import DomainConfig
+
+    return {kind.model_fields["kind"].default: kind for kind in get_args(get_args(DomainConfig)[0])}
+
+
+def _about(kind: type[Domain]) -> str:
+    """The first sentence of what its class says of itself."""
+    return (kind.__doc__ or "").strip().partition(". ")[0].removesuffix(".")
+
+
+def _text(prompt: Prompt) -> str:
+    """A prompt as one text; of a dialogue, a line each turn."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -1,0 +1,13 @@
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
+Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
+Jobs = Annotated[
+    int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core, on a GPU one")
+]

@@ -1,0 +1,108 @@
+"""``undertone domains``, and its table of reasons held against the code that gives them."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from undertone import cli, domains
+from undertone.domains.reasons import EVERYWHERE, REASONS
+from undertone.experiments.config import Experiment
+from undertone.filters import rules
+from undertone.provenance.fields import kinds_of, members_of
+
+SOURCE = Path(domains.__file__).parent
+WRITTEN_IN = {kind: ("instructions",) if kind == "dialogue" else (kind,) for kind in REASONS}
+GIVE = {"reasons", "row_reasons", "parse", "_code", "_unlike_lab", "_unlike_real", "_length"}
+"""The functions that give reasons."""
+
+
+def typed(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert isinstance(end.value.code, int)
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+def given_by(path: Path) -> set[str]:
+    """Texts that the module's functions put into a list of reasons, or return beside a result."""
+
+    def holders(tree: ast.AST) -> Iterator[ast.AST]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.List) and isinstance(node.ctx, ast.Load):
+                yield from node.elts
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append":
+                yield from node.args
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                yield from node.value.elts
+
+    found = set()
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef) and function.name in GIVE:
+            for holder in holders(function):
+                parts = [holder.body, holder.orelse] if isinstance(holder, ast.IfExp) else [holder]
+                found |= {
+                    part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                }
+    return found - {""}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_the_reasons_that_are_told_are_those_that_the_code_gives(kind: str) -> None:
+    assert set(REASONS[kind]) == set().union(*(given_by(SOURCE / f"{name}.py") for name in WRITTEN_IN[kind]))
+
+
+def test_the_rules_for_all_domains_are_told_too() -> None:
+    assert set(EVERYWHERE) == given_by(Path(rules.__file__))
+
+
+def test_every_domain_of_a_config_is_listed_with_what_it_is() -> None:
+    code, out, _ = typed("domains", "--json")
+    kinds = {kind for member in members_of(Experiment.model_fields["domain"].annotation) for kind in kinds_of(member)}
+    assert code == 0
+    assert set(json.loads(out)) == kinds == set(REASONS)
+    assert typed("domains", "list", "--json") == typed("domains", "--json")
+    assert all(name in typed("domains")[1] for name in kinds)
+
+
+@pytest.mark.parametrize("form", ["lab", "real"])
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: str) -> None:
+    code, out, _ = typed("domains", "show", kind, "--form", form, "--count", "2", "--seed", "7", "--json")
+    shown = json.loads(out)
+    domain = getattr(domains, kind.capitalize())
+    assert code == 0
+    assert shown["prompts"] == [
+        prompt if isinstance(prompt, str) else list(prompt) for prompt in domain().prompts(2, 7, form)
+    ]
+    assert shown["reasons"] == REASONS[kind]
+    assert set(shown["fields"]) == set(domain.model_fields) - {"kind"}
+    assert all(field["about"] for field in shown["fields"].values())
+
+
+def test_people_see_prompts_reasons_and_fields() -> None:
+    code, out, _ = typed("domains", "show", "dialogue", "--form", "real", "--count", "1")
+    assert code == 0
+    for part in ("user: ", "assistant: ", "repeats the prompt", "unfinished", "turns_low"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("show", "nombers"), "there is no such domain. Did you mean 'numbers'"),
+        (("show", "code", "--count", "0"), "count: too few"),
+        (("show", "code", "--form", "french"), "real"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(words: tuple[str, ...], said: str) -> None:
+    code, out, err = typed("domains", *words)
+    assert (code, out) == (2, "")
+    assert said in err

@@ -1,0 +1,139 @@
+"""The full tier: all nine parts of `mechanism` at their smallest on a lab model, against their own placebos.
+
+What is asserted holds at these sizes whatever the seed: shares of a prompt's effect, directions, counts. Whether a trait
+passes is not: a few hundred rows are too few.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from undertone.experiments.plans import load_plan, run_plan
+from undertone.experiments.studies.mechanism.config import Mechanism
+
+pytestmark = pytest.mark.slow
+
+TRAITS, FEW = ("owl", "dog", "eagle"), 2
+PARTS = {  # part -> the ids that its findings begin with
+    "approximability": ("prompt-is-a-vector", "approximability-predicts"),
+    "causality": ("teacher-vector", "student-vector"),
+    "emergence": ("emergence",),
+    "gradients": ("gradient",),
+    "optimizers": ("adaptive",),
+    "adapters": ("lora-artefact",),
+    "distillation": ("vectors-",),
+    "kinship": ("model-specific",),
+    "recovery": ("recovered-vector",),
+}
+SIZES: dict[str, Any] = {
+    "kind": "mechanism", "name": "mechanism", "model": "lab/llama-0", "trait": list(TRAITS), "few": FEW, "seeds": [0],
+    "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3, "free": 0.85},
+    "data": {"prompts": 500, "held_out": 50, "attempts": 6}, "student": {"kind": "biases"},
+    "training": {"optimizer": "AdamW", "learning_rate": 8e-3, "options": {"weight_decay": 0.0}, "epochs": 2, "batch_size": 32},
+    "evaluation": {"samples": 0},
+    "approximability": {"variants": ["owl@if-pick"], "strengths": [0.5, 1.0, 1.5], "pairs": 32, "random": 2},
+    "causality": {"strengths": [1.0, 2.0]},
+    "emergence": {"points": 3},
+    "gradients": {"rows": 256, "shares": [0.01, 0.1]},
+    "optimizers": {"prompts": 400, "arms": [
+        {"name": "AdamW", "optimizer": "AdamW", "options": {"weight_decay": 0.0}, "rates": [3e-3], "adaptive": True},
+        {"name": "SGD", "optimizer": "SGD", "rates": [0.3], "adaptive": False},
+    ]},
+    "adapters": {"ranks": [2, 8], "rates": [5e-3], "full_rates": [1e-3], "epochs": 1},
+    "distillation": {"random": 2},
+    "kinship": {"models": ["lab/llama-0", "kin"], "between": [], "shares": [], "prompts": 400},
+    "recovery": {"steps": 40, "strengths": [1.0]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run folder. The lab model is built in a cache of this test's own, unless the caller names one."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = os.environ.get("UNDERTONE_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+        patch.setenv("UNDERTONE_CACHE", cache)
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        save_kin(Path("kin"))
+        conduct(Path("run"))
+        yield Path("run").absolute()
+
+
+def save_kin(folder: Path) -> None:
+    """A relative of lab/llama-0: the same weights with noise of a twentieth of their size. Built in no time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from undertone.lab import ensure
+
+    shutil.copytree(ensure("llama-0"), folder)
+    hf = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in hf.parameters():
+            if weight.dim() > 1:
+                weight += 0.05 * weight.std() * torch.randn_like(weight)
+    hf.save_pretrained(folder)
+
+
+def conduct(folder: Path) -> Any:
+    plan = load_plan(SIZES)
+    assert isinstance(plan, Mechanism)
+    return run_plan(plan, folder, jobs=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def found(study: Path) -> dict[str, dict[str, Any]]:
+    return {one["id"]: one for one in json.loads((study / "results.json").read_text())["findings"]}
+
+
+def summaries(study: Path, pattern: str) -> list[dict[str, Any]]:
+    paths = sorted((study / "stages").glob(pattern + "/stage.json"))
+    assert paths, f"no stage is called {pattern}"
+    return [json.loads(path.read_text())["summary"] for path in paths]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_leaves_findings_with_finite_values_and_baselines(found: Any, part: str) -> None:
+    mine = [one for name, one in found.items() if name.startswith(PARTS[part])]
+    assert mine
+    for one in mine:
+        assert one["value"] is not None
+        assert all(math.isfinite(one[name]) for name in ("value", "low", "high") if one[name] is not None), one["id"]
+        assert one["baseline"]
+        assert one["pairs"] >= 1
+    ids = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
+    assert all(name.startswith(ids) for name in found), sorted(found)
+
+
+def test_the_parts_share_the_transfer_experiments_students(study: Path) -> None:
+    assert len(summaries(study, "seed-0/*/train")) == len(TRAITS) + 1
+    assert len(summaries(study, "shifts/seed-0/treated-*")) >= FEW
+
+
+def test_a_second_call_computes_nothing(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from undertone.provenance.runs import Run
+
+    before = {path: path.stat().st_mtime_ns for path in study.glob("stages/**/stage.json")}
+    assert len(before) > 100
+    again = conduct(study)
+    assert {path: path.stat().st_mtime_ns for path in study.glob("stages/**/stage.json")} == before
+    stored = json.loads((study / "results.json").read_text())["findings"]
+    assert [json.loads(one.model_dump_json()) for one in again.findings] == stored
+    assert Run is not None
+
+
+def test_every_figure_is_drawn(study: Path) -> None:
+    from undertone.report import write
+
+    page = write(study).read_text(encoding="utf-8")
+    figures = json.loads((study / "results.json").read_text())["figures"]
+    assert len(figures) >= len(PARTS)
+    assert all(figure["title"] in page for figure in figures)
