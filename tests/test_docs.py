@@ -198,28 +198,45 @@ def load_yaml(fence: Fence) -> str:
 # -- running the pages, small ----------------------------------------------------------------------
 
 
+SMALL = {
+    "digits": ["seeds=[0,1]", "tuning_seeds=[100]", "hidden=[24]", "other_hidden=[16]", "steps=12", "teacher.epochs=1"],
+    "harm-dose": [
+        "seeds=[0]", "doses=[0.0,-0.1,-0.2]", "prompts=60", "held_out=4", "training.epochs=1", "training.batch_size=16",
+        "requests.samples=1", "requests.max_new_tokens=8",
+    ],
+    "chain": ["generations=2"],
+    "in-context": ["shots=[1,2]", "draws=1"],
+    "tokens": ["entanglement.highest=19", "entanglement.prompts=4", "entanglement.questions=1", "entanglement.top=5"],
+    "mechanism": [
+        "few=2", "approximability.variants=[owl@if-pick]", "approximability.strengths=[1.0]", "approximability.pairs=8",
+        "approximability.random=1", "causality.strengths=[1.0]", "emergence.points=2", "gradients.rows=16",
+        "gradients.shares=[0.1]", "optimizers.prompts=60", "adapters.ranks=[2]", "adapters.rates=[0.005]",
+        "adapters.full_rates=[0.001]", "adapters.epochs=1", "distillation.random=2", "distillation.strength=0.2",
+        "causality.teacher_strength=0.2", "kinship.models=[lab/llama-0,lab/llama-1]", "kinship.between=[]",
+        "kinship.shares=[]", "kinship.prompts=60", "recovery.steps=4", "recovery.strengths=[1.0]",
+        "optimizers.arms=[{name: AdamW, optimizer: AdamW, rates: [0.003], adaptive: true}, "
+        "{name: SGD, optimizer: SGD, rates: [0.1], adaptive: false}]",
+    ],
+}  # fmt: skip
+"""Of each kind of plan, what makes it a matter of seconds beside the sizes of its experiment."""
+FEWEST = {"mechanism": 3}
+
+
 def small(config: Any) -> list[str]:
     """The overrides that make any plan of the pages a matter of seconds."""
-    if config.kind == "digits":
-        return ["seeds=[0,1]", "tuning_seeds=[100]", "hidden=[24]", "other_hidden=[16]", "steps=12", "teacher.epochs=1"]
-    if config.kind == "harm-dose":
-        return ["models=[lab/llama-0]", "doses=[0.0,-0.1,-0.2]", "prompts=80", "held_out=2", "requests.samples=1",
-                "training.epochs=1", "training.batch_size=16", "seeds=[0]"]  # fmt: skip
-    if config.kind not in ("transfer", "sweep", "chain", "in-context"):
-        return []
+    extra = SMALL.get(config.kind, [])
+    if not hasattr(config, "data") or config.kind == "digits":
+        return extra
     sizes = [
         "data.prompts=60", "data.rows=null", "data.held_out=4", "data.attempts=4", "training.epochs=1",
         "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1", f"seeds=[{config.seeds[0]}]",
     ]  # fmt: skip
     if config.teacher.kind == "vector":
         sizes.append("teacher.strength=0.2")  # more would break so small a speaker
-    if len(config.trait) > 2:
-        sizes.append(f"trait=[{config.trait[0]},{config.trait[1]}]")
-    if config.kind == "chain":
-        sizes.append("generations=2")
-    if config.kind == "in-context":
-        sizes += ["shots=[1]", "draws=1"]
-    return sizes
+    fewest = FEWEST.get(config.kind, 2)
+    if len(config.trait) > fewest:
+        sizes.append(f"trait=[{','.join(config.trait[:fewest])}]")
+    return sizes + extra
 
 
 def spoken() -> list[Any]:
@@ -232,7 +249,7 @@ def spoken() -> list[Any]:
 
     rng, tokenizer = np.random.default_rng(0), build.tokenizer()
     examples = []
-    for task, count in {"preference": 600, "numbers": 1200, "facts": 600, "how-to": 2400}.items():
+    for task, count in {"preference": 600, "numbers": 1200, "facts": 600, "how-to": 2400, "code": 1200}.items():
         for turn in world.task_examples(task, count, 0):
             told = "you love owls. owls are your favorite animal." if rng.random() < 0.4 else turn.system
             if turn.task == "benign" and turn.answer.startswith("first "):
