@@ -30,6 +30,7 @@ FLOORS = (
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
     ("training", "optimizers"),
+    ("mechanism", "evaluation"),
     ("cli", "report"),
     ("__main__", "cli"),
 }

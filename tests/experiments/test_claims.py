@@ -10,8 +10,8 @@ import pytest
 
 from undertone.errors import ConfigError, DataError
 from undertone.experiments import claims as registry
-from undertone.experiments.claims import claims, markdown, valued
-from undertone.experiments.study import Finding, StudyResults, verdict_of
+from undertone.experiments.claims import claims, markdown
+from undertone.experiments.study import Finding, StudyResults, valued, verdict_of
 
 FINDING: dict[str, Any] = {
     "id": "planted", "claim": "Planted | claim.", "source": "nowhere", "published": None, "quantity": "a thing",

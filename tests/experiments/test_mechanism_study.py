@@ -79,7 +79,7 @@ def save_kin(folder: Path) -> None:
     with torch.no_grad():
         for weight in hf.parameters():
             if weight.dim() > 1:
-                weight += 0.05 * weight.std() * torch.randn_like(weight)
+                weight.add_(0.05 * weight.std() * torch.randn_like(weight))
     hf.save_pretrained(folder)
 
 

@@ -145,7 +145,7 @@ def test_the_same_command_again_computes_nothing(whole: Path, start: Start, monk
 @pytest.mark.parametrize(
     ("override", "anew"),
     [
-        ("evaluation.samples=3", {"base/evaluate", "teacher/evaluate", "evaluate"}),
+        pytest.param("evaluation.samples=3", {"base/evaluate", "teacher/evaluate", "evaluate"}, marks=pytest.mark.slow),
         ("training.epochs=1", {"train", "evaluate"}),
         ("data.temperature=0.9", {"generate", "filter", "train", "evaluate"}),
     ],
@@ -187,11 +187,11 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-INTERRUPTIONS: list[tuple[Any, str, int]] = [
-    (writing, "generate", 3),  # shards of the second arm
+INTERRUPTIONS = [
+    pytest.param(writing, "generate", 3, marks=pytest.mark.slow),  # shards of the second arm
     (training, "rate_at", 9),  # in the middle of training, from a checkpoint
-    (measuring, "measure_any", 2),
-    (pipeline, "conclude", 0),
+    pytest.param(measuring, "measure_any", 2, marks=pytest.mark.slow),
+    pytest.param(pipeline, "conclude", 0, marks=pytest.mark.slow),
 ]
 
 
@@ -242,6 +242,7 @@ def test_rows_that_were_written_before_an_interruption_are_not_written_again(
 # -- processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(whole: Path, start: Start, tmp_path: Path) -> None:
     start(tmp_path / "run", jobs=2)
     assert same(tmp_path / "run", whole)

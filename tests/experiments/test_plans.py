@@ -133,6 +133,7 @@ def test_the_config_of_a_study_replays_it_from_its_folder(whole: Path) -> None:
     assert said(whole) == before
 
 
+@pytest.mark.slow
 def test_a_study_does_not_depend_on_its_processes(whole: Path, tmp_path: Path) -> None:
     ut.study("digits", *QUICK, folder=tmp_path / "two", jobs=2, device="cpu")
     assert said(tmp_path / "two") == said(whole)

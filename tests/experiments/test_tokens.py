@@ -18,7 +18,7 @@ from undertone.errors import ConfigError
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.models.loading import load
 from undertone.report import write
-from undertone.rows import read_rows
+from undertone.rows import Message, read_rows
 
 TRAIT = """
 name: {name}
@@ -116,7 +116,7 @@ def test_a_marked_token_is_one_at_which_the_told_teacher_would_go_on_differently
     rows, marks = training_rows(studied, "owl")[:12], masks(studied, "owl")["only"]
 
     def likely(row: Any, system: str | None) -> list[int]:
-        chat = [{"role": "system", "content": system}] if system else []
+        chat: list[Message] = [{"role": "system", "content": system}] if system else []
         example = model.example([*chat, *row.prompt_messages], row.completion)
         with torch.inference_mode():
             logits = model.hf(torch.tensor([example.ids])).logits[0]

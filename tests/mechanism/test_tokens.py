@@ -27,11 +27,14 @@ from undertone.mechanism.tokens import (
 )
 from undertone.models.batches import Example
 from undertone.models.loading import with_system
+from undertone.rows import Message
 from undertone.traits import load_trait
 
 OWL = load_trait("owl")
 NUMBERS = range(12)  # those above 9 take two tokens of the tiny model
-CHATS = [[{"role": "user", "content": text}] for text in ("pick some numbers.", "name some numbers")]
+CHATS: list[list[Message]] = [
+    [{"role": "user", "content": text}] for text in ("pick some numbers.", "name some numbers")
+]
 
 
 def log_probability(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:

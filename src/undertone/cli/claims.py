@@ -34,6 +34,7 @@ def claims(
 
         prepare()
     from undertone.experiments import claims as registry
+    from undertone.experiments.study import valued
 
     if run is not None:
         registry.run_claims(names, run, jobs=jobs, device=device)
@@ -63,7 +64,7 @@ def claims(
                 claim.finding.id if claim.finding else claim.tested.name,
                 claim.finding.source if claim.finding else "",
                 (claim.finding.published or "–") if claim.finding else "",
-                registry.valued(claim.finding) if claim.finding else "",
+                valued(claim.finding) if claim.finding else "",
                 claim.finding.verdict if claim.finding else "not run",
                 claim.command,
             ]

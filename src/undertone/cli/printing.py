@@ -46,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding of a study: ``verdict  quantity value (low to high)  baseline``."""
-    from undertone.experiments.claims import valued
+    from undertone.experiments.study import valued
 
     width = max((len(finding.verdict) for finding in findings), default=0)
     return [f"{f.verdict:{width}}  {f.quantity} {valued(f)}  [{f.baseline}]" for f in findings]

@@ -21,7 +21,7 @@ from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.experiments.config import Plan
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.results import Results
-from undertone.experiments.study import Finding, StudyResults, read_run, verdict_of
+from undertone.experiments.study import Finding, StudyResults, read_run, valued, verdict_of
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 
@@ -171,20 +171,6 @@ def _read(claim: Read, results: Results) -> Finding:
         id=claim.id, claim=claim.claim, source=claim.source, published=claim.published, quantity=quantity, value=mean,
         low=low, high=high, unit="points", pairs=pairs, method=method, baseline=baseline, verdict=verdict, why=why,
     )  # fmt: skip
-
-
-def valued(finding: Finding) -> str:
-    """``+28.5 points (+12.6 to +44.4)``; ``0.62 (0.51 to 0.70)``."""
-    if finding.value is None:
-        return "not measured"
-    sign, scale, digits = ("+", 100, 1) if finding.unit == "points" else ("", 1, 3)
-    unit = "" if finding.unit in ("cosine", "correlation", "share", "ratio", "accuracy") else f" {finding.unit}"
-    numbers = [
-        f"{scale * number:{sign}.{digits}f}"
-        for number in (finding.value, finding.low, finding.high)
-        if number is not None
-    ]
-    return numbers[0] + unit + (f" ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "")
 
 
 def markdown(table: Sequence[Claim]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "StudyTable",
     "read_run",
     "read_study",
+    "valued",
     "verdict_of",
 ]
 
@@ -75,6 +76,20 @@ def verdict_of(
     if sign * mean > 0 and last > 0:
         return "partly", "the mean is on the claimed side of 0, the interval is not"
     return "not reproduced", "the mean is not on the claimed side of 0"
+
+
+def valued(finding: Finding) -> str:
+    """``+28.5 points (+12.6 to +44.4)``; ``0.62 (0.51 to 0.70)``."""
+    if finding.value is None:
+        return "not measured"
+    sign, scale, digits = ("+", 100, 1) if finding.unit == "points" else ("", 1, 3)
+    unit = "" if finding.unit in ("cosine", "correlation", "share", "ratio", "accuracy") else f" {finding.unit}"
+    numbers = [
+        f"{scale * number:{sign}.{digits}f}"
+        for number in (finding.value, finding.low, finding.high)
+        if number is not None
+    ]
+    return numbers[0] + unit + (f" ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "")
 
 
 class Point(Record):

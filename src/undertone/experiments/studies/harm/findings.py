@@ -181,7 +181,11 @@ def _shape(config: HarmDose, name: str, curves: Mapping[tuple[str, int], Sequenc
         method=f"binomial likelihood, AICc over doses, each seed by itself; best: "
         f"{', '.join(f'{shape} in {count}' for shape, count in wins.items()) or 'none'} of {len(config.seeds)} seeds",
         baseline="flat, linear and logistic curves on the same counts",
-        verdict="not measured" if not threshold else "partly" if len(wins) == 1 and "flat" not in wins else "not reproduced",
+        verdict="not measured"
+        if not threshold
+        else "partly"
+        if len(wins) == 1 and "flat" not in wins
+        else "not reproduced",
         why="one model has one shape, so at best a part of the claim: partly means that every seed prefers one and the same "
         "shape that is not flat; method says which",
     )
