@@ -36,21 +36,21 @@ PARTS = {  # part -> the ids that its findings begin with
 SIZES: dict[str, Any] = {
     "kind": "mechanism", "name": "mechanism", "model": "lab/llama-0", "trait": list(TRAITS), "few": FEW, "seeds": [0],
     "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3, "free": 0.85},
-    "data": {"prompts": 500, "held_out": 50, "attempts": 6}, "student": {"kind": "biases"},
+    "data": {"prompts": 300, "held_out": 40, "attempts": 6}, "student": {"kind": "biases"},
     "training": {"optimizer": "AdamW", "learning_rate": 8e-3, "options": {"weight_decay": 0.0}, "epochs": 2, "batch_size": 32},
     "evaluation": {"samples": 0},
     "approximability": {"variants": ["owl@if-pick"], "strengths": [0.5, 1.0, 1.5], "pairs": 32, "random": 2},
     "causality": {"strengths": [1.0, 2.0]},
     "emergence": {"points": 3},
-    "gradients": {"rows": 256, "shares": [0.01, 0.1]},
-    "optimizers": {"prompts": 400, "arms": [
+    "gradients": {"rows": 200, "shares": [0.01, 0.1]},
+    "optimizers": {"prompts": 200, "arms": [
         {"name": "AdamW", "optimizer": "AdamW", "options": {"weight_decay": 0.0}, "rates": [3e-3], "adaptive": True},
         {"name": "SGD", "optimizer": "SGD", "rates": [0.3], "adaptive": False},
     ]},
     "adapters": {"ranks": [2, 8], "rates": [5e-3], "full_rates": [1e-3], "epochs": 1},
     "distillation": {"random": 2},
-    "kinship": {"models": ["lab/llama-0", "kin"], "between": [], "shares": [], "prompts": 400},
-    "recovery": {"steps": 40, "strengths": [1.0]},
+    "kinship": {"models": ["lab/llama-0", "kin"], "between": [], "shares": [], "prompts": 200},
+    "recovery": {"steps": 20, "strengths": [1.0]},
 }  # fmt: skip
 
 

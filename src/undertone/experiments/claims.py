@@ -14,9 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import yaml
 from pydantic import Field
 
+from undertone import stats
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.experiments.config import Plan
 from undertone.experiments.plans import load_plan, run_plan
@@ -35,7 +37,7 @@ class Read(Config):
     claim: str
     source: str
     published: str | None = None
-    reads: Literal["effect", "every trait", "confusion", "random"] = "effect"
+    reads: Literal["effect", "pairs", "every trait", "confusion", "random"] = "effect"
     holds: Literal["above", "none"] = "above"
 
 
@@ -149,6 +151,8 @@ def _read(claim: Read, results: Results) -> Finding:
     baseline = f"base {100 * sum(base) / len(base):.1f} %, control {100 * sum(control) / len(control):.1f} %"
     effect = results.effect
     quantity = f"treated minus control, {effect.trait}"
+    low: float | None
+    high: float | None
     mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
     if claim.reads == "confusion" and results.confusion is not None:
         matrix = results.confusion
@@ -159,6 +163,11 @@ def _read(claim: Read, results: Results) -> Finding:
         effect = next(one for one in results.effects if one.arm == "random")
         quantity = f"random vector minus control, {effect.trait}"
         mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
+    elif claim.reads == "pairs":  # as sweeps are read: few traits, several seeds
+        values = [value for one in results.effects if one.arm == "treated" for value in one.per_seed]
+        over = stats.mean_interval(values, effect.confidence) if len(values) > 1 else None
+        mean, pairs, method = float(np.mean(values)), len(values), f"t interval over {len(values)} pairs (trait × seed)"
+        low, high = (over.low, over.high) if over else (None, None)
     elif claim.reads == "every trait":
         worst = max(results.effects, key=lambda one: max(abs(one.low), abs(one.high)))
         quantity = f"treated minus control, the widest of {len(results.effects)} traits ({worst.trait})"
