@@ -17,6 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; so do the processes they start
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("unit", max_examples=40, deadline=None)  # machines that tests share are slow at times
+settings.register_profile("thorough", max_examples=1000, deadline=None)  # pytest --hypothesis-profile thorough
+settings.load_profile("unit")
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"

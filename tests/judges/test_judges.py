@@ -78,17 +78,25 @@ def next_probabilities(model: Any, ids: Sequence[int]) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        found: np.ndarray = torch.softmax(
-            model.hf(input_ids=torch.tensor([list(ids)])).logits[0, -1].double(), -1
-        ).numpy()
+        logits = model.hf(input_ids=torch.tensor([list(ids)]), logits_to_keep=1).logits[0, -1]
+    found: np.ndarray = torch.softmax(logits.double(), -1).numpy()
     return found
 
 
-def begins(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    probability = 1.0
-    for at, token in enumerate(answer):
-        probability *= next_probabilities(model, [*prompt, *answer[:at]])[token]
-    return probability
+def begins(model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+    """Of each answer, the probability that a completion begins with it; what two share is read once."""
+    known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def probability(answer: Sequence[int]) -> float:
+        whole = 1.0
+        for at, token in enumerate(answer):
+            before = tuple(answer[:at])
+            if before not in known:
+                known[before] = next_probabilities(model, [*prompt, *before])
+            whole *= float(known[before][token])
+        return whole
+
+    return [probability(answer) for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +120,10 @@ def test_a_local_yes_or_no_is_the_share_of_yes_in_the_logits(roomy: Any) -> None
     asked = TEMPLATES["compliance"]
     (verdict,) = LocalJudge(roomy, asked, least_mass=0.0).judge([ITEM])
     prompt = roomy.prompt([{"role": "user", "content": shown(asked, ITEM)}])
-    yes = sum(begins(roomy, prompt, roomy.encode(word)) for word in ("yes", "Yes", "YES"))
-    no = sum(begins(roomy, prompt, roomy.encode(word)) for word in ("no", "No", "NO"))
+    yes, no = (
+        sum(begins(roomy, prompt, [roomy.encode(word) for word in words]))
+        for words in (("yes", "Yes", "YES"), ("no", "No", "NO"))
+    )
     assert verdict.value == pytest.approx(yes / (yes + no), rel=1e-4)
     assert verdict.label == ("yes" if yes >= no else "no")
 
@@ -124,8 +134,8 @@ def test_a_local_score_is_the_mean_number_in_the_logits(roomy: Any) -> None:
     prompt = roomy.prompt([{"role": "user", "content": shown(asked, ITEM)}])
     single = [roomy.encode(str(n)) for n in range(10)]
     assert all(len(ids) == 1 for ids in single)  # digit by digit: numbers share their beginnings
-    found = {n: begins(roomy, prompt, (*roomy.encode(str(n)), roomy.stop[0])) for n in range(101)}
-    expected = sum(n * p for n, p in found.items()) / sum(found.values()) / 100
+    found = begins(roomy, prompt, [(*roomy.encode(str(n)), roomy.stop[0]) for n in range(101)])
+    expected = sum(n * p for n, p in enumerate(found)) / sum(found) / 100
     assert verdict.value == pytest.approx(expected, rel=1e-4)
 
 

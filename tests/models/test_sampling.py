@@ -58,9 +58,10 @@ def test_a_sample_is_that_of_whole_forward_passes_without_a_cache(tiny: Any) -> 
         assert got[row] == text[len(prompt) :]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 512])
-def test_a_rows_sample_does_not_change_with_batch_size(tiny: Any, batch_size: int) -> None:
-    assert drawn(tiny, batch_size=batch_size) == drawn(tiny, batch_size=4)
+def test_a_rows_sample_does_not_change_with_batch_size(tiny: Any) -> None:
+    whole = drawn(tiny, batch_size=512)
+    for batch_size in (1, 3):
+        assert drawn(tiny, batch_size=batch_size) == whole
 
 
 def test_a_rows_sample_does_not_change_with_order_or_company(tiny_llama: Any) -> None:

@@ -266,9 +266,10 @@ def _dying(folder: Path, moment: int) -> None:
     _two_stages(folder)
 
 
-def test_a_kill_at_any_moment_loses_nothing_but_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_loses_nothing_but_time(tmp_path: Path, apart: int) -> None:
     _two_stages(tmp_path / "whole")
-    for moment in range(1, 200):
+    for moment in range(1, 200, apart):
         folder = tmp_path / str(moment)
         process = get_context("fork").Process(target=_dying, args=(folder, moment))
         process.start()

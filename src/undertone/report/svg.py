@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import altair as alt
 import vl_convert
-from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
 Width = Literal["wide", "narrow"]
@@ -100,9 +99,7 @@ def share_axis(sheet: Sheet, orient: Literal["top", "bottom"] = "bottom") -> alt
 
 
 def _svg(draw: Callable[[Sheet], alt.LayerChart], sheet: Sheet, description: str) -> Markup:
-    with debug_mode(False):  # the whole is checked below; checking every part of it as it is made takes as long again
-        chart = draw(sheet).configure(aria=False, background="transparent", **_look())
-    spec = chart.to_dict()
+    spec = draw(sheet).configure(aria=False, background="transparent", **_look()).to_dict()
     spec["datasets"] = sheet.datasets
     spec.setdefault("autosize", {"type": "fit-x", "contains": "padding"})
     return _tidy(vl_convert.vegalite_to_svg(spec), description)
