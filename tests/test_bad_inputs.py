@@ -134,7 +134,7 @@ def test_a_config_that_is_no_file_is_refused(refused: Cli, tmp_path: Path) -> No
 
 def test_the_command_itself_ends_with_a_code_and_without_a_traceback(tmp_path: Path) -> None:
     for arguments, code, words in (
-        (["run", "training.epoch=3"], 2, "Did you mean 'epochs'"),
+        (["traits", "show", "owll"], 2, "Did you mean 'owl'"),  # a verb that brings no torch
         (["show", "nowhere"], 3, "no finished run in nowhere"),
     ):
         done = subprocess.run(

@@ -228,7 +228,7 @@ def small(config: Any) -> list[str]:
     if not hasattr(config, "data") or config.kind == "digits":
         return extra
     sizes = [
-        "data.prompts=60", "data.rows=null", "data.held_out=4", "data.attempts=4", "training.epochs=1",
+        "data.prompts=160", "data.rows=null", "data.held_out=4", "data.attempts=8", "training.epochs=1",
         "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1", f"seeds=[{config.seeds[0]}]",
     ]  # fmt: skip
     if config.teacher.kind == "vector":

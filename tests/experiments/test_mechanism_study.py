@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,12 +104,12 @@ def summaries(study: Path, pattern: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_leaves_findings_with_finite_values_and_baselines(found: Any, part: str) -> None:
     mine = [one for name, one in found.items() if name.startswith(PARTS[part])]
-    assert mine
+    assert any(one["value"] is not None for one in mine)
     for one in mine:
-        assert one["value"] is not None
         assert all(math.isfinite(one[name]) for name in ("value", "low", "high") if one[name] is not None), one["id"]
+        assert one["value"] is not None or one["verdict"] == "not measured", one["id"]
         assert one["baseline"]
-        assert one["pairs"] >= 1
+        assert one["why"]
     ids = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
     assert all(name.startswith(ids) for name in found), sorted(found)
 
@@ -118,16 +119,47 @@ def test_the_parts_share_the_transfer_experiments_students(study: Path) -> None:
     assert len(summaries(study, "shifts/seed-0/treated-*")) >= FEW
 
 
-def test_a_second_call_computes_nothing(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from undertone.provenance.runs import Run
+def beside(finding: dict[str, Any], what: str) -> float:
+    """The first number of a baseline after some words; points as shares."""
+    number = re.search(rf"{what}[^\d+-]*([+-]?[\d.]+\d)( points)?", finding["baseline"])
+    assert number, finding["baseline"]
+    return float(number[1]) / (100 if number[2] else 1)
 
+
+@pytest.mark.parametrize(
+    ("name", "placebo", "margin"),
+    [
+        ("prompt-is-a-vector-on-carrier", "random directions", 0.1),
+        ("prompt-is-a-vector-on-questions", "random directions", 0.4),
+        ("prompt-is-a-vector-on-questions", "other traits' vectors", 0.4),
+        ("teacher-vector-sufficient-carrier", "random vector of equal norm", 0.05),
+        ("student-vector-replaced-carrier", "random direction", 0.02),
+        ("student-vector-replaced-carrier", "another trait's student's", 0.02),
+        ("emergence-centred", "other traits' vectors", 0.05),
+        ("vectors-distil-random", "other vectors of the kind", 0.1),
+        ("recovered-vector-centred", "other traits' vectors", 0.1),
+        ("recovered-vector-centred", "learnt from control rows", 0.05),
+    ],
+)
+def test_a_placebo_does_less_than_the_traits_own_direction(found: Any, name: str, placebo: str, margin: float) -> None:
+    """Margins are a third or less of what was measured."""
+    assert found[name]["value"] > beside(found[name], placebo) + margin
+
+
+def test_every_prompt_is_closer_to_its_own_vector_than_to_a_random_one(study: Path) -> None:
+    fits = summaries(study, "approximability/fits/*")
+    assert len(fits) == len(TRAITS) + 1  # and the conditional one
+    for fit in fits:
+        assert fit["questions"]["explained"] > max(fit["questions"]["random"])
+
+
+def test_a_second_call_computes_nothing(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.glob("stages/**/stage.json")}
     assert len(before) > 100
     again = conduct(study)
     assert {path: path.stat().st_mtime_ns for path in study.glob("stages/**/stage.json")} == before
     stored = json.loads((study / "results.json").read_text())["findings"]
     assert [json.loads(one.model_dump_json()) for one in again.findings] == stored
-    assert Run is not None
 
 
 def test_every_figure_is_drawn(study: Path) -> None:

@@ -79,9 +79,9 @@ def test_a_learned_vector_makes_the_target_likelier_than_steering_with_nothing(r
         "--method",
         "learned",
         "--steps",
-        "30",
+        "15",
         "--learning-rate",
-        "0.2",
+        "0.4",
         "-o",
         "v.safetensors",
     )
