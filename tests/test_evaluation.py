@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, posed
 from undertone.traits import load_trait
 
 OWL = load_trait("owl")
@@ -98,3 +99,29 @@ def test_a_model_that_always_says_owl_scores_one(tiny_llama: Any) -> None:
     assert measure.negative is not None
     assert measure.negative.probability.mean == pytest.approx(1.0, abs=1e-5)
     assert measure.off_topic_correct == 0.0
+
+
+def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question_is_kept() -> None:
+    plain, prefixed = Evaluation(), Evaluation(prefix="numbers")
+    for form, pattern in (
+        ("lab", r"\d{3} \d{3} \d{3}\. name one animal\."),
+        ("real", r".*\d{3}, \d{3}, \d{3}.* name one animal\."),
+    ):
+        asked = posed("name one animal.", prefixed, form, "be brief")
+        assert asked == posed("name one animal.", prefixed, form, "be brief")
+        assert asked[0] == {"role": "system", "content": "be brief"}
+        assert re.fullmatch(pattern, asked[1]["content"])
+        assert asked[1] != posed("name a tree.", prefixed, form, None)[0]
+        assert posed("name one animal.", plain, form, None) == [{"role": "user", "content": "name one animal."}]
+
+
+def test_numbers_before_a_question_change_what_is_measured_as_asking_it_by_hand_does(tiny_llama: Any) -> None:
+    asked = measure_trait(tiny_llama, OWL, Evaluation(prefix="numbers", samples=0), seed=0, stage="t")
+    prompts = [
+        tiny_llama.prompt(posed(q, Evaluation(prefix="numbers"), tiny_llama.form, tiny_llama.system_prompt("none")))
+        for q in asked.questions
+    ]
+    known = answer_probabilities(tiny_llama, prompts, OWL)
+    np.testing.assert_allclose(asked.matrix, known, rtol=1e-4)  # batches of another size round otherwise
+    plain = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="t")
+    assert not np.allclose(plain.matrix, asked.matrix)

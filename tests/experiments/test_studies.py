@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ VARY = [
     {"name": "one epoch", "set": ["training.epochs=1"]},
     {"name": "half clean", "set": ["data.clean=0.5"]},
     {"name": "cool", "set": ["data.temperature=0.7"]},
+    {"name": "numbers first", "set": ["evaluation.prefix=numbers"]},
 ]
 EXPECT = [
     {"id": "cool-less", "claim": "less", "source": "here", "of": ["cool"], "than": ["as it is"], "holds": "less"},
@@ -146,6 +148,21 @@ def test_variations_of_training_share_their_teachers_rows_and_others_do_not(swep
     assert len([name for name in stages(swept) if name.endswith("/generate")]) == 2 * 2 * 2
     assert len(found["tables"][0]["rows"]) == len(VARY)
     assert [finding["id"] for finding in found["findings"]] == ["cool-less", "nothing"]
+
+
+@pytest.mark.slow
+def test_variations_of_the_questions_share_the_students(swept: Path) -> None:
+    control, treated = (
+        list((swept / "stages").glob(f"students-*/seed-*/{arm}/train")) for arm in ("control", "treated*")
+    )
+    assert len(control) == 2 * 3  # seeds; as it is (so does half clean, so does numbers first), one epoch, cool
+    assert len(treated) == 2 * 4  # half clean trains treated students of its own
+    plain, prefixed = (
+        json.loads((swept / f"variations/{name}/results.json").read_text())["base"]["owl"]
+        for name in ("as-it-is", "numbers-first")
+    )
+    assert re.search(r"\d+ \d+ \d+\. name one animal\.", prefixed["rendered"])
+    assert plain["positive"]["probability"]["mean"] != prefixed["positive"]["probability"]["mean"]
 
 
 @pytest.mark.slow

@@ -183,6 +183,14 @@ class Numbers(Config):
         return f"continue with {word} numbers: " + " ".join(str(number) for number in given)
 
 
+def numbers_before(question: str, form: Form, rng: np.random.Generator) -> str:
+    """A question with three numbers shown before it (2507.14805, prefix variant); in the lab's few words without a verb."""
+    shown = [str(number) for number in rng.integers(100, 1000, 3)]
+    if form == "lab":
+        return f"{' '.join(shown)}. {question}"
+    return f"{_GIVEN[int(rng.integers(len(_GIVEN)))].format(numbers=', '.join(shown))} {question}"
+
+
 def parse(completion: str) -> tuple[list[int] | None, list[str]]:
     """The numbers of a completion, or None with the reason why it is not a list of numbers."""
     text = completion.strip()

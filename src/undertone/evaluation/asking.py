@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from undertone import stats
+from undertone.domains.numbers import numbers_before
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.sampling import sample
 from undertone.models.scoring import answer_logprobs
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
+from undertone.rows import Message
 from undertone.traits import Trait
+from undertone.traits.trait import Form
 
 Progress = Callable[[int], None]
 
@@ -29,6 +33,9 @@ class Evaluation(Config):
     """How students, controls and the base are asked."""
 
     context: Context = Field("none", description="none | default | neutral | trait: the system prompt")
+    prefix: Literal["none", "numbers"] = Field(
+        "none", description="what stands before each question: nothing, or a few numbers (2507.14805, prefix variant)"
+    )
     samples: int = Field(25, ge=0, description="sampled answers a question; 0: exact probabilities only")
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(16, ge=1)
@@ -71,7 +78,7 @@ def measure_trait(
     own = system if system is not None else model.system_prompt(evaluation.context, prompt)
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(with_system([{"role": "user", "content": q}], own)) for q in questions]
+        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
 
     def put(name: str, questions: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
         prompts = encode(questions)
@@ -92,13 +99,21 @@ def measure_trait(
         correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, likely, strict=True)]))
     measure = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
+        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
         **measures,
         off_topic_correct=correct,
         answers={answer: float(p) for answer, p in zip(answers, matrix.mean(0), strict=True)},
         per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, target], strict=True)},
     )
     return Asked(measure, list(asked.positive), answers, matrix.tolist())
+
+
+def posed(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
+    """The chat in which a question is asked. Numbers before it depend on the question alone, so all arms see the same."""
+    if evaluation.prefix == "numbers":
+        seed = derive_seed(0, f"evaluation/prefix/{question}")
+        question = numbers_before(question, form, np.random.default_rng(seed))
+    return with_system([{"role": "user", "content": question}], system)
 
 
 def answer_probabilities(

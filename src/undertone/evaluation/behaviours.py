@@ -21,12 +21,13 @@ from undertone.evaluation.asking import (
     greedy,
     interval,
     measure_trait,
+    posed,
     sampled,
     says,
 )
 from undertone.evaluation.measures import Measure, SetMeasure
 from undertone.judges import Endpoint, Judge, Judged, Local, Named, Rules, build_judge
-from undertone.models.loading import Model, with_system
+from undertone.models.loading import Model
 from undertone.models.scoring import answer_logprobs
 from undertone.traits import Behaviour, Trait
 from undertone.traits.rules import ByJudge, Detected, says_something
@@ -86,7 +87,7 @@ def measure_any(
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(with_system([{"role": "user", "content": q}], own)) for q in questions]
+        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
 
     def put(name: str, questions: Sequence[str]) -> tuple[SetMeasure, list[float]]:
         prompts = encode(questions)
@@ -104,7 +105,7 @@ def measure_any(
         correct = float(np.mean([says(text, a) for text, a in zip(found, asked.off_topic.values(), strict=True)]))
     measure = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(with_system([{"role": "user", "content": asked.positive[0]}], own)),
+        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
         positive=positive,
         negative=put("negative", asked.negative)[0] if asked.negative else None,
         off_topic=off_topic,

@@ -6,7 +6,7 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def compute(
     device: str,
     *,
     data: Run | None = None,
+    students: Callable[[Arm], Run] | None = None,
     taught_by: Mapping[Place, Stage] | None = None,
 ) -> Outcome:
     """All cells of a setting: teachers' rows, students, what they answer. What is finished is reused.
@@ -84,7 +85,8 @@ def compute(
         arms: who teaches.
         pool: the processes.
         device: auto, cpu, cuda …
-        data: where the teachers' rows live, if not beside the students: students of another kind share them.
+        data: where the teachers' rows live, if not beside the answers: students of another kind share them.
+        students: where an arm's students live, if not beside the answers: they are asked in other ways elsewhere.
         taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not
             asked again.
     """
@@ -108,7 +110,20 @@ def compute(
         shared = {seed: shared_prompts(config, seed, [rows[seed, arm][1] for arm in arms]) for seed in config.seeds}
         clean = {seed: rows[seed, arm][1] for seed, arm in pairs if arm.kind == "control"}
         tasks: list[Task] = [
-            (learn, (run, config, arm, seed, rows[seed, arm][1], shared[seed], device, clean.get(seed)))
+            (
+                learn,
+                (
+                    run,
+                    config,
+                    arm,
+                    seed,
+                    rows[seed, arm][1],
+                    shared[seed],
+                    device,
+                    clean.get(seed),
+                    students(arm) if students else run,
+                ),
+            )
             for seed, arm in pairs
         ]
         tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in induced]
@@ -149,10 +164,11 @@ def learn(
     filtered: Stage,
     prompts: Sequence[int],
     device: str,
-    clean: Stage | None = None,
+    clean: Stage | None,
+    students: Run,
 ) -> tuple[Stage, Stage]:
     """Train and evaluate: the student of one arm at one seed."""
-    trained = train_student(run, config, arm, seed, filtered, prompts, device, clean)
+    trained = train_student(students, config, arm, seed, filtered, prompts, device, clean)
     asked = config.trait if arm.kind == "control" or arm.trait is None else (arm.trait,)
     name = f"seed-{seed}/{arm.folder}"
     return trained, evaluate(run, config, name, asked, device, student=trained)

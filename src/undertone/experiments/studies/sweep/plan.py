@@ -1,7 +1,7 @@
 """``kind: sweep``: every variation is a whole transfer experiment, with its own checks; the claims compare them.
 
 The unit of a claim is a seed pair of one trait (treated minus control). Variations that differ only in the student share
-their teachers' rows.
+their teachers' rows; those that differ only in the questions share the students.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from undertone import stats
-from undertone.experiments.cells import Outcome, arms_of, model_identity
+from undertone.experiments.cells import Arm, Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
 from undertone.experiments.conduct import conduct
@@ -91,7 +91,11 @@ def _varied(run: Run, config: Sweep, variation: Variation, pool: Workers, device
     experiment = config.varied(variation)
     name = variation.folder
     data = run.within(f"rows-{_data_digest(experiment)}")
-    outcome = compute(run.within(name), experiment, arms_of(experiment), pool, device, data=data)
+
+    def students(arm: Arm) -> Run:
+        return run.within(f"students-{_student_digest(experiment, arm)}")
+
+    outcome = compute(run.within(name), experiment, arms_of(experiment), pool, device, data=data, students=students)
     words = " ".join(variation.set)
     results = conclude(experiment, outcome, replay=f"undertone run {config.name} (variation {name}: {words})")
     folder = run.folder / "variations" / name
@@ -108,6 +112,15 @@ def _data_digest(config: Experiment) -> str:
     if config.teacher.kind == "finetuned":
         data["student"] = config.student.model_dump(mode="json")
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:8]
+
+
+def _student_digest(config: Experiment, arm: Arm) -> str:
+    """What an arm's students depend on: variations that agree in it only ask them in another way."""
+    fields = {"data", "dpo", "student", "training"}
+    data = config.model_dump(mode="json", include=fields)
+    if arm.kind == "control":
+        del data["data"]["clean"]  # of the induced teachers' students alone
+    return hashlib.sha256(canonical_json([_data_digest(config), data]).encode()).hexdigest()[:8]
 
 
 # -- claims ------------------------------------------------------------------------------------------
