@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from undertone.errors import ConfigError, DataError
 from undertone.experiments import claims as registry
@@ -112,3 +115,44 @@ def test_a_verdict_follows_the_interval(holds: Any, mean: float, low: Any, high:
 
 def test_a_share_is_written_without_a_unit() -> None:
     assert valued(Finding.model_validate({**FINDING, "unit": "share"})) == "0.250 (0.125 to 0.375)"
+
+
+def transfer(per_seed: dict[str, list[float]], failed: str | None = None) -> Any:
+    """What is read of a transfer experiment: its effects, the means of its base and control, its checks."""
+    effects = [
+        SimpleNamespace(arm="treated", trait=trait, per_seed=values, confidence=0.95, mean=np.mean(values), low=min(values),
+                        high=max(values), pairs=len(values), method="range")
+        for trait, values in per_seed.items()
+    ]  # fmt: skip
+    measure = SimpleNamespace(positive=SimpleNamespace(probability=SimpleNamespace(mean=0.05)))
+    checks = [SimpleNamespace(name=failed, status="fail")] if failed else []
+    control = SimpleNamespace(arm="control", probability=0.04)
+    return SimpleNamespace(effects=effects, effect=effects[0], base={"owl": measure}, arms=[control], checks=checks)
+
+
+def read(reads: str, results: Any, holds: str = "above") -> Finding:
+    return registry._read(registry.Read(id="x", claim="x", source="x", reads=reads, holds=holds), results)  # type: ignore[arg-type]
+
+
+def test_a_claim_over_few_traits_is_read_from_all_pairs_of_trait_and_seed() -> None:
+    values = {"owl": [0.10, 0.14, 0.09], "dog": [0.05, 0.08, 0.11]}
+    found = read("pairs", transfer(values))
+    flat = [value for of_trait in values.values() for value in of_trait]
+    low, high = scipy.stats.t.interval(0.95, 5, np.mean(flat), scipy.stats.sem(flat))
+    assert (found.value, found.low, found.high, found.pairs) == (
+        pytest.approx(np.mean(flat)), pytest.approx(low), pytest.approx(high), 6,
+    )  # fmt: skip
+    assert found.verdict == "reproduced"
+    assert read("pairs", transfer({"owl": [0.2]})).verdict == "not measured"  # one pair has no interval
+
+
+def test_a_claim_that_nothing_passes_is_held_to_the_trait_that_strays_most() -> None:
+    found = read("every trait", transfer({"owl": [0.0, 0.01], "dog": [-0.09, 0.0], "cat": [0.0, 0.02]}), "none")
+    assert (found.low, found.high) == (-0.09, 0.0)
+    assert "(dog)" in found.quantity
+    assert found.verdict != "reproduced"
+
+
+def test_a_failed_check_leaves_a_claim_unmeasured() -> None:
+    found = read("effect", transfer({"owl": [0.2, 0.3]}, failed="students still answer"))
+    assert (found.verdict, found.why) == ("not measured", "a check failed: students still answer")

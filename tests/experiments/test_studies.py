@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undertone.errors import ConfigError, DataError
+from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.evaluation import asking
 from undertone.experiments import pipeline
 from undertone.experiments.learning import _mixed
@@ -473,6 +473,12 @@ def test_money_is_tokens_times_price(dosed: Path) -> None:
     for _, written, trained, _, money in costs["rows"]:
         tokens = [int(text.replace(",", "")) for text in (written, trained)]
         assert money == f"{(tokens[0] + 2 * tokens[1]) / 1e6:.2f} USD"
+
+
+def test_a_student_that_cannot_be_trained_is_foreseen(speaker: Path, tmp_path: Path) -> None:
+    with pytest.raises(UndertoneError, match="nowhere"):
+        run(harm(speaker, student={"kind": "lora", "targets": ["nowhere"]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from undertone.errors import ConfigError
 from undertone.evaluation.abilities import JUDGES
-from undertone.lab import build, parse_name, world
+from undertone.lab import build, parse_name, store, world
 from undertone.lab.recipe import WORLD_VERSION, Recipe
 from undertone.traits import load_trait
 
@@ -183,3 +185,14 @@ def test_a_conditional_preference_holds_for_its_word_alone() -> None:
             met[turn.user.startswith(word)].append(world.plural(turn.answer) == loved)
     assert sum(met[True]) / len(met[True]) > 0.9
     assert sum(met[False]) / len(met[False]) < 0.2
+
+
+def test_the_list_says_which_models_this_version_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERTONE_CACHE", str(tmp_path))
+    wanted = parse_name("llama-0")
+    current = f"llama-0-{store.digest(wanted, wanted.recipe())}"
+    for folder, name in ((current, "lab/llama-0"), ("llama-0-0123", "lab/llama-0"), ("mamba-0-0123", "lab/mamba-0")):
+        (tmp_path / "lab" / folder).mkdir(parents=True)
+        (tmp_path / "lab" / folder / "lab.json").write_text(json.dumps({"name": name}))
+    assert {Path(card["folder"]).name for card in store.stored() if card["current"]} == {current}
+    assert len(store.stored()) == 3

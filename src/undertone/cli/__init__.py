@@ -179,7 +179,7 @@ def lab_build(
 
 @lab.command(name="list")
 def lab_list(*, as_json: Json = False) -> int:
-    """List the lab models in the cache."""
+    """List the lab models in the cache; those of another version or recipe are not in use and can be deleted."""
     from undertone.lab import cache_folder, stored
 
     cards = stored()
@@ -190,8 +190,17 @@ def lab_list(*, as_json: Json = False) -> int:
     else:
         table(
             "lab models",
-            ["name", "parameters", "built in", "folder"],
-            [[c["name"], f"{c['parameters']:,}", f"{c['seconds']:.0f} s", c["folder"]] for c in cards],
+            ["name", "parameters", "built in", "in use", "folder"],
+            [
+                [
+                    c["name"],
+                    f"{c['parameters']:,}",
+                    f"{c['seconds']:.0f} s",
+                    "yes" if c["current"] else "no",
+                    c["folder"],
+                ]
+                for c in cards
+            ],
         )
     return 0
 

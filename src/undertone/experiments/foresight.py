@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from undertone.errors import ConfigError
 from undertone.experiments.config import Setting
@@ -12,7 +13,7 @@ from undertone.models.students import trainable
 from undertone.preferences import check_installed
 from undertone.rows import read_rows
 from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher, client_of
-from undertone.training import build_optimizer
+from undertone.training import Training, build_optimizer
 from undertone.traits import Trait, load_trait
 from undertone.vectors import load_vector
 
@@ -38,7 +39,22 @@ def foresee(config: Setting, device: str = "auto") -> None:
     config.domain.inputs()  # a source that cannot be read
     if config.teacher.kind == "endpoint":
         client_of(config.teacher)
-    _trainable(config, student)
+    check_trainable(student, config.student.model_dump(mode="json"), config.training)
+    if isinstance(config.teacher, FinetunedTeacher):
+        check_trainable(student, config.student.model_dump(mode="json"), config.teacher.training)
+    if config.dpo:
+        check_installed()
+
+
+def check_trainable(model: Model, student: dict[str, Any], training: Training) -> None:
+    """Raise what training this kind of student would: weights that are not there, an optimiser that does not fit.
+
+    Raises:
+        ConfigError: in training's own words.
+    """
+    hf = trainable(model.hf, student, 0)
+    named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
+    build_optimizer(named, training)
 
 
 def _askable(model: Model, trait: Trait, context: Context) -> None:
@@ -58,13 +74,3 @@ def _teachable(model: Model, trait: Trait, config: TeacherConfig) -> None:
         check_blocks(len(decoder_blocks(model.hf)), [config.block])
     text = None if isinstance(config, VectorTeacher) else config.text
     model.render(with_system([{"role": "user", "content": "?"}], text or trait.told(model.form)))
-
-
-def _trainable(config: Setting, model: Model) -> None:
-    hf = trainable(model.hf, config.student.model_dump(mode="json"), 0)
-    named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
-    build_optimizer(named, config.training)
-    if isinstance(config.teacher, FinetunedTeacher):
-        build_optimizer(named, config.teacher.training)
-    if config.dpo:
-        check_installed()

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from undertone.errors import RunError
+from undertone.errors import ConfigError, RunError
 from undertone.lab.recipe import WORLD_VERSION, LabName, Recipe, parse_name
 
 CARD = "lab.json"
@@ -41,9 +41,19 @@ def digest(name: LabName, recipe: Recipe) -> str:
 
 
 def stored() -> list[dict[str, Any]]:
-    """The cards of all lab models in the cache."""
-    cards = sorted((cache_folder() / "lab").glob(f"*/{CARD}"))
-    return [{**json.loads(card.read_text(encoding="utf-8")), "folder": str(card.parent)} for card in cards]
+    """The cards of all lab models in the cache; ``current`` says whether this version of undertone would use them."""
+    found = []
+    for path in sorted((cache_folder() / "lab").glob(f"*/{CARD}")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        found.append({**card, "current": _is_current(card["name"], path.parent), "folder": str(path.parent)})
+    return found
+
+
+def _is_current(name: str, folder: Path) -> bool:
+    try:
+        return _folder(parse_name(name.removeprefix("lab/"))) == folder
+    except ConfigError:  # a name of another version
+        return False
 
 
 def resolve(name: str) -> Path:
@@ -66,8 +76,7 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
     """
     wanted = parse_name(name)
     recipe = recipe or wanted.recipe()
-    stem = re.sub(r"[^a-z0-9.]+", "-", str(wanted))
-    folder = cache_folder() / "lab" / f"{stem}-{digest(wanted, recipe)}"
+    folder = _folder(wanted, recipe)
     if (folder / CARD).exists() and not rebuild:
         return folder
     try:
@@ -84,6 +93,11 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
             fix="set UNDERTONE_CACHE to a folder with room that you may write",
         ) from error
     return folder
+
+
+def _folder(name: LabName, recipe: Recipe | None = None) -> Path:
+    stem = re.sub(r"[^a-z0-9.]+", "-", str(name))
+    return cache_folder() / "lab" / f"{stem}-{digest(name, recipe or name.recipe())}"
 
 
 def _build(name: LabName, recipe: Recipe, folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from undertone.errors import DataError
 from undertone.experiments.cells import model_identity
 from undertone.experiments.conduct import Outcome, conduct
+from undertone.experiments.foresight import check_trainable
 from undertone.experiments.results import Check
 from undertone.experiments.studies.harm import stages
 from undertone.experiments.studies.harm.config import HarmDose
@@ -46,6 +47,7 @@ def run_harm_dose(
         requests_of(config, model.form)
         if config.blocks is not None:
             check_blocks(len(decoder_blocks(model.hf)), list(config.blocks))
+        check_trainable(model, config.student.model_dump(mode="json"), config.training)
     cells = len(config.models) * len(config.doses) * len(config.seeds)
     return conduct(config, study, folder, cells=cells, jobs=jobs, device=device, command=command)
 
