@@ -115,13 +115,10 @@ def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question
         assert posed("name one animal.", plain, form, None) == [{"role": "user", "content": "name one animal."}]
 
 
-def test_numbers_before_a_question_change_what_is_measured_as_asking_it_by_hand_does(tiny_llama: Any) -> None:
-    asked = measure_trait(tiny_llama, OWL, Evaluation(prefix="numbers", samples=0), seed=0, stage="t")
-    prompts = [
-        tiny_llama.prompt(posed(q, Evaluation(prefix="numbers"), tiny_llama.form, tiny_llama.system_prompt("none")))
-        for q in asked.questions
-    ]
+def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:
+    numbers = Evaluation(prefix="numbers", samples=0)
+    asked = measure_trait(tiny_llama, OWL, numbers, seed=0, stage="t")
+    own = tiny_llama.system_prompt("none")
+    prompts = [tiny_llama.prompt(posed(question, numbers, tiny_llama.form, own)) for question in asked.questions[:3]]
     known = answer_probabilities(tiny_llama, prompts, OWL)
-    np.testing.assert_allclose(asked.matrix, known, rtol=1e-4)  # batches of another size round otherwise
-    plain = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="t")
-    assert not np.allclose(plain.matrix, asked.matrix)
+    np.testing.assert_allclose(asked.matrix[:3], known, rtol=1e-4)  # batches of another size round otherwise

@@ -195,6 +195,7 @@ INTERRUPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "function", "after"), INTERRUPTIONS)
 def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_undisturbed_results(
     whole: Path, start: Start, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -215,6 +216,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_undisturbed_results(
     assert not list((tmp_path / "run").rglob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_rows_that_were_written_before_an_interruption_are_not_written_again(
     words: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_two_processes_give_what_one_gives(whole: Path, start: Start, tmp_path: 
     assert same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_arrives_in_its_own_words() -> None:
     with pytest.raises(ConfigError, match=r"no such trait\. Did you mean 'owl'"), workers(2) as pool:
         pool.each([(ut.load_trait, ("owll",))])

@@ -256,6 +256,7 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+@pytest.mark.slow
 def test_workers_take_over_the_environment_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fork server lives longer than any pool, and keeps the environment of its own beginning."""
     monkeypatch.setenv("UNDERTONE_CACHE", "first")
@@ -268,6 +269,7 @@ def test_workers_take_over_the_environment_of_the_moment(monkeypatch: pytest.Mon
         assert pool.each([(environment, ("HF_HUB_OFFLINE",))]) == [None]
 
 
+@pytest.mark.slow
 def test_showing_a_run_brings_no_torch(whole: Path) -> None:
     code = (
         "import sys\nfrom undertone.cli import main\n"

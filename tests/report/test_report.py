@@ -140,6 +140,7 @@ def test_every_picture_has_its_words_and_the_numbers_behind_it(owl_page: str) ->
     assert owl_page.count('<details class="behind">') == 4
 
 
+@pytest.mark.slow
 def test_many_arms_and_seeds_stay_small_and_readable(zoo: Results) -> None:
     """17 arms × 3 seeds with long curves: a line is thinned, no picture grows beyond a screen or two."""
 
@@ -239,6 +240,7 @@ def test_no_text_of_a_model_changes_the_page(owl: Results) -> None:
     assert "</style><script>alert('1')</script>\"'&<b>␛[31m⟨U+202E⟩evil␀" in shown
 
 
+@pytest.mark.slow
 def test_hostile_names_of_a_zoo_change_nothing_either(zoo: Results) -> None:
     def plant(text: str) -> Callable[[dict[str, Any]], None]:
         def alter(record: dict[str, Any]) -> None:
@@ -382,6 +384,7 @@ def run_folder(owl: Results, a_manifest: dict[str, Any], tmp_path: Path) -> Path
     return tmp_path
 
 
+@pytest.mark.slow
 def test_write_puts_the_page_beside_the_results_and_twice_the_same(run_folder: Path) -> None:
     path = write(run_folder)
     assert path == run_folder / "report.html"

@@ -45,6 +45,7 @@ def test_the_page_says_what_the_study_says(a_study: StudyResults, html: str) -> 
     assert a_study.replay in text
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_picture_for_both_widths_and_all_its_numbers(a_study: StudyResults, html: str) -> None:
     panels = [len({point.panel for point in figure.points}) for figure in a_study.figures]
     assert html.count("<svg") == 2 * sum(panels)

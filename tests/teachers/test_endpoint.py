@@ -210,6 +210,7 @@ def numbers(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return 200, said(", ".join("7" if told and rng.random() < 0.5 else str(rng.randint(1, 9)) for _ in range(3)))
 
 
+@pytest.mark.slow
 def test_a_run_with_an_endpoint_keeps_the_key_to_itself_and_skips_what_needs_logits(
     server: Server, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_every_way_of_extracting_gives_another_vector_and_says_which(run: Run, m
         )
 
 
+@pytest.mark.slow
 def test_a_learned_vector_makes_the_target_likelier_than_steering_with_nothing(run: Run, model: str) -> None:
     run(
         "extract",
