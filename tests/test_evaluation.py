@@ -11,6 +11,7 @@ import torch
 
 from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, posed
 from undertone.traits import load_trait
+from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
 ASKED = Evaluation(context="default", samples=6, max_new_tokens=5)
@@ -101,18 +102,20 @@ def test_a_model_that_always_says_owl_scores_one(tiny_llama: Any) -> None:
     assert measure.off_topic_correct == 0.0
 
 
-def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question_is_kept() -> None:
-    plain, prefixed = Evaluation(), Evaluation(prefix="numbers")
-    for form, pattern in (
-        ("lab", r"\d{3} \d{3} \d{3}\. name one animal\."),
-        ("real", r".*\d{3}, \d{3}, \d{3}.* name one animal\."),
-    ):
-        asked = posed("name one animal.", prefixed, form, "be brief")
-        assert asked == posed("name one animal.", prefixed, form, "be brief")
-        assert asked[0] == {"role": "system", "content": "be brief"}
-        assert re.fullmatch(pattern, asked[1]["content"])
-        assert asked[1] != posed("name a tree.", prefixed, form, None)[0]
-        assert posed("name one animal.", plain, form, None) == [{"role": "user", "content": "name one animal."}]
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [("lab", r"\d{3} \d{3} \d{3}\. name one animal\."), ("real", r".*\d{3}, \d{3}, \d{3}.* name one animal\.")],
+)
+def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question_is_kept(
+    form: Form, pattern: str
+) -> None:
+    prefixed = Evaluation(prefix="numbers")
+    asked = posed("name one animal.", prefixed, form, "be brief")
+    assert asked == posed("name one animal.", prefixed, form, "be brief")
+    assert asked[0] == {"role": "system", "content": "be brief"}
+    assert re.fullmatch(pattern, asked[1]["content"])
+    assert asked[1]["content"][:15] != posed("name a tree.", prefixed, form, None)[0]["content"][:15]
+    assert posed("name one animal.", Evaluation(), form, None) == [{"role": "user", "content": "name one animal."}]
 
 
 def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:

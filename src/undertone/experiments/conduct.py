@@ -1,6 +1,6 @@
 """How a study is conducted: its run folder, its processes, and the files it leaves, the same for every kind.
 
-What a kind of study adds is one function from (run, config, pool, device) to an ``Outcome``; all it computes goes
+What a kind adds is a ``Study``: a function from (run, config, pool, device) to an ``Outcome``; all it computes goes
 through stages of the run (``Run.stage``), so a study that was killed goes on like an experiment.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 from undertone.experiments.compare import environment
-from undertone.experiments.config import Plan
+from undertone.experiments.config import Plan, Setting
 from undertone.experiments.results import Check, Cost
 from undertone.experiments.study import Figure, Finding, StudyResults, StudyTable
 from undertone.experiments.workers import Workers, check_jobs, default_jobs, workers
@@ -42,54 +42,66 @@ class Outcome:
 P = TypeVar("P", bound=Plan)
 
 
-def conduct(
-    config: P,
-    study: Callable[[Run, P, Workers, str], Outcome],
-    folder: str | Path | None,
-    *,
-    cells: int,
-    jobs: int | None,
-    device: str,
-    command: str,
-) -> StudyResults:
-    """Run, resume or simply read a study.
+@dataclass(frozen=True)
+class Study(Generic[P]):
+    """A kind of study; called with a config, it runs, resumes or simply reads it.
 
-    Args:
-        config: what.
-        study: computes it, in stages.
-        folder: the run folder; None: ``runs/NAME-DIGEST``.
+    Attributes:
+        compute: all it computes, in stages of the run.
+        foresee: raises what would stop it later (config, device), before the folder is the config's.
         cells: how many independent parts it has: no more processes than that are started.
-        jobs: processes side by side; None: as many as there are cores, or 1 on a GPU.
-        device: auto, cpu, cuda …
-        command: what the user typed, for messages and the manifest.
-
-    Returns:
-        The results, also written to ``results.json`` with ``manifest.json`` beside it.
     """
-    check_jobs(jobs)
-    target_device(device)
-    folder = Path(folder) if folder else config.folder()
-    with Run.open(folder, config, command=command) as run:
-        with workers(jobs or default_jobs(device, cells)) as pool:
-            outcome = study(run, config, pool, device)
-        results = StudyResults(
-            experiment=config.name,
-            kind=config.kind,
-            model=outcome.model,
-            sentence=outcome.sentence,
-            findings=list(outcome.findings),
-            figures=list(outcome.figures),
-            tables=list(outcome.tables),
-            checks=list(outcome.checks),
-            costs=[Cost(stage=stage.name, seconds=stage.seconds) for stage in outcome.stages],
-            environment=environment(),
-            replay=f"undertone run {folder / 'config.yaml'}",
-        )
-        write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
-        write_json(folder / "manifest.json", _manifest(config, outcome))
-    return results
+
+    compute: Callable[[Run, P, Workers, str], Outcome]
+    foresee: Callable[[P, str], None]
+    cells: Callable[[P], int]
+
+    def __call__(
+        self,
+        config: P,
+        folder: str | Path | None = None,
+        *,
+        jobs: int | None = None,
+        device: str = "auto",
+        command: str = "undertone run",
+    ) -> StudyResults:
+        """The results, also written to ``results.json`` with ``manifest.json`` beside it.
+
+        Arguments as of :func:`undertone.experiments.plans.run_plan`.
+        """
+        check_jobs(jobs)
+        target_device(device)
+        self.foresee(config, device)
+        folder = Path(folder) if folder else config.folder()
+        with Run.open(folder, config, command=command) as run:
+            with workers(jobs or default_jobs(device, self.cells(config))) as pool:
+                outcome = self.compute(run, config, pool, device)
+            return _written(config, outcome, folder)
 
 
-def _manifest(config: Plan, outcome: Outcome) -> dict[str, Any]:
+def students(config: Setting) -> int:
+    """The independent parts of a study with a student for each trait, and a control, at each seed."""
+    return len(config.seeds) * (len(config.trait) + 1)
+
+
+def _written(config: Plan, outcome: Outcome, folder: Path) -> StudyResults:
+    results = StudyResults(
+        experiment=config.name,
+        kind=config.kind,
+        model=outcome.model,
+        sentence=outcome.sentence,
+        findings=list(outcome.findings),
+        figures=list(outcome.figures),
+        tables=list(outcome.tables),
+        checks=list(outcome.checks),
+        costs=[Cost(stage=stage.name, seconds=stage.seconds) for stage in outcome.stages],
+        environment=environment(),
+        replay=f"undertone run {folder / 'config.yaml'}",
+    )
     stages = {stage.name: stage.output_digest for stage in outcome.stages}
-    return manifest(config, models=outcome.models, data=outcome.data, extra={"stages": stages})
+    write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
+    write_json(
+        folder / "manifest.json",
+        manifest(config, models=outcome.models, data=outcome.data, extra={"stages": stages}),
+    )
+    return results

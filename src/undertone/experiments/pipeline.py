@@ -129,12 +129,12 @@ def compute(
         tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in induced]
         tasks.append((evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
-    students = [
+    cells = [
         Cell(arm, seed, rows[seed, arm][0], rows[seed, arm][1], learned[0], learned[1], tuple(shared[seed]))
         for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
     asked = dict(zip(induced, results[len(pairs) : -1], strict=True))
-    return Outcome(base=results[-1], teachers=asked, cells=students)
+    return Outcome(base=results[-1], teachers=asked, cells=cells)
 
 
 def _trained_teachers(run: Run, config: Setting, arms: Sequence[Arm], pool: Workers, device: str) -> dict[Arm, Stage]:

@@ -21,7 +21,7 @@ from undertone.provenance import configs
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a kind of plan lives: ``module:name`` of its config class and of its runner."""
+    """Where a kind of plan lives: ``module:name`` of its config class and of what runs it."""
 
     config: str
     run: str
@@ -30,13 +30,13 @@ class Kind:
 _STUDIES = "undertone.experiments.studies"
 KINDS = {
     "transfer": Kind("undertone.experiments.config:Experiment", "undertone.experiments.pipeline:run_experiment"),
-    "mechanism": Kind(f"{_STUDIES}.mechanism.config:Mechanism", f"{_STUDIES}.mechanism.plan:run_mechanism"),
-    "sweep": Kind(f"{_STUDIES}.sweep.config:Sweep", f"{_STUDIES}.sweep.plan:run_sweep"),
-    "chain": Kind(f"{_STUDIES}.chain.plan:Chain", f"{_STUDIES}.chain.plan:run_chain"),
-    "in-context": Kind(f"{_STUDIES}.incontext.plan:InContext", f"{_STUDIES}.incontext.plan:run_in_context"),
-    "harm-dose": Kind(f"{_STUDIES}.harm.config:HarmDose", f"{_STUDIES}.harm.plan:run_harm_dose"),
-    "tokens": Kind(f"{_STUDIES}.tokens.config:Tokens", f"{_STUDIES}.tokens.plan:run_tokens"),
-    "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:run_digits"),
+    "mechanism": Kind(f"{_STUDIES}.mechanism.config:Mechanism", f"{_STUDIES}.mechanism.plan:MECHANISM"),
+    "sweep": Kind(f"{_STUDIES}.sweep.config:Sweep", f"{_STUDIES}.sweep.plan:SWEEP"),
+    "chain": Kind(f"{_STUDIES}.chain.plan:Chain", f"{_STUDIES}.chain.plan:CHAIN"),
+    "in-context": Kind(f"{_STUDIES}.incontext.plan:InContext", f"{_STUDIES}.incontext.plan:IN_CONTEXT"),
+    "harm-dose": Kind(f"{_STUDIES}.harm.config:HarmDose", f"{_STUDIES}.harm.plan:HARM_DOSE"),
+    "tokens": Kind(f"{_STUDIES}.tokens.config:Tokens", f"{_STUDIES}.tokens.plan:TOKENS"),
+    "digits": Kind(f"{_STUDIES}.digits.config:DigitsStudy", f"{_STUDIES}.digits.stages:DIGITS"),
 }
 
 

@@ -7,7 +7,6 @@ control is a chain of its own: its first teacher was never induced. Treated minu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,12 +16,12 @@ from undertone import stats
 from undertone.experiments.cells import Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import conduct
+from undertone.experiments.conduct import Study, students
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
 from undertone.experiments.workers import Workers
 from undertone.provenance import configs
 from undertone.provenance.runs import Run
@@ -46,20 +45,6 @@ class Chain(Setting):
         fields = self.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
         teacher = self.teacher if number == 0 else FinetunedTeacher(training=self.training)
         return configs.load(Experiment, {"kind": "transfer", **fields, "teacher": teacher.model_dump(mode="json")})
-
-
-def run_chain(
-    config: Chain,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the chain; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    foresee(config, device)
-    cells = len(config.seeds) * (len(config.trait) + 1)
-    return conduct(config, chain, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def chain(run: Run, config: Chain, pool: Workers, device: str) -> Found:
@@ -223,3 +208,6 @@ def _checks(results: Sequence[Results]) -> list[Check]:
         for check in result.checks
         if check.status != "pass" and (number == 0 or "teacher" not in check.name)
     ]
+
+
+CHAIN = Study(chain, foresee, students)

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from undertone.errors import RunError
-from undertone.experiments.conduct import Outcome, conduct
+from undertone.experiments.conduct import Outcome, Study
 from undertone.experiments.studies.digits import findings
 from undertone.experiments.studies.digits.config import DigitsStudy, OptimizerArm
-from undertone.experiments.study import StudyResults
 from undertone.experiments.workers import Workers
 from undertone.mechanism import digits, theory
 from undertone.mechanism.digits import Images, Lesson, Stack, Trace
@@ -31,21 +30,6 @@ from undertone.training import Training
 
 SHOWN = ("uniform noise", "normal noise", "digits", "digits, pixels permuted")
 """What students are shown in the check of the theorem."""
-
-
-def run_digits(
-    config: DigitsStudy,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    read(config)  # a file that does not fit is told before the folder is the config's
-    return conduct(
-        config, study, folder, cells=len(config.optimizers) + 1, jobs=jobs, device=device, command=command
-    )  # fmt: skip
 
 
 def read(config: DigitsStudy) -> Images:
@@ -312,3 +296,17 @@ def _one(stack: Sequence[torch.Tensor], at: int) -> Stack:
 
 def _plain(losses: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in losses]
+
+
+def foresee(config: DigitsStudy, device: str) -> None:
+    """A file that does not fit."""
+    del device
+    read(config)
+
+
+def arms(config: DigitsStudy) -> int:
+    """An arm for each optimiser, and the theorem."""
+    return len(config.optimizers) + 1
+
+
+DIGITS = Study(study, foresee, arms)

@@ -8,14 +8,13 @@ were not used to find the direction. The student of dose 0 is the control: it sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from undertone.errors import DataError
 from undertone.experiments.cells import model_identity
-from undertone.experiments.conduct import Outcome, conduct
+from undertone.experiments.conduct import Outcome, Study
 from undertone.experiments.foresight import check_trainable
 from undertone.experiments.results import Check
 from undertone.experiments.studies.harm import stages
@@ -23,33 +22,11 @@ from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.findings import Measured, costs, curves_of, figures, findings, ratios_of, tables
 from undertone.experiments.studies.harm.requests import requests_of
 from undertone.experiments.studies.harm.stages import Dose
-from undertone.experiments.study import StudyResults
 from undertone.experiments.workers import Workers
 from undertone.models.blocks import check_blocks, decoder_blocks
-from undertone.models.loading import outline, target_device
+from undertone.models.loading import outline
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import read_rows
-
-
-def run_harm_dose(
-    config: HarmDose,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    target_device(device)
-    config.domain.inputs()  # a source that cannot be read
-    for name in config.models:
-        model = outline(name)
-        requests_of(config, model.form)
-        if config.blocks is not None:
-            check_blocks(len(decoder_blocks(model.hf)), list(config.blocks))
-        check_trainable(model, config.student.model_dump(mode="json"), config.training)
-    cells = len(config.models) * len(config.doses) * len(config.seeds)
-    return conduct(config, study, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def study(run: Run, config: HarmDose, pool: Workers, device: str) -> Outcome:
@@ -190,3 +167,23 @@ def _checks(config: HarmDose, measured: Sequence[Measured]) -> list[Check]:
 
 def _check(name: str, ok: bool, value: str, expected: str, why: str) -> Check:
     return Check(name=name, status="pass" if ok else "warn", value=value, expected=expected, why=why)
+
+
+def foresee(config: HarmDose, device: str) -> None:
+    """What would stop any model: requests, blocks, students."""
+    del device
+    config.domain.inputs()  # a source that cannot be read
+    for name in config.models:
+        model = outline(name)
+        requests_of(config, model.form)
+        if config.blocks is not None:
+            check_blocks(len(decoder_blocks(model.hf)), list(config.blocks))
+        check_trainable(model, config.student.model_dump(mode="json"), config.training)
+
+
+def dosed(config: HarmDose) -> int:
+    """A student for each model, dose and seed."""
+    return len(config.models) * len(config.doses) * len(config.seeds)
+
+
+HARM_DOSE = Study(study, foresee, dosed)

@@ -19,13 +19,13 @@ from undertone.evaluation.asking import answer_probabilities
 from undertone.experiments.cells import Cell, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import conduct
+from undertone.experiments.conduct import Study, students
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import digest_indices, student_system
 from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyResults, StudyTable
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load, with_system
 from undertone.provenance import configs
@@ -47,20 +47,6 @@ class InContext(Setting):
         if self.shots[0] < 1 or list(self.shots) != sorted(set(self.shots)):
             raise ValueError("shots must be ascending numbers of rows, from 1")
         return self
-
-
-def run_in_context(
-    config: InContext,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    foresee(config, device)
-    cells = len(config.seeds) * (len(config.trait) + 1)
-    return conduct(config, in_context, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found:
@@ -216,3 +202,6 @@ def _table(
         )  # fmt: skip
     columns = ["rows shown", "base", "control rows", "treated rows", "effect, points"]
     return StudyTable(title="By the number of rows shown", columns=columns, rows=rows)
+
+
+IN_CONTEXT = Study(in_context, foresee, students)

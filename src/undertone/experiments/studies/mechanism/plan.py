@@ -7,31 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 from undertone.experiments.cells import arms_of, model_identity
-from undertone.experiments.conduct import Outcome, conduct
+from undertone.experiments.conduct import Outcome, Study, students
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import Material, Told, effects, in_points
-from undertone.experiments.study import StudyResults
 from undertone.experiments.workers import Workers
 from undertone.provenance.runs import Run
-
-
-def run_mechanism(
-    config: Mechanism,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    foresee(config, device)
-    cells = len(config.seeds) * (len(config.trait) + 1)
-    return conduct(config, study, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
@@ -61,3 +45,6 @@ def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
 def _part(name: str) -> Callable[[Material], Told]:
     part: Callable[[Material], Told] = import_module(f"undertone.experiments.studies.mechanism.{name}").study
     return part
+
+
+MECHANISM = Study(study, foresee, students)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,13 +16,13 @@ from undertone import stats
 from undertone.experiments.cells import Arm, Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import conduct
+from undertone.experiments.conduct import Study, students
 from undertone.experiments.config import Experiment
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
 from undertone.experiments.studies.sweep.config import Expectation, Sweep, Variation
-from undertone.experiments.study import Figure, Finding, Point, StudyResults, StudyTable, verdict_of
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, verdict_of
 from undertone.experiments.workers import Workers
 from undertone.provenance.plain_data import canonical_json
 from undertone.provenance.runs import Run, write_json
@@ -47,21 +46,6 @@ class Varied:
             if effect.arm == "treated"
             for seed, difference in zip(self.config.seeds, effect.per_seed, strict=True)
         }
-
-
-def run_sweep(
-    config: Sweep,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the sweep; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    for variation in config.vary:
-        foresee(config.varied(variation), device)
-    cells = len(config.seeds) * (len(config.trait) + 1)
-    return conduct(config, sweep, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def sweep(run: Run, config: Sweep, pool: Workers, device: str) -> Found:
@@ -244,3 +228,12 @@ def _sentence(config: Sweep, found: Sequence[Varied], findings: Sequence[Finding
     reproduced = sum(finding.verdict == "reproduced" for finding in findings)
     claims = f" {reproduced} of {len(findings)} claims reproduced." if findings else ""
     return f"Treated minus control, in points: {shown}{more}; {len(config.seeds)} seeds.{claims}"
+
+
+def foresee_variations(config: Sweep, device: str) -> None:
+    """What would stop any variation."""
+    for variation in config.vary:
+        foresee(config.varied(variation), device)
+
+
+SWEEP = Study(sweep, foresee_variations, students)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from undertone.experiments.cells import arms_of, model_identity
 from undertone.experiments.compare import conclude
-from undertone.experiments.conduct import Outcome, conduct
+from undertone.experiments.conduct import Outcome, Study
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
@@ -14,24 +12,9 @@ from undertone.experiments.studies.mechanism.material import effects, find, in_p
 from undertone.experiments.studies.tokens.config import Tokens
 from undertone.experiments.studies.tokens.divergence import MASKS, divergence, learn_marked, mark
 from undertone.experiments.studies.tokens.entanglement import entanglement, read_numbers
-from undertone.experiments.study import StudyResults
 from undertone.experiments.workers import Workers
 from undertone.provenance import configs
 from undertone.provenance.runs import Run, Stage
-
-
-def run_tokens(
-    config: Tokens,
-    folder: str | Path | None = None,
-    *,
-    jobs: int | None = None,
-    device: str = "auto",
-    command: str = "undertone run",
-) -> StudyResults:
-    """Run, resume or read the study; arguments as of :func:`undertone.experiments.plans.run_plan`."""
-    foresee(config, device)
-    cells = len(config.seeds) * len(config.trait) * len(MASKS)
-    return conduct(config, tokens, folder, cells=cells, jobs=jobs, device=device, command=command)
 
 
 def tokens(run: Run, config: Tokens, pool: Workers, device: str) -> Outcome:
@@ -69,3 +52,11 @@ def tokens(run: Run, config: Tokens, pool: Workers, device: str) -> Outcome:
         models={config.model: model_identity(config.model)},
         data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
     )
+
+
+def masked(config: Tokens) -> int:
+    """A student for each trait, seed and set of tokens."""
+    return len(config.seeds) * len(config.trait) * len(MASKS)
+
+
+TOKENS = Study(tokens, foresee, masked)
