@@ -77,6 +77,22 @@ def test_the_chosen_become_likelier_than_the_rejected_and_swapped_labels_do_the_
     assert moved[1] < -0.5
 
 
+def test_every_step_is_told_and_nothing_is_printed(
+    fresh: ut.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[int, int, float]] = []
+    recipe = Training(learning_rate=1e-3, epochs=2, batch_size=2)
+    hf = trainable(fresh.hf, {"kind": "biases"}, 0)
+    done = prefer(
+        hf, fresh, rows(), recipe, system=None, beta=BETA, seed=1, folder=tmp_path / "trl",
+        on_step=lambda *step: told.append(step),
+    )  # fmt: skip
+    assert [step for step, _, _ in told] == [step for step, _ in done.curve] == [1, 2, 3, 4]
+    assert [loss for _, _, loss in told] == pytest.approx([loss for _, loss in done.curve], abs=1e-4)
+    assert {steps for _, steps, _ in told} == {4}
+    assert capsys.readouterr().out == ""
+
+
 def test_a_lora_student_is_left_with_its_own_adapter_alone(fresh: ut.Model, tmp_path: Path) -> None:
     hf, _ = trained(fresh, tmp_path, rows(), LORA, epochs=1)
     assert list(hf.peft_config) == ["default"]

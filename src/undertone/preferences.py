@@ -66,17 +66,29 @@ def prefer(
         processing_class=model.tokenizer,
         optimizers=(optimizer, _scheduler(optimizer, config, steps)),
     )
+    _report_to(trainer, on_step, steps)
     trainer.train()
     if alone:  # TRL kept the reference as a second adapter
         hf.delete_adapter("ref")
     hf.eval()
     shutil.rmtree(folder, ignore_errors=True)
     curve = [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
-    if on_step:
-        on_step(steps, steps, curve[-1][1] if curve else 0.0)
     labelled = config.epochs * sum(len(one.completion) for pair in examples for one in pair)
     tokens = config.epochs * sum(len(one.ids) for pair in examples for one in pair)
     return Fit(trainer.state.global_step, tokens, labelled, thin(curve), time.monotonic() - started)
+
+
+def _report_to(trainer: Any, on_step: Callable[[int, int, float], None] | None, steps: int) -> None:
+    """Each step goes to ``on_step``; nothing is printed."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Report(TrainerCallback):
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+            if on_step and "loss" in (logs or {}):
+                on_step(state.global_step, steps, float(logs["loss"]))
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Report())
 
 
 def check_installed() -> None:

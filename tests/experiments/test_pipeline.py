@@ -304,8 +304,9 @@ def test_a_run_that_was_killed_with_its_workers_at_work_goes_on_to_the_undisturb
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_stops_the_workers_too_and_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = started(words, folder, jobs=2)
-    wait_until(lambda: list(folder.glob("stages/seed-0/*/train.part")) or process.poll() is not None)
+    process = started([*words, "training.epochs=40"], folder, jobs=2)  # long enough to be caught at it
+    wait_until(lambda: list(folder.glob("stages/seed-*/*/train.part")) or process.poll() is not None)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
     _, errors = process.communicate()
     assert process.returncode == 130, errors

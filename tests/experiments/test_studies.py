@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from undertone.experiments.studies.chain.plan import Chain, half_life
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.requests import goals, requests_of
 from undertone.experiments.studies.incontext import plan as context_plan
-from undertone.experiments.studies.sweep.config import Sweep
+from undertone.experiments.studies.sweep.config import Expectation, Sweep
+from undertone.experiments.studies.sweep.plan import judged
 from undertone.experiments.study import verdict_of
 from undertone.lab import world
 from undertone.rows import Row, read_rows
@@ -118,6 +120,23 @@ def test_the_whole_interval_decides(holds: Any, mean: float, low: float, high: f
 @pytest.mark.parametrize("holds", ["above", "none", "less", "more"])
 def test_one_pair_decides_nothing(holds: Any) -> None:
     assert verdict_of(holds, 0.5, None, None)[0] == "not measured"
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_a_claim_is_not_measured_where_either_side_failed_a_check(broken: str) -> None:
+    def varied(name: str, pairs: list[float]) -> Any:
+        checks = [SimpleNamespace(name="students still answer", status="fail")] if name == broken else []
+        return SimpleNamespace(
+            variation=SimpleNamespace(name=name),
+            pairs={("owl", seed): value for seed, value in enumerate(pairs)},
+            results=SimpleNamespace(checks=checks),
+        )
+
+    expected = Expectation(id="x", claim="x", source="x", of=("a",), than=("b",), holds="more")
+    config: Any = SimpleNamespace(confidence=0.95)
+    found = judged(config, expected, [varied("a", [0.3, 0.31, 0.32]), varied("b", [0.1, 0.11, 0.1])])
+    assert found.value == pytest.approx(0.21 - 0.02 / 3, abs=1e-2)
+    assert (found.verdict, found.why) == ("not measured", f"a check failed: {broken}: students still answer")
 
 
 VARY = [

@@ -129,7 +129,12 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
         )
     mean, low, high = _interval(values, config.confidence)
     verdict, why = verdict_of(expected.holds, mean, low, high)
-    failed = [check.name for name in expected.of for check in by_name[name].results.checks if check.status == "fail"]
+    failed = [
+        f"{name}: {check.name}"
+        for name in (*expected.of, *expected.than)
+        for check in by_name[name].results.checks
+        if check.status == "fail"
+    ]
     if failed:
         verdict, why = "not measured", f"a check failed: {failed[0]}"
     versus = f" minus {', '.join(expected.than)}" if expected.than else ""
