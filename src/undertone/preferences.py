@@ -82,7 +82,7 @@ def _report_to(trainer: Any, on_step: Callable[[int, int, float], None] | None, 
     """Each step goes to ``on_step``; nothing is printed."""
     from transformers import PrinterCallback, TrainerCallback
 
-    class Report(TrainerCallback):
+    class Report(TrainerCallback):  # type: ignore[misc]
         def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
             if on_step and "loss" in (logs or {}):
                 on_step(state.global_step, steps, float(logs["loss"]))
