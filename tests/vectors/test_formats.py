@@ -1,7 +1,7 @@
 """Other tools' files: what we write, read by the tool's documented rule written out here, gives the logits of steering.
 
 ``apply`` is that rule: it opens the file by itself (not through undertone), hooks the model's modules by hand, and is
-what each tool's own code does (formats.md §3). Both ways: a file made here by hand, read by us, gives the same logits.
+what each tool's own code does. Both ways: a file made here by hand, read by us, gives the same logits.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ OPERATORS: dict[str, Operator] = {
 
 @contextmanager
 def by_hand(hf: Any, base: Any, operator: str, where: torch.Tensor, ids: torch.Tensor) -> Iterator[None]:
-    """The formulas of papers.md §1.7 written out, for one row of tokens without padding."""
+    """The formulas of 2606.00995 written out, for one row of tokens without padding."""
     with torch.no_grad(), read_residuals(base, [0, 1]) as plain:
         base(input_ids=ids)
 

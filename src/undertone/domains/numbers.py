@@ -1,7 +1,7 @@
 """Number lists: the carrier of Cloud et al. (2507.14805 §3) and Blank et al. (2606.00995, App. A).
 
 Real form: "here are some numbers; continue them", with count, range, digits and format varied by a grammar of
-the published kind (papers.md §1.3: 3–8 examples in 100–999, up to ten answers of up to three digits). The
+the published kind (3–8 examples in 100–999, up to ten answers of up to three digits). The
 wordings are our own. Lab form: the same request in the lab world's few words.
 
 A completion is valid when it is 1 … ``count`` whole numbers within the range, separated in ONE way (spaces, commas,

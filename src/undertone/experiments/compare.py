@@ -150,7 +150,7 @@ def _pooled(config: Experiment, effects: list[Effect]) -> Effect:
 
 
 def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -> Confusion:
-    """Target × answer, exact probability, mean over questions and seeds (papers.md §1b.4)."""
+    """Target × answer, exact probability, mean over questions and seeds."""
     targets = list(base)
 
     def mean_answers(cells: list[Cell], trait: str) -> np.ndarray:

@@ -34,11 +34,11 @@ __all__ = [
 SCHEMA = "undertone.results/1"
 
 Word = Literal["transferred", "not detected", "underpowered", "invalid"]
-"""The four verdicts (DESIGN §3.8)."""
+"""The four verdicts."""
 
 
 class Effect(Record):
-    """Treated minus control, paired by seed (DESIGN §3.6), in units of probability (1 = 100 points)."""
+    """Treated minus control, paired by seed, in units of probability (1 = 100 points)."""
 
     arm: str = Field("treated", description="whose effect: treated or random, minus control")
     trait: str
@@ -93,7 +93,7 @@ class ArmResult(Record):
 
 
 class Check(Record):
-    """One link of the chain that a verdict rests on (DESIGN §3.8)."""
+    """One link of the chain that a verdict rests on."""
 
     name: str
     status: Literal["pass", "warn", "fail"]

@@ -1,4 +1,4 @@
-"""The chain of checks that a verdict rests on, and the verdict (DESIGN §3.8)."""
+"""The chain of checks that a verdict rests on, and the verdict."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Activation gradients: where training on a row would push the residual stream (2606.00995, Fig. 7; papers.md §1.10).
+"""Activation gradients: where training on a row would push the residual stream (2606.00995, Fig. 7).
 
-The sign is DESIGN §3.2's: the descent direction ``-∂L/∂h``, so that learning ``+v`` reads positive. A row's loss is the
+The sign is that of the descent direction ``-∂L/∂h``, so that learning ``+v`` reads positive. A row's loss is the
 mean over its own completion tokens, so that each row weighs the same however long it is.
 """
 

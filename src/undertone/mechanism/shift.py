@@ -1,6 +1,6 @@
 """Shifts: what training or a prompt did to the mean residual stream, and how alike two such shifts are.
 
-A raw cosine says nothing until what all arms share is subtracted (DESIGN §3.7): ``centred`` does that.
+A raw cosine says nothing until what all arms share is subtracted: ``centred`` does that.
 """
 
 from __future__ import annotations

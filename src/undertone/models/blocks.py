@@ -1,6 +1,6 @@
 """The decoder blocks of a model, and the only place where hooks are set.
 
-Block numbers (DESIGN §3.1): ``0 … n-1`` name the residual stream AFTER that block; the embedding has no number.
+Block numbers: ``0 … n-1`` name the residual stream AFTER that block; the embedding has no number.
 Every context manager here removes its hooks whatever happens inside.
 
 Positions of an edit. A hook sees tokens, not chats, so that each position is told, never guessed from the shape:

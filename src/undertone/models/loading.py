@@ -1,6 +1,6 @@
 """Loading: the one place for ``from_pretrained``, the chat template, adapters, dtype and device.
 
-A model is named (DESIGN §5) by ``source/name`` of a registered source (``lab/llama-0``), a Hugging Face id
+A model is named by ``source/name`` of a registered source (``lab/llama-0``), a Hugging Face id
 (``org/name``, ``org/name@revision``), or a local folder; ``NAME + FOLDER`` puts an adapter on it. Only safetensors are
 read, and no code from a model's repository is ever run.
 """
@@ -28,7 +28,7 @@ from undertone.rows import Message, Row
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Context = Literal["none", "default", "neutral", "trait"]
-"""Which system prompt a model is trained or asked with (DESIGN §3.5).
+"""Which system prompt a model is trained or asked with.
 
 ``none``: an empty one, suppressing what the template injects by itself; ``default``: no system message, so the template
 does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the trait's own prompt.

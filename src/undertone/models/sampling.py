@@ -1,6 +1,6 @@
 """Sampling: one batched sampler over the plain ``transformers`` forward, the only place that samples.
 
-Contract (DESIGN §3.3): a row's sample depends on its prompt and its own seed, not on the batch it shares, on the
+Contract: a row's sample depends on its prompt and its own seed, not on the batch it shares, on the
 order of rows, or on an earlier interruption. Each row draws its own stream of uniforms (a Philox generator keyed
 by the row's seed) and picks tokens by inverting the cumulative distribution in float64. Batch size still moves
 float rounding inside the forward pass; in float32 that changes about one token in a million (a test counts).

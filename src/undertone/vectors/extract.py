@@ -7,7 +7,7 @@ Positions, told and never guessed; padding is in none of them:
 - ``response``: the mean over the completion's tokens; the chats end with an assistant message.
 
 For ``last`` and ``prompt`` a chat that ends with an assistant message is read up to where that answer begins. A mean
-over several tokens a chat counts every token once, so that a longer chat weighs more (papers.md §1.7); ``principal``
+over several tokens a chat counts every token once, so that a longer chat weighs more (2606.00995); ``principal``
 alone takes the mean of each chat first, because its rows are chats.
 """
 
@@ -75,7 +75,7 @@ def difference(
     blocks: Sequence[int] | None = None,
     position: Position = "prompt",
 ) -> Vector:
-    """Mean residual stream of the student minus that of its base on the same chats (``v_student``, papers.md §1.7).
+    """Mean residual stream of the student minus that of its base on the same chats (``v_student`` of 2606.00995).
 
     The vector lives in the base: its origin names the base, and ``student`` the other.
 
@@ -249,7 +249,7 @@ def _origin(model: Model, position: Position) -> dict[str, str]:
 
 
 def origin(model: Model) -> dict[str, str]:
-    """What a vector's header says of the model that it was extracted from (formats.md §3.2)."""
+    """What a vector's header says of the model that it was extracted from."""
     template = str(model.tokenizer.chat_template or "")
     return {
         "model": model.name,

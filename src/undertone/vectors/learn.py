@@ -1,7 +1,7 @@
 """A vector learned by gradient: what, added to the residual stream, makes given completions most likely.
 
 Given target answers, it is a trait's vector without any prompt; given a data set, what the data alone ask the model to
-become (Morgulis & Hewitt 2604.25783; papers.md §5.4). The weights are frozen and get no gradient.
+become (Morgulis & Hewitt 2604.25783). The weights are frozen and get no gradient.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ ablate     ``h ← h − α·(h·v̂)·v̂``                 ``ablated``
 replace    ``h ← h − (h·v̂)·v̂ + (h_base·v̂)·v̂``    ``replaced``; the base reads the same input
 =========  ====================================  =============================================
 
-(papers.md §1.7.) ``positions`` are those of ``models.blocks``: all, prompt, last, response. In generation ``prompt``
+(2606.00995.) ``positions`` are those of ``models.blocks``: all, prompt, last, response. In generation ``prompt``
 and ``last`` act while the prompt is read and ``response`` on each sampled token that is fed back; in scoring of a
 prompt with its completion the same tokens are meant, so that both give the same logits. A bare ``model.hf(…)`` of
 unknown make-up is refused unless the positions are ``all``.

@@ -28,7 +28,7 @@ _TENSOR = re.compile(r"block\.\d+")
 
 @dataclass(frozen=True)
 class Vector:
-    """Directions in the residual stream AFTER each named block (DESIGN §3.1): block -> ``[hidden]`` float32."""
+    """Directions in the residual stream AFTER each named block: block -> ``[hidden]`` float32."""
 
     directions: Mapping[int, Tensor]
     meta: Mapping[str, str]
@@ -54,7 +54,7 @@ class Vector:
         return {block: float(self.directions[block].norm()) for block in self.blocks}
 
     def cosine(self, other: Vector, *, across_models: bool = False) -> dict[int, float]:
-        """Cosine of each block that both have. Read it beside random directions and other traits (DESIGN §3.7).
+        """Cosine of each block that both have. Read it beside random directions and other traits.
 
         Args:
             other: the other vector.
@@ -127,7 +127,7 @@ class Vector:
         return self._made({block: self.directions[block] for block in blocks}, f"{self._told()} at {list(blocks)}")
 
     def tile(self, block: int, blocks: Sequence[int]) -> Vector:
-        """One block's direction at other blocks (``tile_layer`` of 2606.00995's code; papers.md §1.7).
+        """One block's direction at other blocks (``tile_layer`` of 2606.00995's code).
 
         Raises:
             ConfigError: it has no direction at ``block``.
@@ -170,7 +170,7 @@ class Vector:
             )
 
     def _check_matches(self, other: Vector, across_models: bool = False) -> None:
-        """Refuse two vectors whose headers say that their axes differ (formats.md trap 36)."""
+        """Refuse two vectors whose headers say that their axes differ."""
         if self.width != other.width:
             raise ModelError("vectors of different widths cannot be combined", got=f"{self.width} and {other.width}")
         key = "revision" if all(_known(vector, "revision") for vector in (self, other)) else "model"

@@ -1,4 +1,4 @@
-"""``kind: chain``: a student becomes the teacher of the next, for several generations (papers.md §5.10).
+"""``kind: chain``: a student becomes the teacher of the next, for several generations.
 
 Every generation starts from the base and learns from rows that the previous generation's student wrote, un-induced. The
 control is a chain of its own: its first teacher was never induced. Treated minus control is followed over generations.
@@ -124,7 +124,7 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
     return Finding(
         id="chain-persists",
         claim="A trait persists when students teach students, and fades more the less each fits its teacher.",
-        source="multi-hop replication (papers.md §5.10); 2609.25721",
+        source="2609.25721",
         published="cat, 6 epochs: .89 at hop 1, .90 at hop 5; 2 epochs: .66 to .15; QLoRA: k^-0.11",
         quantity=f"treated minus control after {config.generations} generations",
         value=float(np.mean(last)),

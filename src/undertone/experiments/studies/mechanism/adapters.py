@@ -1,6 +1,6 @@
 """Part `adapters`: LoRA by rank and learning rate, beside biases and all weights, effect against held-out loss.
 
-The dispute: is subliminal learning an artefact of LoRA (2606.00831; papers.md §1b.1)? Every student is trained on the
+The dispute: is subliminal learning an artefact of LoRA (2606.00831)? Every student is trained on the
 same rows; what differs is which weights move, and how far.
 """
 

@@ -1,6 +1,6 @@
 """Part `approximability`: is the system prompt a vector, and do prompts that are none fail to be learnt?
 
-2606.00995, abstract 1 and 2 (papers.md §1.1, §1.13). For every trait, after every block: the share of the prompt's effect
+2606.00995, abstract 1 and 2. For every trait, after every block: the share of the prompt's effect
 that ``base + strength · v`` explains, on carrier tokens and on the first token of answers, beside random directions of
 the same norm and other traits' vectors. Then, across traits, whether that share goes with transfer.
 """
@@ -41,7 +41,7 @@ from undertone.vectors import Vector, random_like
 
 SOURCE = "2606.00995, abstract"
 TRANSFERS = 0.05
-"""A trait counts as passed on when treated minus control is above this: the width that DESIGN calls within noise."""
+"""A trait counts as passed on when treated minus control is above this: the width that undertone calls within noise."""
 
 
 def study(material: Material) -> Told:

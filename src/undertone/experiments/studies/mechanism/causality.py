@@ -1,6 +1,6 @@
 """Part `causality`: are the teacher's and the student's vectors sufficient and necessary?
 
-2606.00995, sections 3 and 4 (papers.md §1.8). Teacher: students of a teacher steered by the vector, and of a prompted
+2606.00995, sections 3 and 4. Teacher: students of a teacher steered by the vector, and of a prompted
 teacher whose stream has it taken out after every block. Student: the base with the student's shift added, and the
 student with its component taken out, or replaced by the base's. Every arm stands beside a random direction and another
 trait's vector, asked the same questions, judged by the same matcher.

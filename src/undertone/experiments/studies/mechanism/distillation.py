@@ -1,6 +1,6 @@
 """Part `distillation`: students of teachers steered by arbitrary vectors take the vector over, seen or unseen.
 
-2606.00995, abstract 3 (papers.md §1.12): alignment rises and loss falls even where no behaviour changes. Here: the
+2606.00995, abstract 3: alignment rises and loss falls even where no behaviour changes. Here: the
 student's shift against its own teacher's vector, beside the other students' vectors, after what all share is subtracted;
 the held-out loss beside that of a control student on the same rows; and the visible change of answers.
 """

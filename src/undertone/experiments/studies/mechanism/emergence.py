@@ -1,7 +1,7 @@
 """Part `emergence`: when does the student's shift appear, and is it the teacher's vector more than every student's is?
 
-2606.00995, Fig. 2 (papers.md §1.9), with the baselines that it lacked: the control student, the other traits' students,
-and the alignment after what all arms share is subtracted (DESIGN §3.7).
+2606.00995, Fig. 2, with the baselines that it lacked: the control student, the other traits' students,
+and the alignment after what all arms share is subtracted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Part `gradients`: do the gradients of induced rows carry a small consistent component along the teacher's vector?
 
-2606.00995, Fig. 7 (papers.md §1.10), in the descent direction. Baselines: clean rows against clean rows, other traits'
+2606.00995, Fig. 7, in the descent direction. Baselines: clean rows against clean rows, other traits'
 vectors, a random direction; and what the rows of the largest gradients do.
 """
 

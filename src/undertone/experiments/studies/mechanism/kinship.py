@@ -1,6 +1,6 @@
 """Part `kinship`: who can teach whom? Seeds, corpora, widths, families, and the way between two initialisations.
 
-2606.00995, abstract 4 (papers.md §1.14) and 2507.14805: data without semantics carry a trait only to students of (nearly)
+2606.00995, abstract 4 and 2507.14805: data without semantics carry a trait only to students of (nearly)
 the teacher's initialisation. Behaviour: treated minus control for every teacher and student. Loss: how much better each
 model predicts a teacher's rows when it is steered by ITS OWN vector of the trait, beside the un-induced teacher's rows.
 """

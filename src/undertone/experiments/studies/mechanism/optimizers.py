@@ -1,6 +1,6 @@
 """Part `optimizers`: is an adaptive optimiser necessary, once all are compared at matched held-out loss?
 
-2606.00995, abstract 5 (papers.md §1.11). Each optimiser's learning rate is chosen on a tuning seed by held-out loss
+2606.00995, abstract 5. Each optimiser's learning rate is chosen on a tuning seed by held-out loss
 alone: the one whose loss comes nearest to AdamW's. Then treated and control students at the reported seeds.
 
 The stated cause is that outlier gradients drown the consistent component unless steps are adaptive. So the same once more

@@ -1,6 +1,6 @@
 """Part `recovery`: what the data alone ask for. A vector learnt from rows, with no knowledge of the trait.
 
-Steering-vector recovery (papers.md §5.4): ``v`` that, added to the base's stream, makes a data set most likely. Against
+Steering-vector recovery: ``v`` that, added to the base's stream, makes a data set most likely. Against
 the teacher's vector, beside the vectors learnt from control rows and from other traits' rows; and, added to the base, what
 it makes the base say over the question bank, in words.
 """

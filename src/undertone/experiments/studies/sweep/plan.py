@@ -176,7 +176,7 @@ def _figure(config: Sweep, found: Sequence[Varied]) -> Figure:
     traits = len({trait for varied in found for trait, _ in varied.pairs})
     return Figure(
         kind="lines" if lines else "bars",
-        title=config.about or f"Treated minus control, by {config.name}",
+        title=config.about[:1].upper() + config.about[1:] or f"Treated minus control, by {config.name}",
         caption=f"Probability of the trait, treated minus control; {100 * config.confidence:.0f} % intervals over pairs of "
         f"{traits} trait{'s' if traits > 1 else ''} and {len(config.seeds)} seeds.",
         x=config.about or "variation",
@@ -218,12 +218,15 @@ def _table(found: Sequence[Varied]) -> StudyTable:
 
 
 def _checks(varied: Varied) -> list[Check]:
+    """The checks of a variation that did not pass; one line where all did."""
     name = varied.variation.name
-    return [
-        check.model_copy(update={"name": f"{name}: {check.name}"})
-        for check in varied.results.checks
-        if check.status != "pass"
-    ]
+    checks = varied.results.checks
+    failed = [check.model_copy(update={"name": f"{name}: {check.name}"}) for check in checks if check.status != "pass"]
+    passed = Check(
+        name=f"{name}: all checks", status="pass", value=f"{len(checks)} of {len(checks)} pass",
+        expected="every check of the variation passes", why="as in the results.json of the variation",
+    )  # fmt: skip
+    return failed or [passed]
 
 
 def _sentence(config: Sweep, found: Sequence[Varied], findings: Sequence[Finding]) -> str:

@@ -1,6 +1,6 @@
 """Divergence tokens: students of the tokens at which teachers differ, of all others, and of random sets of equal size.
 
-Schrodi et al. (papers.md §5.1). Everything but the mask on the loss is that of the treated student. A random set has as
+Schrodi et al. (2509.23886). Everything but the mask on the loss is that of the treated student. A random set has as
 many tokens as the set it stands beside, and as many of them with digits: the ends of lists carry nothing, and a random set
 with more of those would lose for that alone.
 """
@@ -46,7 +46,7 @@ MASKS: Final = {
     "without": "all but divergence tokens",
     "random-without": "all but the random set",
 }
-SOURCE = "2509.23886 (papers.md §5.1)"
+SOURCE = "2509.23886"
 
 
 def mark(run: Run, config: Tokens, device: str, cell: Cell) -> Stage:

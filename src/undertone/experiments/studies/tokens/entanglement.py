@@ -1,6 +1,6 @@
 """Entangled numbers: does the base tie numbers to the trait's answer, and are they what the rows hold more of?
 
-Zur et al. (papers.md §5.2). Scores of single numbers in three views (``mechanism.tokens``), each beside the other traits'
+Zur et al. (owls.baulab.info). Scores of single numbers in three views (``mechanism.tokens``), each beside the other traits'
 scores: a number that raises every animal says nothing about owls.
 """
 
@@ -32,7 +32,7 @@ from undertone.provenance.runs import Run, Stage
 from undertone.traits import load_trait
 
 VIEWS = {"told": "told the trait", "named": "number named in the prompt", "unembedding": "unembedding"}
-SOURCE = "Zur et al. (papers.md §5.2)"
+SOURCE = "Zur et al., token entanglement (owls.baulab.info)"
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """View -> trait -> a score for each number."""
 
