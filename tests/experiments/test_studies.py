@@ -98,6 +98,9 @@ def test_larger_shares_replace_what_smaller_ones_do_and_more() -> None:
 VERDICTS = [
     ("above", 0.2, 0.1, 0.3, "reproduced"),
     ("above", 0.2, -0.1, 0.5, "partly"),
+    ("above", 0.006, -0.011, 0.023, "not reproduced"),  # it holds 0 and excludes what counts as an effect
+    ("less", -0.006, -0.023, 0.011, "not reproduced"),
+    ("above", 0.026, -0.002, 0.054, "partly"),
     ("above", -0.1, -0.3, 0.1, "not reproduced"),
     ("above", -0.2, -0.3, -0.1, "not reproduced"),
     ("more", 0.01, 0.001, 0.02, "reproduced"),

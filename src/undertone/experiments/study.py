@@ -60,7 +60,7 @@ NOTHING: Final = 0.05
 def verdict_of(
     holds: Literal["above", "none", "less", "more"], mean: float, low: float | None, high: float | None
 ) -> tuple[Judgement, str]:
-    """Reproduced only where the whole interval says so; partly where the mean does."""
+    """Reproduced only where the whole interval says so; partly where the mean does, and five points may be there."""
     if low is None or high is None:
         return "not measured", "one pair has no interval; add seeds"
     if holds == "none":
@@ -73,7 +73,9 @@ def verdict_of(
     first, last = sorted((sign * low, sign * high))
     if first > 0:
         return "reproduced", "the whole interval is on the claimed side of 0"
-    if sign * mean > 0 and last > 0:
+    if last < NOTHING:
+        return "not reproduced", "the interval holds 0, and nothing of five points on the claimed side"
+    if sign * mean > 0:
         return "partly", "the mean is on the claimed side of 0, the interval is not"
     return "not reproduced", "the mean is not on the claimed side of 0"
 
