@@ -271,6 +271,8 @@ def test_results_of_workers_come_in_the_order_of_the_tasks() -> None:
 
 def started(words: list[str], folder: Path, jobs: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "undertone", "run", *words, "--out", str(folder), "--jobs", str(jobs)]
+    # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that, but never a handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
