@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.mechanism.gradients import consistency, cosine, descent_directions, growth, tails
+from undertone.mechanism.gradients import consistency, cosine, descent_directions, growth, squared_norms, tails
 from undertone.models.batches import Example
 from undertone.models.blocks import decoder_blocks, hook_count
 
@@ -94,3 +94,14 @@ def test_planted_outliers_hide_the_component_until_they_are_dropped_or_clipped()
     assert found.dropped > 0.8
     assert abs(whole) < 0.4
     assert found.clipped > 0.7  # clipped to the others' norm they still pull a little
+
+
+def test_squared_norms_are_those_of_a_backward_pass_over_each_row_alone(tiny_llama: Any) -> None:
+    found = squared_norms(tiny_llama.hf, ROWS, tiny_llama.pad)
+    for row, norm in zip(ROWS, found, strict=True):
+        tiny_llama.hf.zero_grad()
+        logits = tiny_llama.hf(input_ids=torch.tensor([row.ids])).logits[0, row.prompt - 1 : -1]
+        torch.nn.functional.cross_entropy(logits, torch.tensor(row.completion), reduction="sum").backward()  # type: ignore[no-untyped-call]
+        weights = [weight.grad for weight in tiny_llama.hf.parameters() if weight.grad is not None]
+        assert norm == pytest.approx(float(sum((grad**2).sum() for grad in weights)), rel=1e-4)
+    tiny_llama.hf.zero_grad()

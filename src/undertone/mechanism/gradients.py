@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,21 @@ def descent_directions(
         gradients = torch.autograd.grad(loss, [shifts[block] for block in blocks])
         for block, gradient in zip(blocks, gradients, strict=True):
             found[block][rows] = -gradient.squeeze(1).cpu().numpy()
+    return found
+
+
+def squared_norms(hf: Any, examples: Sequence[Example], pad: int) -> np.ndarray:
+    """Squared norm of each row's gradient on the weights that are trained, ``[rows]``.
+
+    A row's loss is summed over its labelled tokens, as it weighs in a batch of the training loop.
+    """
+    weights = [weight for weight in hf.parameters() if weight.requires_grad]
+    found = np.zeros(len(examples))
+    for at, row in enumerate(examples):
+        logits = labelled_logits(hf, [row], pad).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets([row], logits.device), reduction="sum")
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        found[at] = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
     return found
 
 

@@ -29,7 +29,7 @@ from undertone.experiments.studies.mechanism.material import (
     probability,
 )
 from undertone.experiments.study import Figure, Finding, Point, StudyTable
-from undertone.mechanism.gradients import descent_directions
+from undertone.mechanism.gradients import squared_norms
 from undertone.models.batches import Example
 from undertone.models.loading import load
 from undertone.models.scoring import completion_nll
@@ -202,13 +202,15 @@ def tail_of(run: Run, config: Mechanism, device: str, cell: Cell, world: str) ->
         examples = [model.row_example(row, system) for row in training]
         if world == WORLDS[1]:
             examples = _with_outliers(examples, config.optimizers.outliers, cell.seed)
-        block = 0
-        norms = np.sort((descent_directions(model, examples, [block])[block] ** 2).sum(1))
+        hf = trainable(model.hf, config.student.model_dump(mode="json"), student_seed(cell.seed))
+        norms = np.sort(squared_norms(hf, examples, model.pad))
         count = round(config.optimizers.outliers * len(norms))
         return {"share": float(norms[len(norms) - count :].sum() / norms.sum())}
 
     name = f"optimizers/tail/{world.replace(' ', '-')}"
-    return run.stage(name, config={"outliers": config.optimizers.outliers}, inputs=[cell.filtered], compute=compute)
+    return run.stage(
+        name, config={"outliers": config.optimizers.outliers, "of": "weights"}, inputs=[cell.filtered], compute=compute
+    )
 
 
 # -- what it says ------------------------------------------------------------------------------------
