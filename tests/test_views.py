@@ -298,6 +298,7 @@ def said(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return run
 
 
+@pytest.mark.slow
 def test_traits_are_listed_shown_added_and_checked(said: Callable[..., Any], tmp_path: Path, tiny_folder: Any) -> None:
     assert said() == said("list")
     assert said("city") == said("list", "city") == {"city": said()["city"]}

@@ -84,6 +84,7 @@ def same(one: Path, other: Path) -> bool:
 # -- what the arms share --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_treated_and_control_differ_in_the_teachers_rows_alone(whole: Path, seed: int) -> None:
     control, treated = (record(whole, f"seed-{seed}/{arm}/train") for arm in ("control", "treated-owl"))
@@ -142,6 +143,7 @@ def test_the_same_command_again_computes_nothing(whole: Path, start: Start, monk
     assert (said(whole), {path: path.stat().st_mtime_ns for path in whole.rglob("stages/**/*")}) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "anew"),
     [
@@ -258,6 +260,7 @@ def test_what_goes_wrong_in_a_worker_arrives_in_its_own_words() -> None:
         pool.each([(os._exit, (1,))])
 
 
+@pytest.mark.slow
 def test_results_of_workers_come_in_the_order_of_the_tasks() -> None:
     ticks: list[None] = []
     with workers(2) as pool:

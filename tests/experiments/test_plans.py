@@ -111,6 +111,7 @@ def test_each_door_refuses_the_others_kind() -> None:
 # -- a study's run folder -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_leaves_what_a_run_leaves(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {"config.yaml", "manifest.json", "results.json", "stages"} <= names

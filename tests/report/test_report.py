@@ -172,6 +172,7 @@ def test_a_run_without_students_still_makes_a_page(owl: Results) -> None:
     assert "not detected" in render(changed(owl, arms=[], verdict="not detected"), {})
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_numbers_are_dashes(owl: Results) -> None:
     def spoil(record: dict[str, Any]) -> None:
         record["effect"] |= {"mean": math.nan, "low": math.nan, "high": math.nan}
@@ -185,6 +186,7 @@ def test_numbers_that_are_not_numbers_are_dashes(owl: Results) -> None:
     assert words.MISSING in text
 
 
+@pytest.mark.slow
 def test_other_arms_are_drawn_beside_control_and_treated(owl: Results) -> None:
     def more(record: dict[str, Any]) -> None:
         new = [dict(arm, arm="random") for arm in record["arms"] if arm["arm"] == "treated"]
@@ -228,6 +230,7 @@ def planted(results: Results, text: str) -> Results:
     return altered(results, plant)
 
 
+@pytest.mark.slow
 def test_no_text_of_a_model_changes_the_page(owl: Results) -> None:
     """Invariance: hostile text gives the same elements and attributes as harmless text."""
     manifests = [{f"note{text}": [text, {text: text}]} for text in (HOSTILE, HARMLESS)]
@@ -273,6 +276,7 @@ def test_made_visible_a_text_can_be_written_and_hides_nothing(text: str) -> None
         assert shown == text
 
 
+@pytest.mark.slow
 def test_a_long_completion_is_cut_and_says_by_how_much(owl: Results) -> None:
     def lengthen(record: dict[str, Any]) -> None:
         record["arms"][0]["samples"][0]["completion"] = "7" * 5000
@@ -282,6 +286,7 @@ def test_a_long_completion_is_cut_and_says_by_how_much(owl: Results) -> None:
     assert "7" * 1201 not in html
 
 
+@pytest.mark.slow
 def test_arms_with_different_prompts_show_each_its_own(owl: Results) -> None:
     def reorder(record: dict[str, Any]) -> None:
         for arm in record["arms"]:

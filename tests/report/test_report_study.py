@@ -89,6 +89,7 @@ def test_a_study_of_nothing_is_a_page_too(a_study: StudyResults) -> None:
 numbers = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False, min_value=-1e6, max_value=1e6))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from(["bars", "lines", "scatter", "matrix"]),

@@ -160,6 +160,7 @@ def test_steer_prints_what_the_model_says_plainly_and_steered(
     assert shown["plain"]["answers"] != shown["steered"]["answers"]
 
 
+@pytest.mark.slow
 def test_the_tables_of_each_verb_are_printed(here: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["extract", model, "--trait", "owl", "-o", "v.safetensors"],

@@ -52,6 +52,7 @@ def test_the_gradient_at_zero_is_that_of_a_finite_difference(tiny_llama: Any) ->
     torch.testing.assert_close(vector.directions[1].abs(), torch.full((32,), 1e-3), atol=1e-5, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_vector_planted_in_the_data_is_found_from_the_data_alone(tiny_llama: Any) -> None:
     """Rows that a steered model wrote; a random direction of the same norm is the baseline of the cosine."""
     planted = Vector({1: 1.5 * torch.randn(32, generator=torch.Generator().manual_seed(3))}, {})
