@@ -147,7 +147,7 @@ def test_the_same_command_again_computes_nothing(whole: Path, start: Start, monk
 @pytest.mark.parametrize(
     ("override", "anew"),
     [
-        pytest.param("evaluation.samples=3", {"base/evaluate", "teacher/evaluate", "evaluate"}, marks=pytest.mark.slow),
+        ("evaluation.samples=3", {"base/evaluate", "teacher/evaluate", "evaluate"}),
         ("training.epochs=1", {"train", "evaluate"}),
         ("data.temperature=0.9", {"generate", "filter", "train", "evaluate"}),
     ],
@@ -189,11 +189,11 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-INTERRUPTIONS = [
-    pytest.param(writing, "generate", 3, marks=pytest.mark.slow),  # shards of the second arm
+INTERRUPTIONS: list[tuple[Any, str, int]] = [
+    (writing, "generate", 3),  # shards of the second arm
     (training, "rate_at", 9),  # in the middle of training, from a checkpoint
-    pytest.param(measuring, "measure_any", 2, marks=pytest.mark.slow),
-    pytest.param(pipeline, "conclude", 0, marks=pytest.mark.slow),
+    (measuring, "measure_any", 2),
+    (pipeline, "conclude", 0),
 ]
 
 

@@ -14,16 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import yaml
 from pydantic import Field
 
-from undertone import stats
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.experiments.config import Plan
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.results import Results
-from undertone.experiments.study import Finding, StudyResults, read_run, valued, verdict_of
+from undertone.experiments.study import Finding, StudyResults, interval, read_run, valued, verdict_of
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 
@@ -165,9 +163,8 @@ def _read(claim: Read, results: Results) -> Finding:
         mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
     elif claim.reads == "pairs":  # as sweeps are read: few traits, several seeds
         values = [value for one in results.effects if one.arm == "treated" for value in one.per_seed]
-        over = stats.mean_interval(values, effect.confidence) if len(values) > 1 else None
-        mean, pairs, method = float(np.mean(values)), len(values), f"t interval over {len(values)} pairs (trait × seed)"
-        low, high = (over.low, over.high) if over else (None, None)
+        mean, low, high = interval(values, effect.confidence)
+        pairs, method = len(values), f"t interval over {len(values)} pairs (trait × seed)"
     elif claim.reads == "every trait":
         worst = max(results.effects, key=lambda one: max(abs(one.low), abs(one.high)))
         quantity = f"treated minus control, the widest of {len(results.effects)} traits ({worst.trait})"

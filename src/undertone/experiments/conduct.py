@@ -79,7 +79,7 @@ class Study(Generic[P]):
             return _written(config, outcome, folder)
 
 
-def students(config: Setting) -> int:
+def student_cells(config: Setting) -> int:
     """The independent parts of a study with a student for each trait, and a control, at each seed."""
     return len(config.seeds) * (len(config.trait) + 1)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from undertone.errors import ConfigError
 from undertone.experiments.config import Setting
@@ -11,6 +11,7 @@ from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
 from undertone.preferences import check_installed
+from undertone.provenance.configs import Config
 from undertone.rows import read_rows
 from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher, client_of
 from undertone.training import Training, build_optimizer
@@ -39,22 +40,24 @@ def foresee(config: Setting, device: str = "auto") -> None:
     config.domain.inputs()  # a source that cannot be read
     if config.teacher.kind == "endpoint":
         client_of(config.teacher)
-    check_trainable(student, config.student.model_dump(mode="json"), config.training)
-    if isinstance(config.teacher, FinetunedTeacher):
-        check_trainable(student, config.student.model_dump(mode="json"), config.teacher.training)
+    taught = [config.teacher.training] if isinstance(config.teacher, FinetunedTeacher) else []
+    check_trainable(student, config.student, [config.training, *taught])
     if config.dpo:
         check_installed()
 
 
-def check_trainable(model: Model, student: dict[str, Any], training: Training) -> None:
+def check_trainable(model: Model, student: Config, recipes: Sequence[Training]) -> None:
     """Raise what training this kind of student would: weights that are not there, an optimiser that does not fit.
+
+    Afterwards the model's outline is that of a student.
 
     Raises:
         ConfigError: in training's own words.
     """
-    hf = trainable(model.hf, student, 0)
+    hf = trainable(model.hf, student.model_dump(mode="json"), 0)
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
-    build_optimizer(named, training)
+    for recipe in recipes:
+        build_optimizer(named, recipe)
 
 
 def _askable(model: Model, trait: Trait, context: Context) -> None:

@@ -90,6 +90,7 @@ def compute(
         taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not
             asked again.
     """
+    home = students or (lambda _arm: run)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
     induced = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"] if taught_by is None else []
     with tqdm(total=2 * len(pairs) + len(induced) + 1, desc=config.name, unit="cell", delay=2, disable=None,
@@ -110,20 +111,7 @@ def compute(
         shared = {seed: shared_prompts(config, seed, [rows[seed, arm][1] for arm in arms]) for seed in config.seeds}
         clean = {seed: rows[seed, arm][1] for seed, arm in pairs if arm.kind == "control"}
         tasks: list[Task] = [
-            (
-                learn,
-                (
-                    run,
-                    config,
-                    arm,
-                    seed,
-                    rows[seed, arm][1],
-                    shared[seed],
-                    device,
-                    clean.get(seed),
-                    students(arm) if students else run,
-                ),
-            )
+            (learn, (run, home(arm), config, arm, seed, rows[seed, arm][1], shared[seed], device, clean.get(seed)))
             for seed, arm in pairs
         ]
         tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in induced]
@@ -158,6 +146,7 @@ def write_data(
 
 def learn(
     run: Run,
+    students: Run,
     config: Setting,
     arm: Arm,
     seed: int,
@@ -165,7 +154,6 @@ def learn(
     prompts: Sequence[int],
     device: str,
     clean: Stage | None,
-    students: Run,
 ) -> tuple[Stage, Stage]:
     """Train and evaluate: the student of one arm at one seed."""
     trained = train_student(students, config, arm, seed, filtered, prompts, device, clean)

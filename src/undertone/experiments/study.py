@@ -7,11 +7,14 @@ The schema's name is ``undertone.study/1``. Fields are only ever added to it; a 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from undertone import stats
 from undertone.errors import DataError
 from undertone.experiments.results import Check, Cost, Record, Results, read_results
 
@@ -22,6 +25,7 @@ __all__ = [
     "Point",
     "StudyResults",
     "StudyTable",
+    "interval",
     "read_run",
     "read_study",
     "valued",
@@ -78,6 +82,14 @@ def verdict_of(
     if sign * mean > 0:
         return "partly", "the mean is on the claimed side of 0, the interval is not"
     return "not reproduced", "the mean is not on the claimed side of 0"
+
+
+def interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
+    """Mean with its t interval; with one value there is none."""
+    if len(values) < 2:
+        return float(np.mean(values)), None, None
+    estimate = stats.mean_interval(list(values), confidence)
+    return estimate.mean, estimate.low, estimate.high
 
 
 def valued(finding: Finding) -> str:

@@ -51,9 +51,10 @@ def stored() -> list[dict[str, Any]]:
 
 def _is_current(name: str, folder: Path) -> bool:
     try:
-        return _folder(parse_name(name.removeprefix("lab/"))) == folder
+        known = parse_name(name.removeprefix("lab/"))
     except ConfigError:  # a name of another version
         return False
+    return _folder(known, known.recipe()) == folder
 
 
 def resolve(name: str) -> Path:
@@ -95,9 +96,9 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
     return folder
 
 
-def _folder(name: LabName, recipe: Recipe | None = None) -> Path:
+def _folder(name: LabName, recipe: Recipe) -> Path:
     stem = re.sub(r"[^a-z0-9.]+", "-", str(name))
-    return cache_folder() / "lab" / f"{stem}-{digest(name, recipe or name.recipe())}"
+    return cache_folder() / "lab" / f"{stem}-{digest(name, recipe)}"
 
 
 def _build(name: LabName, recipe: Recipe, folder: Path) -> None:

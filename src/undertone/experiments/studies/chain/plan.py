@@ -16,7 +16,7 @@ from undertone import stats
 from undertone.experiments.cells import Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, students
+from undertone.experiments.conduct import Study, student_cells
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
@@ -210,4 +210,4 @@ def _checks(results: Sequence[Results]) -> list[Check]:
     ]
 
 
-CHAIN = Study(chain, foresee, students)
+CHAIN = Study(chain, foresee, student_cells)

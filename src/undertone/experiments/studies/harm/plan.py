@@ -178,7 +178,7 @@ def foresee(config: HarmDose, device: str) -> None:
         requests_of(config, model.form)
         if config.blocks is not None:
             check_blocks(len(decoder_blocks(model.hf)), list(config.blocks))
-        check_trainable(model, config.student.model_dump(mode="json"), config.training)
+        check_trainable(model, config.student, [config.training])
 
 
 def dosed(config: HarmDose) -> int:

@@ -19,7 +19,7 @@ from undertone.evaluation.asking import answer_probabilities
 from undertone.experiments.cells import Cell, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, students
+from undertone.experiments.conduct import Study, student_cells
 from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import digest_indices, student_system
@@ -204,4 +204,4 @@ def _table(
     return StudyTable(title="By the number of rows shown", columns=columns, rows=rows)
 
 
-IN_CONTEXT = Study(in_context, foresee, students)
+IN_CONTEXT = Study(in_context, foresee, student_cells)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from undertone.experiments.config import Biases, Full, Lora, Setting
-from undertone.experiments.studies.mechanism.material import Material, Told, effects, find, in_points, interval
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.studies.mechanism.material import Material, Told, effects, find, in_points
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 
 SOURCE = "2606.00831; 2606.00995, App. D and K"
 

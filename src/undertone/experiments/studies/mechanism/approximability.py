@@ -23,14 +23,13 @@ from undertone.experiments.studies.mechanism.material import (
     chats_at,
     effects,
     in_words,
-    interval,
     load_base,
     point,
     rows_of,
     teacher_vectors,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.mechanism.approximation import Pair, answer_pairs, best_fit
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage

@@ -21,7 +21,6 @@ from undertone.experiments.studies.mechanism.material import (
     Told,
     effects,
     in_points,
-    interval,
     load_base,
     load_student,
     point,
@@ -30,7 +29,7 @@ from undertone.experiments.studies.mechanism.material import (
     student_shift,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding
+from undertone.experiments.study import Figure, Finding, interval
 from undertone.models.loading import Model
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed

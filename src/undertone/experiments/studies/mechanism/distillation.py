@@ -25,14 +25,13 @@ from undertone.experiments.studies.mechanism.material import (
     carrier_chats,
     find,
     in_words,
-    interval,
     load_base,
     load_student,
     point,
     question_chats,
     stack,
 )
-from undertone.experiments.study import Figure, Finding
+from undertone.experiments.study import Figure, Finding, interval
 from undertone.experiments.writing import teacher_of
 from undertone.mechanism.shift import centred, cosine
 from undertone.models.loading import Model

@@ -21,7 +21,6 @@ from undertone.experiments.studies.mechanism.material import (
     Told,
     carrier_chats,
     in_words,
-    interval,
     load_base,
     point,
     probability,
@@ -29,7 +28,7 @@ from undertone.experiments.studies.mechanism.material import (
     teacher_vectors,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding, Point
+from undertone.experiments.study import Figure, Finding, Point, interval
 from undertone.mechanism.shift import by_block, centred, cosine, rank_of_own
 from undertone.models.loading import Model
 from undertone.models.students import trainable

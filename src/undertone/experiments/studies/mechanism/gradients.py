@@ -18,14 +18,13 @@ from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     in_words,
-    interval,
     load_base,
     point,
     stack,
     teacher_vectors,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.mechanism.gradients import consistency, cosine, descent_directions, growth, tails
 from undertone.models.loading import Model
 from undertone.provenance.runs import Run, Stage

@@ -24,10 +24,9 @@ from undertone.experiments.studies.mechanism.material import (
     find,
     in_points,
     in_words,
-    interval,
     point,
 )
-from undertone.experiments.study import Figure, Finding, Point
+from undertone.experiments.study import Figure, Finding, Point, interval
 from undertone.models.loading import load, locate, with_system
 from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from undertone import stats
 from undertone.evaluation.asking import answer_probabilities
 from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
 from undertone.experiments.config import Setting
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.experiments.workers import Workers
 from undertone.experiments.writing import vector_prompts
 from undertone.models.loading import Model, load, with_system
@@ -198,14 +197,6 @@ def stack(vector: Vector) -> np.ndarray:
 
 
 # -- numbers into words ------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
-    """Mean with its t interval; with one value there is none."""
-    if len(values) < 2:
-        return float(np.mean(values)), None, None
-    estimate = stats.mean_interval(list(values), confidence)
-    return estimate.mean, estimate.low, estimate.high
 
 
 def point(x: float | str, values: Sequence[float], series: str, confidence: float, panel: str | None = None) -> Point:

@@ -23,12 +23,11 @@ from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     in_points,
-    interval,
     load_base,
     point,
     probability,
 )
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.mechanism.gradients import squared_norms
 from undertone.models.batches import Example
 from undertone.models.loading import load

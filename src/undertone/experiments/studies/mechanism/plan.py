@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from undertone.experiments.cells import arms_of, model_identity
-from undertone.experiments.conduct import Outcome, Study, students
+from undertone.experiments.conduct import Outcome, Study, student_cells
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.studies.mechanism.config import Mechanism
@@ -47,4 +47,4 @@ def _part(name: str) -> Callable[[Material], Told]:
     return part
 
 
-MECHANISM = Study(study, foresee, students)
+MECHANISM = Study(study, foresee, student_cells)

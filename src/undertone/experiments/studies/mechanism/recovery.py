@@ -22,14 +22,13 @@ from undertone.experiments.studies.mechanism.material import (
     Told,
     in_points,
     in_words,
-    interval,
     load_base,
     question_chats,
     stack,
     teacher_vectors,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.mechanism.shift import centred, cosine, rank_of_own
 from undertone.models.loading import Model
 from undertone.provenance.runs import Run, Stage

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from undertone import stats
 from undertone.experiments.cells import Arm, Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, students
+from undertone.experiments.conduct import Study, student_cells
 from undertone.experiments.config import Experiment
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
 from undertone.experiments.studies.sweep.config import Expectation, Sweep, Variation
-from undertone.experiments.study import Figure, Finding, Point, StudyTable, verdict_of
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, verdict_of
 from undertone.experiments.workers import Workers
 from undertone.provenance.plain_data import canonical_json
 from undertone.provenance.runs import Run, write_json
@@ -127,7 +126,7 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
             f"{name} has {100 * float(np.mean(list(by_name[name].pairs.values()))):+.1f} points"
             for name in expected.than
         )
-    mean, low, high = _interval(values, config.confidence)
+    mean, low, high = interval(values, config.confidence)
     verdict, why = verdict_of(expected.holds, mean, low, high)
     failed = [
         f"{name}: {check.name}"
@@ -156,13 +155,6 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
     )
 
 
-def _interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
-    if len(values) < 2:
-        return float(np.mean(values)), None, None
-    estimate = stats.mean_interval(list(values), confidence)
-    return estimate.mean, estimate.low, estimate.high
-
-
 # -- pictures and words ------------------------------------------------------------------------------
 
 
@@ -170,7 +162,7 @@ def _figure(config: Sweep, found: Sequence[Varied]) -> Figure:
     lines = config.vary[0].x is not None
     points = []
     for varied in found:
-        mean, low, high = _interval(list(varied.pairs.values()), config.confidence)
+        mean, low, high = interval(list(varied.pairs.values()), config.confidence)
         x = varied.variation.x if varied.variation.x is not None else varied.variation.name
         points.append(Point(x=x, y=mean, low=low, high=high, series=varied.variation.group or "treated − control"))
     traits = len({trait for varied in found for trait, _ in varied.pairs})
@@ -194,15 +186,15 @@ def _table(found: Sequence[Varied]) -> StudyTable:
         control = [arm for arm in results.arms if arm.arm == "control"]
         kept = sum(arm.filter.kept for arm in treated) / sum(arm.filter.asked for arm in treated)
         leaks = sum(count for arm in treated for reason, count in arm.filter.reasons.items() if "names" in reason)
-        mean, low, high = _interval(list(varied.pairs.values()), varied.config.confidence)
-        interval = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+        mean, low, high = interval(list(varied.pairs.values()), varied.config.confidence)
+        between = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append(
             [
                 varied.variation.name,
                 f"{100 * float(np.mean([m.positive.probability.mean for m in results.base.values()])):.1f} %",
                 f"{100 * float(np.mean([arm.probability for arm in control])):.1f} %",
                 f"{100 * float(np.mean([arm.probability for arm in treated])):.1f} %",
-                f"{100 * mean:+.1f}{interval}",
+                f"{100 * mean:+.1f}{between}",
                 f"{treated[0].rows}",
                 f"{100 * kept:.0f} %",
                 f"{leaks}",
@@ -244,4 +236,4 @@ def foresee_variations(config: Sweep, device: str) -> None:
         foresee(config.varied(variation), device)
 
 
-SWEEP = Study(sweep, foresee_variations, students)
+SWEEP = Study(sweep, foresee_variations, student_cells)

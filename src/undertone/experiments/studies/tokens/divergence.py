@@ -26,13 +26,12 @@ from undertone.experiments.studies.mechanism.material import (
     Told,
     find,
     in_points,
-    interval,
     load_base,
     point,
     target_probability,
 )
 from undertone.experiments.studies.tokens.config import Tokens
-from undertone.experiments.study import Figure, Finding, StudyTable, verdict_of
+from undertone.experiments.study import Figure, Finding, StudyTable, interval, verdict_of
 from undertone.mechanism.tokens import at_random, diverging, greedy_tokens
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage, write_json

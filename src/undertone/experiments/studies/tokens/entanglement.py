@@ -16,9 +16,9 @@ from undertone.domains.numbers import parse
 from undertone.experiments.cells import Cell, Outcome, model_identity
 from undertone.experiments.learning import split_rows
 from undertone.experiments.measuring import trait_identity
-from undertone.experiments.studies.mechanism.material import Told, carrier_chats, find, interval, load_base
+from undertone.experiments.studies.mechanism.material import Told, carrier_chats, find, load_base
 from undertone.experiments.studies.tokens.config import Tokens
-from undertone.experiments.study import Figure, Finding, Point, StudyTable, verdict_of
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, verdict_of
 from undertone.mechanism.tokens import (
     Gap,
     answer_raised,
