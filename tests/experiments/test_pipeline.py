@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +271,35 @@ def test_results_of_workers_come_in_the_order_of_the_tasks() -> None:
     assert results[:3] == [None, 1, 2]
     assert results[3] != os.getpid()
     assert len(ticks) == 4
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_an_interruption_with_tasks_still_waiting_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The pool's own thread fails where it hands a dead worker's error to tasks that were cancelled behind its back;
+    # which of the two comes first is chance, hence the repeats (half of them failed).
+    complaints: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: complaints.append(told.exc_type))
+    given: list[Task] = [(abs, (-1,)), *[(time.sleep, (0.2,))] * 20]
+    for _ in range(10):
+        with pytest.raises(KeyboardInterrupt), workers(2) as pool:
+            pool.each(given, interrupt)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(10)
+    assert complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
+def test_a_terminal_s_ctrl_c_reaches_no_worker_even_while_it_starts() -> None:
+    with workers(2) as pool:
+        [masked] = pool.each([(signal.pthread_sigmask, (signal.SIG_BLOCK, ()))])
+    assert signal.SIGINT in masked
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this process still hears it
 
 
 def started(words: list[str], folder: Path, jobs: int) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -50,9 +51,6 @@ class Workers:
                 "a worker process died (killed, or out of memory)",
                 fix="finished stages are kept: run the same command again, with jobs=1 if memory is short",
             ) from error
-        finally:
-            for future in futures:
-                future.cancel()
 
     @staticmethod
     def _watch(futures: Sequence[Future[Any]], done: Callable[[], None] | None) -> None:
@@ -71,6 +69,7 @@ def workers(jobs: int) -> Iterator[Workers]:
     if jobs == 1:
         yield Workers(1, None)
         return
+    prepare()
     context = _context()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(dict(os.environ),))
     try:
@@ -103,11 +102,17 @@ def _main_left_alone() -> Iterator[None]:
 def prepare() -> None:
     """Start the parent of all workers, which imports torch while this process does: seconds off a short run."""
     if "forkserver" in multiprocessing.get_all_start_methods():
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         _context()
-        with _main_left_alone():
-            forkserver.ensure_running()
+        resource_tracker.ensure_running()  # it lifts the block that follows when it starts
+        # What starts under a block keeps it: a terminal's Ctrl-C is for this process, which then ends the others.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with _main_left_alone():
+                forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> Any:
@@ -129,6 +134,7 @@ def _begin(environment: dict[str, str]) -> None:
 
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where there is no fork server to inherit that from
     tqdm.set_lock(threading.RLock())  # its own is one between processes, which a terminated worker leaves behind
     parent = multiprocessing.parent_process()
 
