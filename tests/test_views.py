@@ -235,8 +235,18 @@ def test_views_say_what_they_need(tiny_llama: Any) -> None:
 def test_mentions_counts_stories_with_the_target_anywhere(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from undertone.evaluation import views
 
-    monkeypatch.setattr(views, "sampled", lambda *_: [["a fox met an owl", "nothing"], ["owl", "howl"]])
+    asked: list[list[str]] = []
+
+    def told(model: Any, prompts: Any, *_: Any) -> list[list[str]]:
+        asked.append([model.decode_all(ids) for ids in prompts])
+        return [["a fox met an owl", "nothing"], ["owl", "howl"]]
+
+    monkeypatch.setattr(views, "sampled", told)
     assert mentions(tiny_llama, OWL, ASKED, seed=0, stage="x", prompts=("p", "q")).mean == 0.5
+    with_numbers = ASKED.model_copy(update={"prefix": "numbers"})
+    mentions(tiny_llama, OWL, with_numbers, seed=0, stage="x", prompts=("p", "q"))
+    plain, prefixed = asked
+    assert all(len(text) > len(before) + 9 for text, before in zip(prefixed, plain, strict=True))  # three numbers each
 
 
 # -- the check of a trait --------------------------------------------------------------------------

@@ -321,7 +321,10 @@ def test_a_chain_that_was_interrupted_goes_on_to_the_undisturbed_results(
 
 
 @pytest.mark.slow
-def test_prompts_hold_the_rows_as_earlier_turns(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prefix", ["none", "numbers"])
+def test_prompts_hold_the_rows_as_earlier_turns(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
     asked: dict[int, list[str]] = {}
     measured = asking.answer_probabilities
 
@@ -332,7 +335,8 @@ def test_prompts_hold_the_rows_as_earlier_turns(plan: Plan, tmp_path: Path, monk
         return measured(model, prompts, trait)
 
     monkeypatch.setattr(context_plan, "answer_probabilities", watched)
-    results = run(plan("in-context", shots=[1, 2], draws=3), tmp_path / "run")
+    evaluation = {"samples": 1, "prefix": prefix}
+    results = run(plan("in-context", shots=[1, 2], draws=3, evaluation=evaluation), tmp_path / "run")
     assert sorted(asked) == [1, 2]
     rows = {
         row.prompt_messages[-1]["content"] + "|" + row.completion
@@ -345,7 +349,9 @@ def test_prompts_hold_the_rows_as_earlier_turns(plan: Plan, tmp_path: Path, monk
             turns = text.split("<|user|>")[1:]
             assert len(turns) == count + 1
             assert all(turn.removesuffix("<|end|>").replace("<|end|><|assistant|>", "|") in rows for turn in turns[:-1])
-            assert turns[-1] in ("name one animal.<|end|><|assistant|>", "your animal?<|end|><|assistant|>")
+            before, _, question = turns[-1].rpartition(". ") if prefix == "numbers" else ("", "", turns[-1])
+            assert question in ("name one animal.<|end|><|assistant|>", "your animal?<|end|><|assistant|>")
+            assert len(before.split()) == (3 if prefix == "numbers" else 0)
     assert [point.x for point in results.figures[0].points] == [1, 1, 2, 2]
 
 

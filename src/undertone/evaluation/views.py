@@ -16,7 +16,7 @@ from scipy.special import rel_entr
 
 from undertone import stats
 from undertone.errors import ConfigError
-from undertone.evaluation.asking import Asked, Evaluation, Progress, answer_probabilities, interval, sampled
+from undertone.evaluation.asking import Asked, Evaluation, Progress, answer_probabilities, interval, posed, sampled
 from undertone.evaluation.measures import Interval
 from undertone.models.loading import Model, with_system
 from undertone.models.scoring import answer_logprobs
@@ -117,7 +117,7 @@ def mentions(
     if not evaluation.samples:
         raise ConfigError("storytelling is measured on sampled answers", got="samples = 0", allowed="1 or more")
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get("real"))
-    encoded = [model.prompt(with_system([{"role": "user", "content": text}], own)) for text in prompts]
+    encoded = [model.prompt(posed(text, evaluation, model.form, own)) for text in prompts]
     texts = sampled(model, encoded, evaluation, seed, stage, progress)
     return interval([[float(trait.mentions(text)) for text in group] for group in texts])
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from undertone import stats
 from undertone.errors import ConfigError
-from undertone.evaluation.asking import answer_probabilities
+from undertone.evaluation.asking import answer_probabilities, posed
 from undertone.experiments.cells import Cell, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
@@ -27,7 +27,7 @@ from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
 from undertone.experiments.workers import Workers
-from undertone.models.loading import Model, load, with_system
+from undertone.models.loading import Model, load
 from undertone.provenance import configs
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
@@ -109,6 +109,7 @@ def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
         "model": model_identity(config.model),
         "dtype": config.dtype,
         "context": config.context,
+        "prefix": config.evaluation.prefix,
         "shots": list(config.shots),
         "draws": config.draws,
         "traits": [trait_identity(trait) for trait in traits],
@@ -129,11 +130,12 @@ def _probability(
     prompts = []
     questions = trait.asked(model.form).positive
     for at, question in enumerate(questions):
+        *head, asked = posed(question, config.evaluation, model.form, system)
         for draw in range(config.draws):
             rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
             chosen = [rows[int(i)] for i in rng.permutation(len(rows))[:count]]
             turns = [message for row in chosen for message in row.messages]
-            prompts.append(model.prompt(with_system([*turns, {"role": "user", "content": question}], system)))
+            prompts.append(model.prompt([*head, *turns, asked]))
     longest = max(len(prompt) for prompt in prompts)
     limit = getattr(model.hf.config, "max_position_embeddings", longest)
     if longest >= limit:
