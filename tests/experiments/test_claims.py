@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from undertone import cli
 from undertone.errors import ConfigError, DataError
 from undertone.experiments import claims as registry
 from undertone.experiments.claims import claims, markdown
@@ -155,3 +156,22 @@ def test_a_claim_that_nothing_passes_is_held_to_the_trait_that_strays_most() -> 
 def test_a_failed_check_leaves_a_claim_unmeasured() -> None:
     found = read("effect", transfer({"owl": [0.2, 0.3]}, failed="students still answer"))
     assert (found.verdict, found.why) == ("not measured", "a check failed: students still answer")
+
+
+def test_the_terminal_shows_how_it_was_measured_and_a_command_that_can_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    finished(tmp_path, "digits", "full")
+    cli.app(["claims", "digits", "another-seed-teaches", "--runs", str(tmp_path)], result_action="return_value")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:4] == [
+        "undertone run digits",
+        "reproduced  planted  +25.0 points (+12.5 to +37.5)",
+        "            a thing",
+        "            published: no figure · nowhere",
+    ]
+    (other,) = [one for one in registry.tested() if one.name == "another-seed-teaches"]
+    assert len(other.command("full")) > 60
+    assert other.command("full") in lines
+    assert lines[-1].startswith("1 reproduced, 0 partly")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import print_json, say, table
+from undertone.cli.printing import entries, print_json, say
+
+if TYPE_CHECKING:
+    from undertone.experiments.claims import Claim
 
 
 def claims(
@@ -24,7 +27,7 @@ def claims(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Every published claim that undertone tests: source, published value, ours with its interval, verdict, command.
+    """Every published claim that undertone tests: verdict, ours with its interval, how measured, published value, source.
 
     Reads finished runs below `runs/`; what was not run is listed with the command that runs it. `--run quick` fills the
     table in short forms, `--run full` with what the docs show (hours on a laptop).
@@ -34,7 +37,6 @@ def claims(
 
         prepare()
     from undertone.experiments import claims as registry
-    from undertone.experiments.study import valued
 
     if run is not None:
         registry.run_claims(names, run, jobs=jobs, device=device)
@@ -56,19 +58,18 @@ def claims(
             ]
         )
         return 0
-    table(
-        "published claims",
-        ["claim", "source", "published", "ours", "verdict", "command"],
-        [
-            [
-                claim.finding.id if claim.finding else claim.tested.name,
-                claim.finding.source if claim.finding else "",
-                (claim.finding.published or "–") if claim.finding else "",
-                valued(claim.finding) if claim.finding else "",
-                claim.finding.verdict if claim.finding else "not run",
-                claim.command,
-            ]
-            for claim in found
-        ],
-    )
+    for command in dict.fromkeys(claim.command for claim in found):
+        entries([_entry(claim) for claim in found if claim.command == command], command)
+    print(registry.counted(found))
     return 0
+
+
+def _entry(claim: Claim) -> tuple[str, list[str]]:
+    """What stands beside each other: the verdict, and the lines about it."""
+    from undertone.experiments.study import valued
+
+    finding = claim.finding
+    if finding is None:
+        return "not run", [claim.tested.about]
+    lines = [f"{finding.id}  {valued(finding)}", finding.quantity]
+    return finding.verdict, [*lines, f"published: {finding.published or 'no figure'} · {finding.source}"]

@@ -44,6 +44,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     Console().print(drawn)
 
 
+def entries(rows: Sequence[tuple[str, Sequence[str]]], title: str) -> None:
+    """Under a title: a word, and beside it lines of which the first stands out. Wraps at the terminal's width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for word, (first, *others) in rows:
+        drawn.add_row(Text(word), Text(first, "bold"))
+        for other in others:
+            drawn.add_row("", Text(other))
+    console = Console()
+    console.print(Text(title, "cyan"), soft_wrap=True)  # a command stays whole, to be copied
+    console.print(drawn)
+    console.print()
+
+
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding of a study: ``verdict  quantity value (low to high)  baseline``."""
     from undertone.experiments.study import valued

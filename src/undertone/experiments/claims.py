@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 from pydantic import Field
@@ -21,7 +21,7 @@ from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.experiments.config import Plan
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.results import Results
-from undertone.experiments.study import Finding, StudyResults, interval, read_run, valued, verdict_of
+from undertone.experiments.study import Finding, Judgement, StudyResults, interval, read_run, valued, verdict_of
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 
@@ -179,6 +179,13 @@ def _read(claim: Read, results: Results) -> Finding:
     )  # fmt: skip
 
 
+def counted(table: Sequence[Claim]) -> str:
+    """How many claims got which verdict, in one line."""
+    verdicts = [claim.finding.verdict for claim in table if claim.finding is not None]
+    counts = [f"{verdicts.count(word)} {word}" for word in get_args(Judgement)]
+    return ", ".join(counts) + f"; {len(verdicts)} claims in all."
+
+
 def markdown(table: Sequence[Claim]) -> str:
     """The page ``docs/claims.md``."""
     lines = [
@@ -190,12 +197,7 @@ def markdown(table: Sequence[Claim]) -> str:
         "about 7B models that fails here fails on tiny models of a little world.",
         "",
     ]
-    done = [claim for claim in table if claim.finding is not None]
-    counts = {
-        word: sum(claim.finding.verdict == word for claim in done if claim.finding)
-        for word in ("reproduced", "partly", "not reproduced", "not measured")
-    }
-    lines += [", ".join(f"{count} {word}" for word, count in counts.items()) + f"; {len(done)} claims in all.", ""]
+    lines += [counted(table), ""]
     for one in dict.fromkeys(claim.tested.name for claim in table):
         lines += _section([claim for claim in table if claim.tested.name == one])
     return "\n".join(lines).rstrip() + "\n"
