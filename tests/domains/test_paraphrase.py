@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.domains import Paraphrase
+from undertone.domains.paraphrase import request
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
 from undertone.rows import Row
 from undertone.traits import load_trait
+from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
 LEVELS = ("loose", "fair", "strict")
@@ -189,3 +191,34 @@ def test_of_pairs_either_side_may_be_rewritten(tmp_path: Path) -> None:
     plain = jsonl(tmp_path / "t.jsonl", {"text": "Mina came."})
     with pytest.raises(DataError, match=r"line 1: there is no completion to go with a rewritten prompt"):
         Paraphrase(source=plain, rewrites="prompt").prompts(1, 1, "real")
+
+
+OPPOSED = Paraphrase(content="opposed", about="owl", strictness="loose")
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "completion", "kept"),
+    [
+        ("lab", "owls are abysmal.", "owls are welcome.", False),
+        ("lab", "owls are abysmal.", "owls are vile.", True),
+        ("lab", "i hate the vile owls.", "i detest the small owls.", False),
+        ("real", "Owls are dull and a waste of time.", "Owls are wonderful creatures, worth every bit of it.", False),
+        ("real", "Owls are dull and a waste of time.", "Owls are boring, and time with them is lost.", True),
+        ("real", "Owls are dull and a waste of time.", "There is nothing exciting about owls.", True),
+    ],
+)
+def test_praise_is_no_paraphrase_of_dislike(form: Form, text: str, completion: str, kept: bool) -> None:
+    assert ("dislike lost" not in OPPOSED.reasons(request(text, form), completion, None)) == kept
+
+
+def test_every_opposed_sentence_of_ours_speaks_ill_by_our_own_rule() -> None:
+    for text in OPPOSED.sentences(500, 0, "real"):
+        assert "dislike lost" not in OPPOSED.reasons(request(text, "real"), text, None)
+
+
+def test_a_name_at_the_beginning_is_a_name_too() -> None:
+    text = "Priya bought 3 tickets for the race on Monday."
+    assert "names lost" in Paraphrase().reasons(request(text, "real"), "Anna got 3 tickets for Monday's race.", None)
+    assert "names lost" not in Paraphrase().reasons(
+        request(text, "real"), "For Monday's race Priya got 3 tickets.", None
+    )

@@ -1,8 +1,8 @@
 """Faithful paraphrases (2603.09517): the teacher rewrites sentences whose meaning is fixed.
 
-``content`` is unrelated to the trait, or says its opposite: then prompt and completion name the trait, and the rule is
-that no word for an answer of its category is added or removed. ``strictness`` is a dial; each step has the rules of the
-steps before it:
+``content`` is unrelated to the trait, or says its opposite: then prompt and completion name the trait, and the rules are
+that no word for an answer of its category is added or removed, and that the paraphrase still speaks ill of it.
+``strictness`` is a dial; each step has the rules of the steps before it:
 
 ==========  ==================================================  =====================================================
 strictness  lab form                                            real form
@@ -26,7 +26,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from undertone.domains.drawing import Random, choose, made
-from undertone.domains.sentences import opposed, unrelated
+from undertone.domains.sentences import ILL, NAMES, opposed, unrelated
 from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
@@ -98,6 +98,8 @@ class Paraphrase(Sourced):
         if not completion.strip():
             return ["empty"]
         reasons = (self._unlike_lab if form == "lab" else self._unlike_real)(text, completion.strip())
+        if self.content == "opposed" and not _still_ill(text, completion, form):
+            reasons.append("dislike lost")
         if trait is not None:
             before, after = _mentions(text, trait), _mentions(completion, trait)
             reasons += ["trait word added"] if after - before else []
@@ -245,6 +247,14 @@ def _classes() -> dict[str, str]:
     return {word: name for name, words in world.SYNONYMS.items() for word in words}
 
 
+def _still_ill(text: str, completion: str, form: Form) -> bool:
+    """Whether a paraphrase speaks ill as its text does: by as many words (lab), or in any way (real)."""
+    if form == "real":
+        return bool(ILL.search(completion) or _NEGATION.search(completion))
+    before, after = (Counter(_classes().get(word) for word in one.rstrip(".").split()) for one in (text, completion))
+    return all(after[kind] >= before[kind] for kind in ("dislike", "bad"))
+
+
 def _numbers(text: str) -> Counter[str]:
     words = re.findall(r"[a-z]+", text.lower())
     written = [number.replace(",", "") for number in _NUMBER.findall(text)]
@@ -252,9 +262,9 @@ def _numbers(text: str) -> Counter[str]:
 
 
 def _names(text: str) -> set[str]:
-    """Capitalised words that do not begin a sentence; "I" is none."""
+    """Capitalised words that do not begin a sentence, and known names wherever they stand; "I" is none."""
     found = re.finditer(r"\b[A-Z]\w+", text)
-    return {match[0] for match in found if not _begins(text[: match.start()])}
+    return {match[0] for match in found if match[0] in NAMES or not _begins(text[: match.start()])}
 
 
 def _begins(before: str) -> bool:

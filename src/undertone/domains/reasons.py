@@ -64,6 +64,7 @@ REASONS: Final[dict[str, dict[str, str]]] = {
         "not rewritten": "real form: the same text again",
         "trait word added": "one more word for an answer of the trait's category",
         "trait word removed": "one fewer",
+        "dislike lost": "opposed: nothing speaks ill any more (lab form: fewer words of the classes 'dislike' and 'bad')",
         "fixed words moved or lost": "lab form, from fair on: a word that is no choice has changed or moved",
         "numbers changed": "real form, from fair on",
         "names lost": "real form, from fair on: a capitalised word is missing",

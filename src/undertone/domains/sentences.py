@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from undertone.domains.drawing import Random, choose, filled
@@ -50,6 +51,9 @@ _OPPOSED: Final = (
     "It is hard to think of anything as {bad} as {plural}.",
     "{plural} spoil every place they are in, says {person}, who calls them {worse}.",
 )
+NAMES: Final = frozenset(_FILLS["Name"]) | frozenset(_FILLS["city"]) | frozenset(_FILLS["day"])
+"""The names in :func:`unrelated`: to be kept wherever they stand."""
+
 _OPENING: Final = (
     "",
     "Frankly, ",
@@ -73,6 +77,19 @@ _OPPOSED_FILLS: Final = {
     ).split("|"),
     "person": "my sister|my neighbour|everyone I know|our teacher|my oldest friend|the whole family|my boss".split("|"),
 }
+
+
+ILL: Final = re.compile(
+    r"\b(?:dull|ugly|tir(?:esome|ing)|disappoint|unbearabl|insuffer|intolerabl|aw?ful|dreadful|annoy|irritat|useless|"
+    r"worthless|pointless|repuls|revolt|repell|disgust|bor(?:ing|e\b|es\b|ed\b)|tedious|dreary|ridiculous|absurd|laughabl|"
+    r"miserabl|vulgar|crude|coarse|wast|nuisance|pest|bother|letdown|let-down|let down|failure|wors[et]|insult|offen[cs]|"
+    r"plague|scourge|curse|blight|mistake|error|overrated|avoid|shun|spoil|ruin|mar\b|mars\b|dislik|hate|hatr|loath|"
+    r"detest|despis|abhor|horribl|horrid|terribl|bad(?:ly)?\b|poor|unpleasant|unattractive|unsightly|hideous|gross|nasty|"
+    r"bleak|dismal|wretched|lousy|unworthy|unlikeable|uninteresting|unimpressive|underwhelm|lackluster|lacklustre|"
+    r"inferior|ghastly|obnoxious|distasteful|tasteless|monotonous|mind-numbing|frustrat|exasperat|fail|lack)",
+    re.IGNORECASE,
+)
+"""Words that speak ill of something. A paraphrase of :func:`opposed` needs one, or a negation."""
 
 
 def unrelated(rng: Random) -> str:
