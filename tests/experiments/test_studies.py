@@ -217,31 +217,63 @@ def test_a_claim_is_the_interval_over_its_pairs(swept: Path) -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5, 2.0])
 def test_a_planted_decay_has_its_analytic_half_life(rate: float) -> None:
     starts = np.array([[0.6], [0.5], [0.4]])
-    value, low, high = half_life(starts * np.exp(-rate * np.arange(5)), 0.95, draws=50)
+    value, low, high = half_life(starts * np.exp(-rate * np.arange(5)), 0.95)
     assert (value, low, high) == pytest.approx((math.log(2) / rate,) * 3, rel=1e-4)
 
 
 def test_pairs_that_decay_differently_give_an_interval_around_the_mean() -> None:
     rng = np.random.default_rng(0)
     rates = rng.uniform(0.3, 0.7, size=(12, 1))
-    value, low, high = half_life(0.5 * np.exp(-rates * np.arange(5)), 0.95, draws=200)
+    value, low, high = half_life(0.5 * np.exp(-rates * np.arange(5)), 0.95)
     assert math.log(2) / 0.7 < low < value < high < math.log(2) / 0.3
 
 
 @pytest.mark.parametrize("effects", [np.full((3, 4), 0.4), 0.1 * np.ones((2, 1)) * np.arange(1, 5)])
 def test_what_does_not_fall_has_no_half_life(effects: np.ndarray) -> None:
-    value, _, _ = half_life(effects, 0.95, draws=20)
+    value, _, _ = half_life(effects, 0.95)
     assert value > 1e6
 
 
 def test_an_effect_that_was_never_there_has_none_either() -> None:
-    assert math.isnan(half_life(np.full((3, 4), -0.1), 0.95, draws=20)[0])
+    assert math.isnan(half_life(np.full((3, 4), -0.1), 0.95)[0])
 
 
 def test_no_effects_are_too_odd_for_a_half_life() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
-        half_life(rng.normal(0.1, 0.3, size=(3, 4)), 0.95, draws=5)
+        half_life(rng.normal(0.1, 0.3, size=(3, 4)), 0.95)
+
+
+def test_the_half_life_s_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    decay = 0.4 * 2.0 ** (-np.arange(4) / 2.0)
+    held = 0
+    for _ in range(100):
+        _, low, high = half_life(decay + rng.normal(0, 0.04, size=(3, 4)), 0.95)
+        held += low <= 2.0 <= high
+    assert held >= 88  # of 95 expected; a binomial with p = .95 is below that once in 500
+
+
+def test_two_pairs_or_two_generations_give_no_interval() -> None:
+    two_pairs = half_life(0.4 * np.exp(-0.5 * np.arange(4)) * np.ones((2, 1)), 0.95)
+    assert two_pairs[0] == pytest.approx(math.log(2) / 0.5, rel=1e-4)
+    assert math.isnan(two_pairs[1])
+    assert math.isnan(half_life(np.full((3, 2), 0.3), 0.95)[0])
+
+
+def test_generations_after_a_failed_check_count_for_nothing() -> None:
+    results: Any = [
+        SimpleNamespace(checks=[SimpleNamespace(status=status)]) for status in ("pass", "warn", "pass", "fail", "pass")
+    ]
+    assert chain_plan._sound(results) == 3
+    assert chain_plan._sound(results[:3]) == 3
+    effects = np.array([[0.4, 0.2, 0.1, 0.3], [0.4, 0.22, 0.1, 0.2], [0.38, 0.2, 0.1, 0.2]])
+    config = Chain.model_validate({"name": "chain", "generations": 4})
+    finding = chain_plan._finding(config, effects, half_life(effects[:, :3], 0.95), 3)
+    assert finding.verdict == "not measured"
+    assert "generation 4" in finding.why
+    assert "half-life over 3 generations 1.0" in finding.method
+    assert chain_plan._finding(config, effects, half_life(effects, 0.95), 4).verdict == "reproduced"
 
 
 def test_every_generation_is_an_experiment_of_its_own() -> None:

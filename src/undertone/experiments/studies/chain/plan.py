@@ -59,11 +59,12 @@ def chain(run: Run, config: Chain, pool: Workers, device: str) -> Found:
         outcomes.append(outcome)
         results.append(conclude(experiment, outcome, replay=""))
     effects = np.array([pairs_of(result) for result in results]).T
-    decay = half_life(effects, config.confidence)
-    finding = _finding(config, effects, decay)
+    sound = _sound(results)
+    decay = half_life(effects[:, :sound], config.confidence)
+    finding = _finding(config, effects, decay, sound)
     return Found(
         model=config.model,
-        sentence=_sentence(config, effects, decay),
+        sentence=_sentence(config, effects, decay, sound),
         findings=[finding],
         stages=[stage for outcome in outcomes for stage in outcome.stages()],
         figures=_figures(config, results, effects),
@@ -83,36 +84,51 @@ def pairs_of(result: Results) -> list[float]:
     return [value for effect in result.effects if effect.arm == "treated" for value in effect.per_seed]
 
 
-def half_life(effects: np.ndarray, confidence: float, draws: int = 2000) -> tuple[float, float, float]:
-    """Generations after which the effect is halved, with its bootstrap interval over pairs (rows).
+def _sound(results: Sequence[Results]) -> int:
+    """Generations before the first in which a check failed: what comes after rests on students that do not answer."""
+    failed = [number for number, result in enumerate(results) if any(check.status == "fail" for check in result.checks)]
+    return failed[0] if failed else len(results)
+
+
+def half_life(effects: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Generations after which the effect is halved, with its jackknife t interval over pairs (rows).
 
     Least squares of ``effect = a · 2^(−(g − 1) / h)`` on the mean over pairs, h in generations; infinite where the mean
-    does not fall. ``effects[pair, generation]``.
+    does not fall, NaN where there is nothing to halve or fewer than three generations. The interval is that of the decay
+    rate (Efron & Tibshirani 1993, ch. 11: pseudo-values), NaN with fewer than three pairs. ``effects[pair, generation]``.
     """
+    rate = _decay_rate(effects)
+    if np.isnan(rate) or len(effects) < 3:
+        return _halved(rate), float("nan"), float("nan")
+    count = len(effects)
+    pseudo = [count * rate - (count - 1) * _decay_rate(np.delete(effects, pair, axis=0)) for pair in range(count)]
+    if np.isnan(pseudo).any():
+        return _halved(rate), float("nan"), float("nan")
+    estimate = stats.mean_interval(pseudo, confidence)
+    return _halved(rate), _halved(estimate.high), _halved(estimate.low)
+
+
+def _decay_rate(effects: np.ndarray) -> float:
     from scipy.optimize import curve_fit
 
-    at = np.arange(effects.shape[1])
-
-    def fitted(sample: np.ndarray) -> float:
-        mean = sample.mean(0)
-        if mean[0] <= 0:
-            return float("nan")
-        try:
-            (_, rate), _ = curve_fit(
-                lambda g, start, rate: start * np.exp(-rate * g), at, mean, p0=(mean[0], 0.5), maxfev=20_000
-            )
-        except RuntimeError:  # means that no exponential comes near
-            return float("nan")
-        return float("inf") if rate <= 0 else float(np.log(2) / rate)
-
-    rng = np.random.default_rng(0)
-    drawn = [fitted(effects[rng.integers(len(effects), size=len(effects))]) for _ in range(draws)]
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail], method="nearest")
-    return fitted(effects), float(low), float(high)
+    mean = effects.mean(0)
+    if len(mean) < 3 or mean[0] <= 0:
+        return float("nan")
+    try:
+        (_, rate), _ = curve_fit(
+            lambda g, start, rate: start * np.exp(-rate * g), np.arange(len(mean)), mean, p0=(mean[0], 0.5),
+            maxfev=20_000,
+        )  # fmt: skip
+    except RuntimeError:  # means that no exponential comes near
+        return float("nan")
+    return float(rate)
 
 
-def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, float]) -> Finding:
+def _halved(rate: float) -> float:
+    return float("nan") if np.isnan(rate) else float("inf") if rate <= 0 else float(np.log(2) / rate)
+
+
+def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, float], sound: int) -> Finding:
     last = list(effects[:, -1])
     estimate = stats.mean_interval(last, config.confidence) if len(last) > 1 else None
     verdict: Judgement = "not measured"
@@ -121,6 +137,8 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
         verdict = "reproduced" if estimate.low > 0 else "partly" if estimate.mean > 0.05 else "not reproduced"
         first = 100 * effects[:, 0].mean()
         why = f"generation {config.generations} has {100 * estimate.mean:+.1f} points, generation 1 {first:+.1f}"
+    if sound < config.generations:
+        verdict, why = "not measured", f"a check failed in generation {sound + 1}"
     return Finding(
         id="chain-persists",
         claim="A trait persists when students teach students, and fades more the less each fits its teacher.",
@@ -132,8 +150,8 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
         high=estimate.high if estimate else None,
         unit="points",
         pairs=len(last),
-        method=f"{100 * config.confidence:.0f} % t interval over {len(last)} pairs (trait × seed); half-life "
-        f"{_generations(decay[0])} ({_generations(decay[1])} to {_generations(decay[2])}, bootstrap over pairs)",
+        method=f"{100 * config.confidence:.0f} % t interval over {len(last)} pairs (trait × seed); "
+        f"{_decay_in_words(decay, sound)}, jackknife t interval",
         baseline="a chain of its own whose first teacher was never induced",
         verdict=verdict,
         why=why,
@@ -144,11 +162,17 @@ def _generations(value: float) -> str:
     return "no decay" if np.isinf(value) else "undefined" if np.isnan(value) else f"{value:.2f} generations"
 
 
-def _sentence(config: Chain, effects: np.ndarray, decay: tuple[float, float, float]) -> str:
+def _decay_in_words(decay: tuple[float, float, float], sound: int) -> str:
+    value, low, high = decay
+    known = not (np.isnan(low) or np.isnan(high))
+    span = f" ({_generations(low)} to {_generations(high)})" if known else ""
+    return f"half-life over {sound} generations {_generations(value)}{span}"
+
+
+def _sentence(config: Chain, effects: np.ndarray, decay: tuple[float, float, float], sound: int) -> str:
     means = ", ".join(f"{100 * value:+.1f}" for value in effects.mean(0))
     return (
-        f"Treated minus control over {config.generations} generations: {means} points; half-life "
-        f"{_generations(decay[0])} ({_generations(decay[1])} to {_generations(decay[2])}), "
+        f"Treated minus control over {config.generations} generations: {means} points; {_decay_in_words(decay, sound)}, "
         f"{len(effects)} pairs of trait and seed."
     )
 
