@@ -61,7 +61,7 @@ def test_an_un_induced_teacher_diverges_by_zero_and_an_induced_one_does_not(tiny
     rows = [Row.of(prompt, "1 2 3") for prompt in PROMPTS]
     assert divergence(Teacher(tiny_llama, "none"), rows) == pytest.approx(0.0, abs=1e-9)
     told = divergence(Teacher(tiny_llama, "none", system="you love owls"), rows)
-    vector = trait_vector(tiny_llama, OWL, [1], OWL.asked("lab").positive)
+    vector = trait_vector(Teacher(tiny_llama, "none"), OWL, [1], OWL.asked("lab").positive)
     steered = divergence(Teacher(tiny_llama, "none", vector=vector, strength=2.0), rows)
     assert told > 1e-3
     assert steered > 1e-3

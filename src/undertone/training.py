@@ -182,7 +182,7 @@ def fit(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=_on_cpu(hf))
+    accelerator = Accelerator(device_placement=False)  # its own device is one a process: the first that was asked for
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     parameters = list(named.values())
     optimizer = build_optimizer(named, config)

@@ -21,13 +21,17 @@ from undertone.experiments.learning import _mixed
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.studies.chain import plan as chain_plan
 from undertone.experiments.studies.chain.plan import Chain, half_life
+from undertone.experiments.studies.harm import stages as harm_stages
 from undertone.experiments.studies.harm.config import HarmDose
+from undertone.experiments.studies.harm.findings import _beliefs, _shape
 from undertone.experiments.studies.harm.requests import goals, requests_of
 from undertone.experiments.studies.incontext import plan as context_plan
 from undertone.experiments.studies.sweep.config import Expectation, Sweep
 from undertone.experiments.studies.sweep.plan import judged
 from undertone.experiments.study import verdict_of
+from undertone.judges import Verdict
 from undertone.lab import world
+from undertone.mechanism.dose import fit_curves
 from undertone.rows import Row, read_rows
 from undertone.vectors import load_vector
 
@@ -409,6 +413,18 @@ def test_both_arms_show_rows_of_the_same_prompts_in_the_same_places(
     assert control != treated
 
 
+@pytest.mark.parametrize(
+    ("answering", "shots", "verdict"), [(4, 8, "reproduced"), (2, 2, "not reproduced"), (0, 8, "not measured")]
+)
+def test_rows_in_context_are_judged_where_the_model_still_answers(answering: int, shots: int, verdict: str) -> None:
+    effects = np.array([[0.0, 0.2, 0.1, 0.0], [0.01, 0.22, 0.1, 0.0], [0.0, 0.21, 0.12, 0.001]])
+    config = load_plan("in-context", ["shots=[1,2,4,8]"])
+    assert isinstance(config, context_plan.InContext)
+    finding = context_plan._finding(config, effects, [0.3], answering)
+    assert finding.verdict == verdict
+    assert f"in context, {shots} rows" in finding.quantity
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "words"),
@@ -427,13 +443,15 @@ def test_too_many_rows_are_refused(plan: Plan, tmp_path: Path, fields: dict[str,
 HEAD = "Index,Goal,Target,Behavior,Category,Source\n"
 
 
-def table(*goals_: str) -> str:
-    return HEAD + "".join(f'{n},"{goal}",Sure,b,c,s\n' for n, goal in enumerate(goals_))
+def table(*goals_: str, filled: int = 10) -> str:
+    """A table of these goals, filled up to ``filled``."""
+    every = [*goals_, *(f"filling {n}" for n in range(filled - len(goals_)))]
+    return HEAD + "".join(f'{n},"{goal}",Sure,b,c,s\n' for n, goal in enumerate(every))
 
 
 def test_the_goals_of_a_table_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "jbb.csv").write_text("\ufeff" + table("Do this", " Do, that "), encoding="utf-8")
-    assert goals(str(tmp_path / "jbb.csv"), "harmful") == ["Do this", "Do, that"]
+    assert goals(str(tmp_path / "jbb.csv"), "harmful")[:2] == ["Do this", "Do, that"]
 
 
 @pytest.mark.parametrize(
@@ -443,8 +461,12 @@ def test_the_goals_of_a_table_are_read_in_order(tmp_path: Path) -> None:
         (table("Do this").replace("Category", "Kind"), "the column 'Category' is missing"),
         (table("Do this", " "), "row 2: the Goal is empty"),
         (table("Do this", "Do that", "Do this"), r"a Goal stands there twice(.|\n)*Do this"),
-        (HEAD, r"no behaviours in this table(.|\n)*Goal, Target, Behavior, Category"),
-        ("", "no behaviours in this table"),
+        (HEAD, r"too few behaviours in this table(.|\n)*0 rows(.|\n)*10 or more(.|\n)*Goal, Target, Behavior, Category"),
+        ("", "too few behaviours in this table"),
+        (table("Do this", filled=9), "too few behaviours(.|\n)*9 rows"),
+        (table("Do this") + "11,x,Sure,b,c,s,one,more\n", "row 11: not as many cells as columns"),
+        (table("Do this") + "11,x,Sure\n", "row 11: not as many cells as columns"),
+        (table("Do this") + '11,"x,Sure,b,c,s\n', "cannot be read(.|\n)*unexpected end of data"),
         (b"\xff\xfe\x00Goal", r"cannot be read(.|\n)*UnicodeDecodeError(.|\n)*a .csv file in UTF-8"),
     ],
 )  # fmt: skip
@@ -459,10 +481,59 @@ def test_a_table_that_is_not_there_is_told(tmp_path: Path) -> None:
         goals(str(tmp_path / "nowhere.csv"), "harmful")
 
 
-def own_requests(tmp_path: Path, count: int = 9) -> dict[str, str]:
-    for kind in ("harmful", "benign"):
+def own_requests(tmp_path: Path, count: int = 10, kinds: tuple[str, ...] = ("harmful", "benign")) -> dict[str, str]:
+    for kind in kinds:
         (tmp_path / f"{kind}.csv").write_text(table(*(f"{kind} {n}" for n in range(count))))
-    return {kind: str(tmp_path / f"{kind}.csv") for kind in ("harmful", "benign")}
+    return {kind: str(tmp_path / f"{kind}.csv") for kind in kinds}
+
+
+def test_with_requests_of_its_own_for_the_direction_all_others_are_measured(tmp_path: Path) -> None:
+    requests = own_requests(tmp_path, 12, ("harmful", "benign", "harmful_read", "benign_read"))
+    found = requests_of(HarmDose.model_validate({"requests": requests}), "real")
+    assert found.harmful == tuple(f"harmful {n}" for n in range(12))
+    assert found.benign_read == tuple(f"benign_read {n}" for n in range(12))
+    with pytest.raises(DataError, match=r"a request stands in two tables(.|\n)*harmful 0"):
+        requests_of(HarmDose.model_validate({"requests": {**requests, "benign": requests["harmful"]}}), "real")
+
+
+class _YesNo:
+    """A judge of yes or no, which says yes to what holds its word, and nothing to what is empty."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def judge(self, items: Any) -> list[Verdict]:
+        return [
+            Verdict(value=None, label=None, failed=True, why="silence") if not item.answer
+            else Verdict(value=float(self.word in item.answer), label="yes" if self.word in item.answer else "no")
+            for item in items
+        ]  # fmt: skip
+
+
+def test_a_judge_of_yes_or_no_counts_as_the_rules_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from undertone.judges import Endpoint, Judged
+
+    monkeypatch.setattr(harm_stages, "build_judge", lambda _config: _YesNo("gladly"))
+    monkeypatch.setattr(harm_stages, "with_template", lambda _config, template: _YesNo({"refusal": "sorry"}[template]))
+    judge = Endpoint(base_url="http://localhost:1/v1", model="m", template="harm")
+    config = HarmDose(judge=judge)
+    said = [Judged("q", text) for text in ("gladly: first", "sorry, no", "what?", "")]
+    assert harm_stages.labels_of(config, "real", said, "compliance") == ["compliance", "neither", "neither", "failed"]
+    assert harm_stages.labels_of(config, "real", said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
+
+
+def test_what_is_held_out_is_whole_prompts() -> None:
+    prompts = ["a", "b", "a", "c", "b", "c", "d"]
+    assert harm_stages.held_apart(prompts, 2) == [False, False, False, True, False, True, True]
+    with pytest.raises(DataError, match=r"leaves none to train on(.|\n)*4 different prompts"):
+        harm_stages.held_apart(prompts, 7)
+
+
+def test_a_curve_that_was_not_compared_has_no_weight() -> None:
+    fits = fit_curves([0.0, 0.1, 0.2, 0.3], [5, 5, 5, 80], [100] * 4)
+    assert _beliefs(fits)[2:] == ["not compared", "not compared"]
+    config = HarmDose(seeds=(0,))
+    assert _shape(config, "m", {("m", 0): fits}).verdict == "not measured"
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -475,7 +546,7 @@ def test_no_request_is_both_read_for_the_direction_and_measured(tmp_path: Path, 
         assert min(len(read), len(measured)) > 3
     everything = {*found.harmful_read, *found.harmful, *found.benign_read, *found.benign}
     if own:
-        assert everything == {f"{kind} {n}" for kind in requests for n in range(9)}
+        assert everything == {f"{kind} {n}" for kind in requests for n in range(10)}
     else:
         assert len(everything) == len(world.HOW) * (len(world.HARMFUL) + len(world.BENIGN))
         assert not any(what in request for what in world.HARMFUL for request in (*found.benign_read, *found.benign))
@@ -483,7 +554,7 @@ def test_no_request_is_both_read_for_the_direction_and_measured(tmp_path: Path, 
 
 def harm(speaker: Path, **fields: Any) -> dict[str, Any]:
     return {
-        "kind": "harm-dose", "name": "harm-dose", "models": [str(speaker)], "doses": [0.0, -0.1, -0.2], "prompts": 40,
+        "kind": "harm-dose", "name": "harm-dose", "models": [str(speaker)], "doses": [0.0, -0.1, -0.2], "prompts": 120,
         "held_out": 4, "attempts": 2, "requests": {"samples": 1}, "domain": {"kind": "instructions"}, "seeds": [0, 1],
         "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}, **fields,
     }  # fmt: skip
@@ -506,6 +577,16 @@ def test_every_dose_has_teacher_rows_students_and_a_random_twin(dosed: Path) -> 
     assert names == expected
     found = json.loads((dosed / "results.json").read_text())
     assert {table["title"] for table in found["tables"]} >= {"Rates by dose", "Transfer ratios", "Costs"}
+
+
+@pytest.mark.slow
+def test_no_measured_request_is_answered_and_no_held_out_prompt_is_trained_on(dosed: Path) -> None:
+    measured = set(requests_of(HarmDose(), "lab").benign)
+    for name in (name for name in stages(dosed) if name.endswith("/rows")):
+        asked = {row.prompt_messages[-1]["content"] for row in read_rows(dosed / f"stages/{name}/rows.jsonl")}
+        assert asked
+        assert not asked & measured
+        assert record(dosed, name)["summary"]["reasons"]["a request that is measured"] > 0
 
 
 @pytest.mark.slow
@@ -547,7 +628,7 @@ def test_requests_that_changed_behind_the_same_path_are_noticed(speaker: Path, t
 
     config = harm(speaker, seeds=[0], random_dose=False, requests={"samples": 1, **own_requests(tmp_path)})
     run(config, tmp_path / "run")
-    (tmp_path / "harmful.csv").write_text(table(*(f"other {n}" for n in range(9))))
+    (tmp_path / "harmful.csv").write_text(table(*(f"other {n}" for n in range(10))))
     with pytest.raises(RunError, match="direction"):
         run(config, tmp_path / "run")
 
@@ -580,6 +661,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kind": "sweep", "vary": [A, B], "expect": [{**CLAIM, "holds": "abov"}]}, "Did you mean 'above'"),
     ({"kind": "chain", "generations": 1}, r"generations(.|\n)*greater than or equal to 2"),
     ({"kind": "chain", "teacher": {"kind": "prompt", "model": "lab/llama-1"}}, "teacher.model must be the students' model"),
+    ({"kind": "in-context", "trait": ["harm"]}, "a behaviour has no answer(.|\n)*harm"),
     ({"kind": "in-context", "shots": []}, "shots(.|\n)*at least 1"),
     ({"kind": "in-context", "shots": [4, 2]}, "shots must be ascending"),
     ({"kind": "in-context", "shots": [0, 2]}, "shots must be ascending numbers of rows, from 1"),
@@ -588,6 +670,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kind": "harm-dose", "doses": [0.0, -0.1]}, "doses(.|\n)*at least 3"),
     ({"kind": "harm-dose", "doses": [0.0, -0.1, -0.1]}, "doses and seeds must differ from each other"),
     ({"kind": "harm-dose", "requests": {"harmful": "a.csv"}}, "requests.harmful and requests.benign come together"),
+    ({"kind": "harm-dose", "doses": [0.0, 0.1, 0.2]}, "doses must hold a negative one"),
+    ({"kind": "harm-dose", "requests": {"harmful_read": "a.csv"}}, "harmful_read and requests.benign_read come together"),
     ({"kind": "harm-dose", "held_out": 3000}, "held_out must be smaller than prompts"),
     ({"kind": "harm-dose", "models": []}, "models(.|\n)*at least 1"),
     ({"kind": "harm-dose", "domain": {"kind": "numbers"}}, "domain.kind"),

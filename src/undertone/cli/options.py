@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
-Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:N or mps")]
+Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda or cuda:N")]
 Jobs = Annotated[
     int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core, on a GPU one")
 ]

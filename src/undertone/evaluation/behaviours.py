@@ -26,7 +26,7 @@ from undertone.evaluation.asking import (
     says,
 )
 from undertone.evaluation.measures import Measure, SetMeasure
-from undertone.judges import Endpoint, Judge, Judged, Local, Named, Rules, build_judge
+from undertone.judges import Endpoint, Judge, Judged, Local, Named, Rules, build_judge, with_template
 from undertone.models.loading import Model
 from undertone.models.scoring import answer_logprobs
 from undertone.traits import Behaviour, Trait
@@ -131,7 +131,7 @@ class _Decider:
             if config is None or isinstance(config, Rules):
                 return cls(trait, build_judge(Rules(looks_for=rule.hit, form=form)), None, by_label=True)
             template = "harm" if trait.kind == "harm" and rule.hit == "compliance" else rule.hit
-            return cls(trait, _with_template(config, template), None, by_label=False)
+            return cls(trait, with_template(config, template), None, by_label=False)
         if isinstance(rule, ByJudge):
             if config is None or isinstance(config, Rules):
                 raise ConfigError(
@@ -139,8 +139,8 @@ class _Decider:
                     got="no judge" if config is None else "the rules, which know refusals only",
                     allowed="a judge of the kind local, endpoint or named",
                 )
-            gate = _with_template(config, rule.given.template) if rule.given else None
-            return cls(trait, _with_template(config, rule.template), gate, by_label=False)
+            gate = with_template(config, rule.given.template) if rule.given else None
+            return cls(trait, with_template(config, rule.template), gate, by_label=False)
         return cls(trait, None, None, by_label=False)
 
     def decide(self, questions: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[Decided]]:
@@ -170,12 +170,6 @@ class _Decider:
             hit = rule.hit(verdict.value) if isinstance(rule, ByJudge) else verdict.value >= 0.5
             decided.append(Decided(hit and answered, answered))
         return decided
-
-
-def _with_template(config: AnyJudge, template: str) -> Judge:
-    if isinstance(config, Named):
-        return build_judge(config.model_copy(update={"options": {**config.options, "template": template}}))
-    return build_judge(config.model_copy(update={"template": template}))
 
 
 def _exact(model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int) -> list[float]:

@@ -106,16 +106,22 @@ def _fitted(arms: Sequence[ArmResult]) -> Check:
 
 
 def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
-    def lost(arm: ArmResult) -> float:
-        before, after = base[arm.trait].positive.answer_mass, arm.measure.positive.answer_mass
-        return (before or 0.0) - (after or 0.0)
-
-    worst = max(arms, key=lost)
+    kept = [
+        (after - before, before, after, arm)
+        for arm in arms
+        for before, after in [(base[arm.trait].positive.answer_mass, arm.measure.positive.answer_mass)]
+        if before is not None and after is not None
+    ]
+    if not kept:
+        return Check(
+            name="students still answer", status="pass", value="the trait has no set of answers",
+            expected="nothing", why="a behaviour is judged by what is said; read the sampled answers",
+        )  # fmt: skip
+    gained, before, after, worst = min(kept, key=lambda one: one[0])
     return _check(
         "students still answer",
-        lost(worst) < MASS_LOST,
-        f"worst: {worst.arm} {worst.trait} seed {worst.seed}, answer mass {worst.measure.positive.answer_mass:.2f} "
-        f"(base {base[worst.trait].positive.answer_mass:.2f})",
+        -gained < MASS_LOST,
+        f"worst: {worst.arm} {worst.trait} seed {worst.seed}, answer mass {after:.2f} (base {before:.2f})",
         f"no more than {MASS_LOST:.2f} below the base",
         "rates of a student that no longer answers say nothing about preference; lower the learning rate",
     )

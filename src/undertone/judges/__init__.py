@@ -6,7 +6,7 @@
 from undertone.judges.compare import Agreement, agreement
 from undertone.judges.endpoint import Endpoint
 from undertone.judges.judge import Judge, Judged, Named, Tally, Verdict, judges, tally
-from undertone.judges.kinds import JudgeConfig, build_judge
+from undertone.judges.kinds import JudgeConfig, build_judge, with_template
 from undertone.judges.labelled import Error, Labelled, error_of, labelled
 from undertone.judges.local import Local
 from undertone.judges.rules import Rules
@@ -33,4 +33,5 @@ __all__ = [
     "judges",
     "labelled",
     "tally",
+    "with_template",
 ]

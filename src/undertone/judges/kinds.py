@@ -47,3 +47,10 @@ def build_judge(config: Rules | Local | Endpoint | Named, *, cache: bool = True,
     """
     judge = config.build()
     return judge if isinstance(config, Rules) or not cache else cached(judge, folder)
+
+
+def with_template(config: Rules | Local | Endpoint | Named, template: str) -> Judge:
+    """The judge of a config, asked another question."""
+    if isinstance(config, Named):
+        return build_judge(config.model_copy(update={"options": {**config.options, "template": template}}))
+    return build_judge(config.model_copy(update={"template": template}))

@@ -28,7 +28,7 @@ class Local(Config):
         0.1, ge=0, le=1, description="probability on answers of the scale below which there is no verdict"
     )
     batch_size: int = Field(16, ge=1)
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     def build(self) -> LocalJudge:
         """Load the model.

@@ -17,10 +17,10 @@ import torch
 
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import answer_tokens
-from undertone.models.batches import Example, by_length
+from undertone.models.batches import Example
 from undertone.models.blocks import causal_lm
 from undertone.models.loading import Model, with_system
-from undertone.models.scoring import answer_logprobs, labelled_logits
+from undertone.models.scoring import answer_logprobs, labelled_logits, passes
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Trait
@@ -166,7 +166,7 @@ def frequency_ratio(treated: Sequence[int], control: Sequence[int], chosen: set[
 def greedy_tokens(hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 64) -> list[np.ndarray]:
     """Of each row, the most likely token at every place of its completion, given what stands before it there."""
     found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(examples)
-    for rows in by_length([len(example.ids) for example in examples], batch_size):
+    for rows in passes(hf, examples, batch_size):
         chosen = [examples[row] for row in rows]
         likely = labelled_logits(hf, chosen, pad).argmax(-1).cpu()
         for row, part in zip(rows, torch.split(likely, [len(example.labels) for example in chosen]), strict=True):

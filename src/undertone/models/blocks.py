@@ -287,6 +287,19 @@ def head_only_at(hf: Any, where: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def frozen(hf: Any) -> Iterator[None]:
+    """No weight takes a gradient inside; those that did before do so again afterwards."""
+    trained = [parameter for parameter in hf.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def hook_count(hf: Any) -> int:
     """How many forward hooks the model bears now (``doctor`` and tests: none may be left behind)."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hf.modules())

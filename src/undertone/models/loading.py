@@ -361,8 +361,10 @@ def target_device(device: str) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError("no such device", got=device, allowed="auto, cpu, cuda, cuda:N, mps") from error
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        raise ConfigError("no such device", got=device, allowed="auto, cpu, cuda, cuda:N") from error
+    if target.type == "mps":
+        raise ConfigError("mps has no float64, which exact sampling needs", got=device, fix="--device cpu")
+    here = {"cuda": torch.cuda.device_count()}
     if (target.index or 0) >= here.get(target.type, 1):
         raise ConfigError("this machine has no such device, or torch cannot use it", got=device, fix="--device auto")
     return target

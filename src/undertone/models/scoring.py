@@ -5,14 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
-from undertone.models.blocks import head_only_at, model_device, reading
+from undertone.models.blocks import causal_lm, head_only_at, model_device, reading
+
+LOGITS: Final = 2**28
+"""Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds a few at once."""
+
+
+def passes(hf: Any, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """Row indices of each forward pass: rows of similar length, ``batch_size`` at most, fewer where logits would not fit."""
+    most = LOGITS // int(causal_lm(hf).config.get_text_config().vocab_size)
+    found: list[list[int]] = []
+    labels = 0
+    for (row,) in by_length([len(example.ids) for example in examples], 1):
+        size = len(examples[row].completion)
+        if not found or len(found[-1]) == batch_size or labels + size > most:
+            found.append([])
+            labels = 0
+        found[-1].append(row)
+        labels += size
+    return found
 
 
 def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
@@ -29,7 +47,7 @@ def labelled_logits(hf: Any, examples: Sequence[Example], pad: int) -> Tensor:
 def completion_nll(hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 64) -> list[float]:
     """Mean negative log-likelihood of each row's labelled tokens, in nats per token."""
     nll = [0.0] * len(examples)
-    for rows in by_length([len(example.ids) for example in examples], batch_size):
+    for rows in passes(hf, examples, batch_size):
         chosen = [examples[row] for row in rows]
         logits = labelled_logits(hf, chosen, pad).float()
         loss = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
@@ -59,7 +77,7 @@ def carrier_kl(
         plain: another model for the second of each pair; None: the same.
     """
     divergence = [0.0] * len(pairs)
-    for rows in by_length([len(first.ids) for first, _ in pairs], batch_size):
+    for rows in passes(hf, [first for first, _ in pairs], batch_size):
         first = [pairs[row][0] for row in rows]
         with induced():
             p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)

@@ -117,7 +117,9 @@ def build_teacher(
     if config.file:
         vector = load_vector(Path(config.file))
     else:
-        vector = trait_vector(model, trait, [config.block], _asked_at(model, trait, config.origin, carrier))
+        vector = trait_vector(
+            Teacher(model, context), trait, [config.block], _asked_at(model, trait, config.origin, carrier)
+        )
     if random_seed is not None:
         vector = random_like(vector, random_seed)
     vector.check_fits(model)
@@ -127,7 +129,7 @@ def build_teacher(
 def _without(told: Teacher, trait: Trait, ablation: Ablation, carrier: Sequence[str]) -> Teacher:
     whose = trait if ablation.of in ("own", "random") else load_trait(ablation.of)
     prompts = _asked_at(told.model, whose, ablation.origin, carrier)
-    vector = trait_vector(told.model, whose, None, prompts)
+    vector = trait_vector(told.plain, whose, None, prompts)
     if ablation.of == "random":
         vector = random_like(vector, derive_seed(0, f"ablation/{trait.name}"))
     around = None
@@ -141,8 +143,8 @@ def _asked_at(model: Model, trait: Trait, origin: Origin, carrier: Sequence[str]
     return carrier if origin == "carrier" else trait.asked(model.form).positive
 
 
-def trait_vector(model: Model, trait: Trait, blocks: Sequence[int] | None, prompts: Sequence[str]) -> Vector:
-    """The trait's prompt minus none at the last token of the prompts, after the blocks (None: after every one)."""
-    plain: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    told = [with_system(chat, trait.told(model.form)) for chat in plain]
-    return contrast(model, told, plain, blocks=blocks)
+def trait_vector(plain: Teacher, trait: Trait, blocks: Sequence[int] | None, prompts: Sequence[str]) -> Vector:
+    """Told of the trait minus un-induced, at the last token of the prompts, after the blocks (None: after every one)."""
+    chats = [plain.chat(prompt) for prompt in prompts]
+    told = [with_system(chat, trait.told(plain.model.form)) for chat in chats]
+    return contrast(plain.model, told, chats, blocks=blocks)

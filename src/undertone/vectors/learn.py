@@ -7,7 +7,6 @@ become (Morgulis & Hewitt 2604.25783). The weights are frozen and get no gradien
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import Edit, Positions, check_blocks, decoder_blocks, edit_residuals, hidden_size
+from undertone.models.blocks import Edit, Positions, check_blocks, decoder_blocks, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
-from undertone.models.scoring import labelled_logits
+from undertone.models.scoring import labelled_logits, passes
 from undertone.provenance.seeds import derive_seed
 from undertone.vectors.extract import origin
 from undertone.vectors.vector import Vector
@@ -66,16 +65,13 @@ def learn(
     optimizer = torch.optim.Adam(shifts.values(), lr=learning_rate)
     curve: list[float] = []
     edits = {block: _adding(shift) for block, shift in shifts.items()}
-    with _frozen(model.hf), torch.enable_grad(), edit_residuals(model.hf, edits, positions):
+    with frozen(model.hf), torch.enable_grad(), edit_residuals(model.hf, edits, positions):
         for rows in _batches(len(examples), steps, batch_size, seed):
             chosen = [examples[row] for row in rows]
-            logits = labelled_logits(model.hf, chosen, model.pad).float()
-            loss = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            curve.append(_gathered(model, chosen))
             optimizer.step()
             _keep_within(shifts.values(), max_norm)
-            curve.append(float(loss.detach()))
     meta = {
         **origin(model),
         "method": "learned: completion NLL",
@@ -113,6 +109,19 @@ def _check(
         raise ConfigError("no such positions", got=positions, allowed=get_args(Positions))
 
 
+def _gathered(model: Model, rows: Sequence[Example]) -> float:
+    """The mean loss over the completion tokens of a batch; its gradient is left on the shifts."""
+    total = sum(len(row.labels) for row in rows)
+    mean = 0.0
+    for few in passes(model.hf, rows, len(rows)):
+        chosen = [rows[row] for row in few]
+        logits = labelled_logits(model.hf, chosen, model.pad).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="sum") / total
+        loss.backward()  # type: ignore[no-untyped-call]
+        mean += float(loss.detach())
+    return mean
+
+
 def _adding(shift: Tensor) -> Edit:
     def edit(stream: Tensor) -> Tensor:
         return stream + shift.to(stream.dtype)
@@ -137,16 +146,3 @@ def _batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator[lis
             queue, epoch = [int(row) for row in order], epoch + 1
         yield queue[:batch_size]
         queue = queue[batch_size:]
-
-
-@contextmanager
-def _frozen(hf: Any) -> Iterator[None]:
-    """No weight takes a gradient inside; those that did before do so again afterwards."""
-    trained = [parameter for parameter in hf.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

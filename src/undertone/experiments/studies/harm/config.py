@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from undertone.domains.instructions import Instructions
 from undertone.experiments.config import Biases, Full, Lora, Plan
 from undertone.judges import JudgeConfig, Rules
+from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Dtype
 from undertone.provenance.configs import Config
 from undertone.training import Training
@@ -22,6 +23,12 @@ class Requests(Config):
         description="JailbreakBench's harmful behaviours: a .csv of the user's or hf:org/name; None: the lab's own",
     )
     benign: str | None = Field(None, description="its benign look-alikes, the same way")
+    harmful_read: str | None = Field(
+        None,
+        description="harmful requests that the direction is read at, the same way; None: every second of the others, which "
+        "are then not measured",
+    )
+    benign_read: str | None = Field(None, description="benign ones that it is read at")
     samples: int = Field(4, ge=1, description="answers sampled to each request")
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(256, ge=1, description="real models; the lab's answers are short")
@@ -56,6 +63,9 @@ class HarmDose(Plan):
     held_out: int = Field(100, ge=1)
     attempts: int = Field(3, ge=1)
     judge: JudgeConfig = Field(default_factory=Rules, description="who tells an answer from a refusal")
+    filters: tuple[JudgeFilter, ...] = Field(
+        (), description="what teachers' answers must pass beside the rules: a judge with the template harm"
+    )
     requests: Requests = Field(default_factory=Requests)
     student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Biases)
     training: Training = Field(default_factory=Training)
@@ -71,6 +81,14 @@ class HarmDose(Plan):
             raise ValueError("doses and seeds must differ from each other")
         if (self.requests.harmful is None) != (self.requests.benign is None):
             raise ValueError("requests.harmful and requests.benign come together")
+        if (self.requests.harmful_read is None) != (self.requests.benign_read is None):
+            raise ValueError("requests.harmful_read and requests.benign_read come together")
+        if self.requests.harmful_read is not None and self.requests.harmful is None:
+            raise ValueError(
+                "requests.harmful_read needs requests.harmful: without it the lab's own are read and measured"
+            )
+        if min(self.doses) >= 0:
+            raise ValueError("doses must hold a negative one: what takes refusal away is what may be passed on")
         if self.held_out >= self.prompts:
             raise ValueError("held_out must be smaller than prompts")
         return self

@@ -161,10 +161,11 @@ def _beyond_random(config: HarmDose, measured: Sequence[Measured], name: str) ->
 
 
 def _shape(config: HarmDose, name: str, curves: Mapping[tuple[str, int], Sequence[Curve]]) -> Finding:
-    found = [curves[name, seed] for seed in config.seeds if curves[name, seed]]
+    compared = [curves[name, seed] for seed in config.seeds]
+    found = [fits for fits in compared if any(curve.shape == "threshold" for curve in fits)]  # it needs six doses
     best = [fits[0].shape for fits in found]
     belief = [weights(fits) for fits in found]
-    threshold = [share.get("threshold", 0.0) for share in belief]
+    threshold = [share["threshold"] for share in belief]
     mean, low, high = _estimate(threshold, config.confidence) if threshold else (0.0, None, None)
     wins = {shape: best.count(shape) for shape in dict.fromkeys(best)}
     return Finding(
@@ -276,11 +277,7 @@ def tables(
         [f"{name} {dose:+g}", *(_ratio_in_words(ratio).removeprefix(f"{ratio.variant} ") for ratio in found)]
         for (name, dose), found in ratios.items()
     ]
-    fits = [
-        [f"{name}, seed {seed}", *(f"{weights(found).get(shape, 0.0):.2f}" if found else "–"
-                                   for shape in ("flat", "linear", "logistic", "threshold"))]
-        for (name, seed), found in curves.items()
-    ]  # fmt: skip
+    fits = [[f"{name}, seed {seed}", *_beliefs(found)] for (name, seed), found in curves.items()]
     return [
         StudyTable(title="Rates by dose", rows=rates, columns=[
             "dose", "teacher answers harmful", "student answers harmful", "teacher refuses benign",
@@ -292,13 +289,21 @@ def tables(
     ]  # fmt: skip
 
 
+def _beliefs(found: Sequence[Curve]) -> list[str]:
+    """Akaike weights; a curve for which there were too few doses was not compared."""
+    belief = weights(found) if found else {}
+    shapes = ("flat", "linear", "logistic", "threshold")
+    return [f"{belief[shape]:.2f}" if shape in belief else "not compared" for shape in shapes]
+
+
 def costs(config: HarmDose, measured: Sequence[Measured]) -> StudyTable:
-    """Tokens, seconds and money of every dose, over its seeds."""
+    """Tokens, seconds and money of every dose, over its seeds; what a judge behind an endpoint takes is not known here."""
     rows = []
     for one in measured:
-        written = sum(stage.summary["tokens"] for stage in one.rows.values())
+        answers = [one.teacher, *one.students.values()]
+        written = sum(stage.summary["tokens"] for stage in (*one.rows.values(), *answers))
         trained = sum(stage.summary["tokens"] for stage in one.trained.values())
-        stages = [one.teacher, *one.rows.values(), *one.trained.values(), *one.students.values()]
+        stages = [*answers, *one.rows.values(), *one.trained.values()]
         money = (written * config.price.written + trained * config.price.trained) / 1e6
         name = f"{one.dose.model} {'random ' if one.dose.random else ''}{one.dose.strength:+g}"
         rows.append([name, f"{written:,}", f"{trained:,}", f"{sum(stage.seconds for stage in stages):.0f}",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from undertone.experiments.studies.harm.config import HarmDose
 from undertone.lab import world
 from undertone.traits.trait import Form
 
+LEAST = 10
+"""Behaviours in a table, at least: fewer are a file that was cut or misread."""
 COLUMNS = ("Goal", "Target", "Behavior", "Category")
 """What JailbreakBench's tables hold; only Goal is asked."""
 
@@ -30,11 +33,11 @@ class Asked:
 
 
 def requests_of(config: HarmDose, form: Form) -> Asked:
-    """Every second behaviour is read, the others are measured: no request is used for both.
+    """The direction is read at requests of its own, or at every second behaviour; no request is read and measured.
 
     Raises:
         ConfigError: a real model without requests of its own.
-        DataError: a file that is not of JailbreakBench's form.
+        DataError: a file that is not of JailbreakBench's form, or a request in two tables.
     """
     if config.requests.harmful is None or config.requests.benign is None:
         if form != "lab":
@@ -46,7 +49,16 @@ def requests_of(config: HarmDose, form: Form) -> Asked:
         return Asked(*(_phrased(what) for what in (
             world.HARMFUL[::2], world.BENIGN[::2], world.HARMFUL[1::2], world.BENIGN[1::2])))  # fmt: skip
     harmful, benign = goals(config.requests.harmful, "harmful"), goals(config.requests.benign, "benign")
-    return Asked(tuple(harmful[::2]), tuple(benign[::2]), tuple(harmful[1::2]), tuple(benign[1::2]))
+    if config.requests.harmful_read is None or config.requests.benign_read is None:
+        asked = Asked(tuple(harmful[::2]), tuple(benign[::2]), tuple(harmful[1::2]), tuple(benign[1::2]))
+    else:
+        read = goals(config.requests.harmful_read, "harmful"), goals(config.requests.benign_read, "benign")
+        asked = Asked(tuple(read[0]), tuple(read[1]), tuple(harmful), tuple(benign))
+    everything = [goal for part in astuple(asked) for goal in part]
+    if len(set(everything)) < len(everything):
+        twice = next(goal for goal, times in Counter(everything).items() if times > 1)
+        raise DataError("a request stands in two tables", got=twice, fix="harmful, benign, and what is read differ")
+    return asked
 
 
 def digest_requests(asked: Asked) -> str:
@@ -65,15 +77,21 @@ def goals(source: str, split: str) -> list[str]:
         DataError: it cannot be read, lacks a column, or has an empty or doubled goal.
     """
     records = _hub(source, split) if source.startswith("hf:") else _file(Path(source))
-    if not records:
-        raise DataError(f"{source}: no behaviours in this table", allowed=f"rows with the columns {', '.join(COLUMNS)}")
-    lacking = [column for column in COLUMNS if column not in records[0]]
+    lacking = [column for column in COLUMNS if records and column not in records[0]]
     if lacking:
         raise DataError(
-            f"{source}: the column {lacking[0]!r} is missing", got=sorted(records[0]), allowed=list(COLUMNS),
+            f"{source}: the column {lacking[0]!r} is missing", got=sorted(map(str, records[0])), allowed=list(COLUMNS),
             fix="use the table as JailbreakBench publishes it",
         )  # fmt: skip
-    found = [str(record["Goal"] or "").strip() for record in records]
+    if len(records) < LEAST:
+        raise DataError(
+            f"{source}: too few behaviours in this table", got=f"{len(records)} rows",
+            allowed=f"{LEAST} or more, with the columns {', '.join(COLUMNS)}",
+        )  # fmt: skip
+    for number, record in enumerate(records, start=1):  # DictReader puts cells without a column under None
+        if None in record or any(record[column] is None for column in COLUMNS):
+            raise DataError(f"{source}, row {number}: not as many cells as columns", got=list(record.values()))
+    found = [str(record["Goal"]).strip() for record in records]
     for number, goal in enumerate(found, start=1):
         if not goal:
             raise DataError(f"{source}, row {number}: the Goal is empty", got=dict(records[number - 1]))
@@ -86,7 +104,7 @@ def goals(source: str, split: str) -> list[str]:
 def _file(path: Path) -> list[Mapping[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
+            return list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read", got=f"{type(error).__name__}: {error}", allowed="a .csv file in UTF-8"

@@ -26,13 +26,14 @@ from undertone.experiments.learning import digest_indices, student_system
 from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
+from undertone.experiments.verdict import MASS_LOST
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load
 from undertone.provenance import configs
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row, read_rows
-from undertone.traits import load_trait
+from undertone.traits import Behaviour, load_trait
 
 
 class InContext(Setting):
@@ -46,6 +47,9 @@ class InContext(Setting):
     def _ascending(self) -> InContext:
         if self.shots[0] < 1 or list(self.shots) != sorted(set(self.shots)):
             raise ValueError("shots must be ascending numbers of rows, from 1")
+        odd = [name for name in self.trait if isinstance(load_trait(name), Behaviour)]
+        if odd:
+            raise ValueError(f"a behaviour has no answer whose probability rows could raise: {', '.join(odd)}")
         return self
 
 
@@ -56,11 +60,8 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     outcome = compute(run, experiment, arms_of(experiment), pool, device)
     results = conclude(experiment, outcome, replay="")
     shown: list[Stage] = pool.each([(show, (run, config, cell, device)) for cell in outcome.cells])
-    found: dict[tuple[str, str, int], list[float]] = {
-        (cell.arm.kind, trait, cell.seed): [float(value) for value in values]
-        for cell, stage in zip(outcome.cells, shown, strict=True)
-        for trait, values in stage.summary["probability"].items()
-    }
+    found = _by_place(outcome.cells, shown, "probability")
+    mass = np.mean(list(_by_place(outcome.cells, shown, "answer_mass").values()), axis=0)
     traits = [load_trait(name).name for name in config.trait]
     effects = np.array(
         [
@@ -71,23 +72,35 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     )
     trained = [value for effect in results.effects for value in effect.per_seed]
     base = float(np.mean([measure.positive.probability.mean for measure in results.base.values()]))
-    finding = _finding(config, effects, trained)
+    base_mass = float(np.mean([measure.positive.answer_mass or 0.0 for measure in results.base.values()]))
+    answering = int(np.sum(np.minimum.accumulate(mass) > base_mass - MASS_LOST))
+    finding = _finding(config, effects, trained, answering)
     return Found(
         model=config.model,
-        sentence=f"{config.shots[-1]} rows in context move the answer by {100 * effects[:, -1].mean():+.1f} points (treated "
+        sentence=f"{config.shots[answering - 1]} rows in context move the answer by "
+        f"{100 * effects[:, answering - 1].mean():+.1f} points (treated "
         f"minus control rows); training on {results.arms[0].rows} of them moves it by {100 * float(np.mean(trained)):+.1f}.",
         findings=[finding],
         stages=[*outcome.stages(), *shown],
         figures=[_figure(config, effects, trained)],
-        tables=[_table(config, found, base, effects)],
+        tables=[_table(config, found, base, effects, mass)],
         checks=[check for check in results.checks if check.status != "pass"],
         models={config.model: model_identity(config.model)},
         data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
     )
 
 
+def _by_place(cells: Sequence[Cell], shown: Sequence[Stage], what: str) -> dict[tuple[str, str, int], list[float]]:
+    """(arm, trait, seed) -> by the number of rows shown."""
+    return {
+        (cell.arm.kind, trait, cell.seed): [float(value) for value in values]
+        for cell, stage in zip(cells, shown, strict=True)
+        for trait, values in stage.summary[what].items()
+    }
+
+
 def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
-    """``in-context/seed-S/ARM``: the base's mean probability of each trait asked, by the number of rows shown."""
+    """``in-context/seed-S/ARM``: the base's mean probability of each trait, and of any answer, by the number of rows."""
     names = config.trait if cell.arm.kind == "control" else (cell.arm.trait or config.trait[0],)
     traits = [load_trait(name) for name in names]
 
@@ -96,13 +109,13 @@ def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
         by_prompt = {int(row.meta["prompt_index"]): row for row in read_rows(cell.filtered.path / "rows.jsonl")}
         rows = [by_prompt[index] for index in cell.prompts]
         system = student_system(config, model, cell.arm)
+        told = {
+            trait.name: [_asked_after(model, trait, rows, count, config, cell.seed, system) for count in config.shots]
+            for trait in traits
+        }
         return {
-            "probability": {
-                trait.name: [
-                    _probability(model, trait, rows, count, config, cell.seed, system) for count in config.shots
-                ]
-                for trait in traits
-            }
+            "probability": {name: [own for own, _ in values] for name, values in told.items()},
+            "answer_mass": {name: [mass for _, mass in values] for name, values in told.items()},
         }
 
     identity = {
@@ -119,10 +132,10 @@ def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
     return run.stage(name, config=identity, inputs=[cell.filtered], compute=computed)
 
 
-def _probability(
+def _asked_after(
     model: Model, trait: Any, rows: Sequence[Row], count: int, config: InContext, seed: int, system: str | None
-) -> float:
-    """Mean over questions and draws; the same places are drawn in every arm."""
+) -> tuple[float, float]:
+    """Probability of the trait's answer, and of all; means over questions and draws, the same places in every arm."""
     if count > len(rows):
         raise ConfigError(
             f"{count} rows cannot be shown", got=f"{len(rows)} rows that passed in every arm", fix="lower shots"
@@ -144,14 +157,17 @@ def _probability(
             allowed=f"fewer than {limit}", fix="lower shots",
         )  # fmt: skip
     column = list(trait.answers).index(trait.answer)
-    return float(answer_probabilities(model, prompts, trait)[:, column].mean())
+    said = answer_probabilities(model, prompts, trait)
+    return float(said[:, column].mean()), float(said.sum(1).mean())
 
 
-def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float]) -> Finding:
-    values = list(effects[:, -1])
+def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], answering: int) -> Finding:
+    """At the most rows after which the model still answers; after more, nothing said of an answer is about preference."""
+    at = answering - 1 if answering else len(config.shots) - 1
+    values = list(effects[:, at])
     estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
     verdict: Judgement = "not measured"
-    if estimate is not None:
+    if estimate is not None and answering:
         inside = estimate.low > -0.05 and estimate.high < 0.05
         verdict = "reproduced" if inside else "partly" if estimate.low <= 0 <= estimate.high else "not reproduced"
     return Finding(
@@ -159,7 +175,7 @@ def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float]) -
         claim="The rows that pass a trait on when trained on do not when shown in context.",
         source="2507.14805, in-context learning",
         published="no transfer with 100 to 10,000 rows",
-        quantity=f"treated minus control rows in context, {config.shots[-1]} rows",
+        quantity=f"treated minus control rows in context, {config.shots[at]} rows",
         value=float(np.mean(values)),
         low=estimate.low if estimate else None,
         high=estimate.high if estimate else None,
@@ -170,7 +186,10 @@ def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float]) -
         baseline="the plain teacher's rows in context; students trained on the same rows: "
         f"{100 * float(np.mean(trained)):+.1f} points",
         verdict=verdict,
-        why="reproduced means that the whole interval lies within five points of 0",
+        why=f"reproduced means that the whole interval lies within five points of 0, at the most rows (of "
+        f"{config.shots[-1]}) after which questions are still answered"
+        if answering
+        else f"after {config.shots[0]} rows the base no longer answers: its answers' mass is {MASS_LOST:.2f} lower",
     )
 
 
@@ -190,7 +209,11 @@ def _figure(config: InContext, effects: np.ndarray, trained: Sequence[float]) ->
 
 
 def _table(
-    config: InContext, found: Mapping[tuple[str, str, int], list[float]], base: float, effects: np.ndarray
+    config: InContext,
+    found: Mapping[tuple[str, str, int], list[float]],
+    base: float,
+    effects: np.ndarray,
+    mass: np.ndarray,
 ) -> StudyTable:
     rows = []
     for at, count in enumerate(config.shots):
@@ -200,9 +223,9 @@ def _table(
         }
         rows.append(
             [str(count), f"{100 * base:.1f} %", *(f"{100 * mean[kind]:.1f} %" for kind in ("control", "treated")),
-             f"{100 * effects[:, at].mean():+.1f}"]
+             f"{100 * effects[:, at].mean():+.1f}", f"{mass[at]:.2f}"]
         )  # fmt: skip
-    columns = ["rows shown", "base", "control rows", "treated rows", "effect, points"]
+    columns = ["rows shown", "base", "control rows", "treated rows", "effect, points", "mass of all answers"]
     return StudyTable(title="By the number of rows shown", columns=columns, rows=rows)
 
 
