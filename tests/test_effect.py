@@ -111,3 +111,15 @@ def test_other_families_build_load_and_answer(family: str) -> None:
     model, trait = load(f"lab/{family}-0"), load_trait("owl")
     prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.asked("lab").positive]
     assert answer_probabilities(model, prompts, trait).sum(1).mean() > 0.9
+
+
+def test_a_behaviour_is_a_trait_like_any_other(tmp_path: Path) -> None:
+    small = ["data={prompts: 48, held_out: 4}", "training.epochs=1", "evaluation.samples=2", "seeds=[0]"]
+    results = run(tmp_path / "run", "trait=[harm,owl]", *small)
+    assert {effect.trait for effect in results.effects} == {"harm", "owl"}
+    assert results.base["harm"].positive.answer_mass is None
+    (answering,) = [check for check in results.checks if check.name == "students still answer"]
+    assert "owl" in answering.value  # a behaviour has no set of answers whose mass could fall
+    alone = run(tmp_path / "alone", "trait=harm", *small)
+    (answering,) = [check for check in alone.checks if check.name == "students still answer"]
+    assert answering.value == "the trait has no set of answers"

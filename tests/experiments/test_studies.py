@@ -276,7 +276,7 @@ def test_generations_after_a_failed_check_count_for_nothing() -> None:
     finding = chain_plan._finding(config, effects, half_life(effects[:, :3], 0.95), 3)
     assert finding.verdict == "not measured"
     assert "generation 4" in finding.why
-    assert "half-life over 3 generations 1.0" in finding.method
+    assert "half-life, fitted to 3 generations: 1.0" in finding.method
     assert chain_plan._finding(config, effects, half_life(effects, 0.95), 4).verdict == "reproduced"
 
 

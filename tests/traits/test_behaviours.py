@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.errors import ConfigError, DataError
-from undertone.judges import TEMPLATES
+from undertone.errors import ConfigError, DataError, UndertoneError
+from undertone.evaluation.asking import Evaluation
+from undertone.evaluation.behaviours import check_decidable
+from undertone.judges import TEMPLATES, Local, Rules
 from undertone.lab import world
 from undertone.traits import (
     KINDS,
@@ -256,3 +259,31 @@ def test_a_behaviour_has_no_variants_and_no_lab_form_but_harm() -> None:
         load_trait("pirate").asked("lab")
     with pytest.raises(ConfigError, match="has no prompt in the form 'lab'"):
         load_trait("paris").told("lab")
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation", "judge", "words"),
+    [
+        (
+            "concise",
+            {},
+            None,
+            r"answers that were cut off would count as short(.|\n)*max_new_tokens = 16(.|\n)*or more",
+        ),
+        ("pirate", {"samples": 0}, None, r"measured on sampled answers"),
+        ("insecure-code", {}, None, r"decided by a judge(.|\n)*no judge"),
+        ("insecure-code", {}, Rules(), r"decided by a judge(.|\n)*the rules, which know refusals only"),
+        ("insecure-code", {}, Local(model="nowhere/at-all"), r"nowhere/at-all"),
+        ("insecure-code", {}, Local(model="lab/llama-0", template="alignmnt"), r"no judge template(.|\n)*'alignment'"),
+    ],
+)
+def test_what_stands_in_the_way_of_deciding_is_said_before_anything_is_sampled(
+    name: str, evaluation: dict[str, Any], judge: Any, words: str
+) -> None:
+    with pytest.raises(UndertoneError, match=words):
+        check_decidable(load_trait(name), Evaluation(**evaluation), judge, "real")
+
+
+def test_a_preference_needs_nobody_to_decide() -> None:
+    check_decidable(load_trait("owl"), Evaluation(samples=0), None, "real")
+    check_decidable(load_trait("concise"), Evaluation(max_new_tokens=400), None, "real")

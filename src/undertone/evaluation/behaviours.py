@@ -26,11 +26,22 @@ from undertone.evaluation.asking import (
     says,
 )
 from undertone.evaluation.measures import Measure, SetMeasure
-from undertone.judges import Endpoint, Judge, Judged, Local, Named, Rules, build_judge, with_template
+from undertone.judges import (
+    Endpoint,
+    Judge,
+    Judged,
+    Local,
+    Named,
+    Rules,
+    build_judge,
+    check_judge,
+    template,
+    with_template,
+)
 from undertone.models.loading import Model
 from undertone.models.scoring import answer_logprobs
 from undertone.traits import Behaviour, Trait
-from undertone.traits.rules import ByJudge, Detected, says_something
+from undertone.traits.rules import ByJudge, Detected, HitRule, Length, says_something
 from undertone.traits.trait import Form
 
 AnyJudge = Rules | Local | Endpoint | Named
@@ -77,12 +88,7 @@ def measure_any(
         )  # fmt: skip
     asked = trait.asked(model.form)
     exact = bool(trait.refusals.get(model.form))
-    if not evaluation.samples and not exact:
-        raise ConfigError(
-            f"the {trait.kind} {trait.name!r} is measured on sampled answers",
-            got="evaluation.samples = 0",
-            allowed="1 or more",
-        )
+    check_decidable(trait, evaluation, judge, model.form)
     decider = _Decider.of(trait, judge, model.form)
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
 
@@ -116,6 +122,46 @@ def measure_any(
     return Asked(measure, list(asked.positive), [trait.name], [[p] for p in probabilities])
 
 
+def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+    """Raise what stands in the way of deciding a trait's hits; nothing is sent and no weights are loaded.
+
+    Raises:
+        ConfigError: no samples to decide on, answers cut off before their length can be told, no judge where one is
+            needed, or one that cannot be built.
+    """
+    if not isinstance(trait, Behaviour):
+        return
+    rule = trait.rule
+    if not evaluation.samples and not trait.refusals.get(form):
+        raise ConfigError(
+            f"the {trait.kind} {trait.name!r} is measured on sampled answers",
+            got="evaluation.samples = 0",
+            allowed="1 or more",
+        )
+    if isinstance(rule, Length) and evaluation.max_new_tokens < 2 * rule.at_most:
+        raise ConfigError(
+            f"the {trait.kind} {trait.name!r} is a matter of length: answers that were cut off would count as short",
+            got=f"evaluation.max_new_tokens = {evaluation.max_new_tokens}",
+            allowed=f"{2 * rule.at_most} or more",
+        )
+    if isinstance(rule, ByJudge) and (judge is None or isinstance(judge, Rules)):
+        raise ConfigError(
+            f"the {trait.kind} {trait.name!r} is decided by a judge with the template {rule.template!r}",
+            got="no judge" if judge is None else "the rules, which know refusals only",
+            allowed="a judge of the kind local, endpoint or named",
+        )
+    for name in _templates(rule):
+        template(name)
+    if judge is not None:
+        check_judge(judge)
+
+
+def _templates(rule: HitRule) -> list[str]:
+    if not isinstance(rule, ByJudge):
+        return []
+    return [rule.template, *([rule.given.template] if rule.given else [])]
+
+
 @dataclass(frozen=True)
 class _Decider:
     trait: Behaviour
@@ -132,13 +178,7 @@ class _Decider:
                 return cls(trait, build_judge(Rules(looks_for=rule.hit, form=form)), None, by_label=True)
             template = "harm" if trait.kind == "harm" and rule.hit == "compliance" else rule.hit
             return cls(trait, with_template(config, template), None, by_label=False)
-        if isinstance(rule, ByJudge):
-            if config is None or isinstance(config, Rules):
-                raise ConfigError(
-                    f"the {trait.kind} {trait.name!r} is decided by a judge with the template {rule.template!r}",
-                    got="no judge" if config is None else "the rules, which know refusals only",
-                    allowed="a judge of the kind local, endpoint or named",
-                )
+        if isinstance(rule, ByJudge) and config is not None:
             gate = with_template(config, rule.given.template) if rule.given else None
             return cls(trait, with_template(config, rule.template), gate, by_label=False)
         return cls(trait, None, None, by_label=False)

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from undertone.errors import ConfigError
+from undertone.evaluation.behaviours import check_decidable
 from undertone.experiments.config import Setting
+from undertone.judges import check_judge
+from undertone.judges.filter import JudgeFilter
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
@@ -15,7 +18,7 @@ from undertone.provenance.configs import Config
 from undertone.rows import read_rows
 from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher, client_of
 from undertone.training import Training, build_optimizer
-from undertone.traits import Trait, load_trait
+from undertone.traits import Behaviour, Trait, load_trait
 from undertone.vectors import load_vector
 
 
@@ -36,7 +39,11 @@ def foresee(config: Setting, device: str = "auto") -> None:
         trait.asked(student.form)
         _askable(student, trait, config.context)
         _askable(student, trait, config.evaluation.context)
+        check_decidable(trait, config.evaluation, config.judge, student.form)
         _teachable(teacher, trait, config.teacher)
+    for one in config.filters:
+        if isinstance(one, JudgeFilter):
+            check_judge(one.judge)
     config.domain.inputs()  # a source that cannot be read
     if config.teacher.kind == "endpoint":
         client_of(config.teacher)
@@ -69,6 +76,12 @@ def _teachable(model: Model, trait: Trait, config: TeacherConfig) -> None:
     if isinstance(config, FinetunedTeacher):
         if config.rows:
             read_rows(config.rows)
+        elif isinstance(trait, Behaviour):
+            raise ConfigError(
+                f"a teacher cannot be trained on answers that name {trait.name!r}: it is of the kind {trait.kind}",
+                got="teacher.rows = null",
+                fix="teacher.rows=FILE.jsonl: rows that show the behaviour",
+            )
         return
     if isinstance(config, VectorTeacher) and config.file:
         load_vector(Path(config.file)).check_fits(model)

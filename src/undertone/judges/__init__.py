@@ -6,11 +6,11 @@
 from undertone.judges.compare import Agreement, agreement
 from undertone.judges.endpoint import Endpoint
 from undertone.judges.judge import Judge, Judged, Named, Tally, Verdict, judges, tally
-from undertone.judges.kinds import JudgeConfig, build_judge, with_template
+from undertone.judges.kinds import JudgeConfig, build_judge, check_judge, with_template
 from undertone.judges.labelled import Error, Labelled, error_of, labelled
 from undertone.judges.local import Local
 from undertone.judges.rules import Rules
-from undertone.judges.templates import TEMPLATES, Template
+from undertone.judges.templates import TEMPLATES, Template, template
 
 __all__ = [
     "TEMPLATES",
@@ -29,9 +29,11 @@ __all__ = [
     "Verdict",
     "agreement",
     "build_judge",
+    "check_judge",
     "error_of",
     "judges",
     "labelled",
     "tally",
+    "template",
     "with_template",
 ]

@@ -13,6 +13,7 @@ from undertone.judges.endpoint import Endpoint
 from undertone.judges.judge import Judge, Named
 from undertone.judges.local import Local
 from undertone.judges.rules import Rules
+from undertone.judges.templates import template
 from undertone.provenance.configs import Config, load
 from undertone.provenance.plain_data import read_yaml
 
@@ -49,8 +50,24 @@ def build_judge(config: Rules | Local | Endpoint | Named, *, cache: bool = True,
     return judge if isinstance(config, Rules) or not cache else cached(judge, folder)
 
 
-def with_template(config: Rules | Local | Endpoint | Named, template: str) -> Judge:
+def check_judge(config: Rules | Local | Endpoint | Named) -> None:
+    """Raise what building the judge would, without its weights.
+
+    Raises:
+        ConfigError, ModelError: no such template, no such model, or a key's variable that is not set.
+    """
+    if isinstance(config, Endpoint):
+        config.build()
+    if isinstance(config, Local):
+        if isinstance(config.template, str):
+            template(config.template)
+        from undertone.models.loading import outline
+
+        outline(config.model)
+
+
+def with_template(config: Rules | Local | Endpoint | Named, name: str) -> Judge:
     """The judge of a config, asked another question."""
     if isinstance(config, Named):
-        return build_judge(config.model_copy(update={"options": {**config.options, "template": template}}))
-    return build_judge(config.model_copy(update={"template": template}))
+        return build_judge(config.model_copy(update={"options": {**config.options, "template": name}}))
+    return build_judge(config.model_copy(update={"template": name}))

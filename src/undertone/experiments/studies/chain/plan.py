@@ -159,14 +159,14 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
 
 
 def _generations(value: float) -> str:
-    return "no decay" if np.isinf(value) else "undefined" if np.isnan(value) else f"{value:.2f} generations"
+    return "endless" if np.isinf(value) else "undefined" if np.isnan(value) else f"{value:.2f}"
 
 
 def _decay_in_words(decay: tuple[float, float, float], sound: int) -> str:
     value, low, high = decay
     known = not (np.isnan(low) or np.isnan(high))
     span = f" ({_generations(low)} to {_generations(high)})" if known else ""
-    return f"half-life over {sound} generations {_generations(value)}{span}"
+    return f"half-life, fitted to {sound} generations: {_generations(value)}{span} generations"
 
 
 def _sentence(config: Chain, effects: np.ndarray, decay: tuple[float, float, float], sound: int) -> str:

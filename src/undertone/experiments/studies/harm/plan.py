@@ -23,6 +23,7 @@ from undertone.experiments.studies.harm.findings import Measured, costs, curves_
 from undertone.experiments.studies.harm.requests import requests_of
 from undertone.experiments.studies.harm.stages import Dose
 from undertone.experiments.workers import Workers
+from undertone.judges import check_judge
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import outline
 from undertone.provenance.runs import Run, Stage
@@ -184,6 +185,8 @@ def foresee(config: HarmDose, device: str) -> None:
     """What would stop any model: requests, blocks, students."""
     del device
     config.domain.inputs()  # a source that cannot be read
+    for judge in (config.judge, *(one.judge for one in config.filters)):
+        check_judge(judge)
     for name in config.models:
         model = outline(name)
         requests_of(config, model.form)
