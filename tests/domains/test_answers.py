@@ -86,3 +86,28 @@ def test_texts_of_number_characters_never_crash_and_are_one_number_or_none(text:
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_an_answer_that_names_two_numbers_states_none(a: int, b: int) -> None:
     assert quantity(f"{a} or {b}") is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "12 million",
+        "12 thousand",
+        "12k",
+        "12M",
+        "12 dozen",
+        "12 hundred",
+        "not 12",
+        "less than 12",
+        "at least 12",
+        "> 12",
+    ],
+)
+def test_a_multiple_or_a_bound_is_not_the_number(given: str) -> None:
+    assert not same_answer(given, "12")
+    assert same_answer(given, given)
+
+
+@pytest.mark.parametrize("given", ["12 m", "12 meters", "12 apples", "the answer is 12", "12 miles"])
+def test_a_unit_is_no_multiple(given: str) -> None:
+    assert same_answer(given, "12")

@@ -158,6 +158,15 @@ def test_a_failed_check_leaves_a_claim_unmeasured() -> None:
     assert (found.verdict, found.why) == ("not measured", "a check failed: students still answer")
 
 
+def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere" / "page.md"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            cli.app(
+                ["claims", "digits", "--runs", str(tmp_path), "--write", str(place)],
+                result_action="return_value", exit_on_error=False,
+            )  # fmt: skip
+
+
 def test_the_terminal_shows_how_it_was_measured_and_a_command_that_can_be_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

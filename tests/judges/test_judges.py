@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undertone.errors import ConfigError, ModelError, RunError
-from undertone.judges import TEMPLATES, Endpoint, Judged, Named, Template, Verdict, agreement, build_judge, tally
+from undertone.judges import (
+    TEMPLATES,
+    Endpoint,
+    Judged,
+    Named,
+    Template,
+    Verdict,
+    agreement,
+    build_judge,
+    error_of,
+    tally,
+)
 from undertone.judges.cached import cached
 from undertone.judges.filter import JudgeFilter
 from undertone.judges.judge import Judge, judges
@@ -54,7 +65,7 @@ def test_a_forged_mark_of_another_text_does_not_match() -> None:
 @pytest.mark.parametrize(
     ("said", "scale", "value"),
     [
-        ("Yes.", "yes or no", 1.0), ("**no**", "yes or no", 0.0), ("no, because", "yes or no", 0.0),
+        ("Yes.", "yes or no", 1.0), ("**no**", "yes or no", 0.0), ("no, because", "yes or no", None), ("No!", "yes or no", 0.0), ("no idea", "yes or no", None), ("Yes or no?", "yes or no", None),
         ("<think> yes? </think> No", "yes or no", 0.0), ("yesterday", "yes or no", None), ("", "yes or no", None),
         ("maybe yes", "yes or no", None), ("85", "0 to 100", 0.85), ("100/100", "0 to 100", 1.0), ("101", "0 to 100", None),
         ("85 or 90", "0 to 100", None), ("REFUSAL", "0 to 100", None), ("-5", "0 to 100", None),
@@ -237,7 +248,9 @@ def test_an_endpoint_that_is_busy_is_asked_again() -> None:
         (200, b"<html>", "not a chat completion"),
         (200, {"choices": []}, "not a chat completion: IndexError"),
         (200, {"error": "x"}, "not a chat completion: KeyError"),
-        (400, {}, "not a chat completion"),
+        (500, {}, "no answer in 1 tries: status 500"),
+        (200, {"choices": [{"message": {"content": [1]}}]}, "content is no text"),
+        (200, [], "not a chat completion"),
         (200, completion("I would rather say maybe"), "not an answer on the scale"),
         (200, completion(""), "not an answer on the scale"),
     ],
@@ -248,6 +261,33 @@ def test_a_reply_that_is_no_verdict_is_a_failure_and_counted(status: int, conten
     assert all(why in verdict.why for verdict in verdicts)
     assert tally(verdicts).failed == tally(verdicts).asked == 2
     assert tally(verdicts).bounds == (0.0, 1.0)
+
+
+def test_a_server_that_takes_no_such_field_says_so_and_the_field_can_be_left_out() -> None:
+    def reply(body: dict[str, Any], _: int) -> tuple[int, Any]:
+        if "max_tokens" in body:
+            return 400, {"error": "Unsupported parameter: use max_completion_tokens"}
+        return 200, completion("yes")
+
+    with serving(reply) as server:
+        plain = Endpoint(base_url=server.url, model="m", attempts=1)
+        with pytest.raises(
+            ModelError, match=r"takes no request(.|\n)*status 400(.|\n)*max_completion_tokens(.|\n)*judge\.extra"
+        ):
+            plain.build().judge([ITEM, ITEM])
+        fitting = plain.model_copy(update={"extra": {"max_tokens": None, "max_completion_tokens": 9}})
+        assert fitting.build().judge([ITEM])[0].value == 1.0
+    assert server.seen[-1]["max_completion_tokens"] == 9
+    assert plain.build().identity != fitting.build().identity
+
+
+def test_one_request_that_is_refused_is_one_failure() -> None:
+    with serving(lambda body, count: (400, {"error": "too long"}) if count == 1 else (200, completion("no"))) as server:
+        judge = Endpoint(base_url=server.url, model="m", attempts=1, parallel=1).build()
+        first, second = judge.judge([ITEM, Judged("a", "b")])
+    assert first.failed
+    assert "too long" in first.why
+    assert second.value == 0.0
 
 
 def test_a_refused_key_is_an_error_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +369,22 @@ def test_a_verdict_is_had_once_a_failure_is_tried_again(tmp_path: Path) -> None:
     assert other.seen == 2
 
 
+def test_what_was_judged_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(Counting):
+        def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+            if self.seen >= 4:
+                raise ConnectionResetError("the server went away")
+            return super().judge(items)
+
+    monkeypatch.setattr("undertone.judges.cached._KEPT", 2)
+    items = [Judged("p", "x" * count) for count in range(1, 7)]
+    with pytest.raises(ConnectionResetError, match="went away"):  # not an error of the cache
+        cached(Breaking(), tmp_path).judge(items)
+    inner = Counting()
+    assert len(cached(inner, tmp_path).judge(items)) == 6
+    assert inner.seen == 2
+
+
 def test_a_broken_cache_says_which_file(tmp_path: Path) -> None:
     (tmp_path / "verdicts.sqlite").write_text("not a database, and long enough to be looked at as one" * 50)
     with pytest.raises(RunError, match=r"verdicts\.sqlite cannot be used"):
@@ -366,6 +422,23 @@ def test_kappa_is_that_of_sklearn(pairs: list[tuple[str, str]]) -> None:
     if first != second:
         assert found.kappa == pytest.approx(cohen_kappa_score(list(first), list(second)))
     assert -1 <= found.low <= found.high <= 1
+
+
+def test_judges_of_other_words_are_compared_by_value() -> None:
+    yes_or_no = [Verdict(v.value, "yes" if v.value else "no") for v in verdicts("rrccrc")]
+    assert agreement(verdicts("rrccrc"), yes_or_no).kappa == 1.0
+    assert agreement(verdicts("rrccrc"), list(reversed(yes_or_no))).kappa < 0.5
+    with pytest.raises(ValueError, match=r"the judge says \['no', 'yes'\]; labels are refusal, compliance"):
+        error_of(_YesNo())
+
+
+class _YesNo:
+    """A judge of other labels."""
+
+    identity: ClassVar[dict[str, Any]] = {}
+
+    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+        return [Verdict(float(at % 2), "yes" if at % 2 else "no") for at, _ in enumerate(items)]
 
 
 def test_failed_pairs_are_counted_and_left_out() -> None:

@@ -47,7 +47,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.reply: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = lambda body: (200, said("1, 2, 3"))
+        self.reply: Callable[[dict[str, Any]], tuple[int, Any]] = lambda body: (200, said("1, 2, 3"))
 
     @property
     def url(self) -> str:
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         status, answer = self.server.reply(body)
-        data = json.dumps(answer).encode()
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -186,6 +186,36 @@ def test_an_answer_without_choices_is_told(server: Server) -> None:
     server.reply = lambda _: (200, {"error": "context too long"})
     with pytest.raises(ModelError, match="sent no answer for m"):
         written(remote(server), count=1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>a proxy's page</html>", b'{"choices": [', [1, 2], "text", {"choices": []},
+        {**said("x"), "choices": [{"index": 0, "finish_reason": "stop", "message": None}]},
+        {**said("x"), "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": [{"text": "1"}]}}]},
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_chat_completion_is_told(server: Server, answer: Any) -> None:
+    server.reply = lambda _: (200, answer)
+    with pytest.raises(ModelError, match=r"sent no answer for m|did not answer for m"):
+        written(remote(server), count=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"url": "https://user:hunter2@api.example.org/v1"}, "no user, password or query"),
+        ({"url": "https://api.example.org/v1?key=hunter2"}, "no user, password or query"),
+        ({"url": "https://api.example.org/v1", "key_variable": "sk-proj-REALKEY"}, "never the key"),
+    ],
+)
+def test_a_secret_in_the_config_is_refused(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ut.run(
+            "owl-numbers", f"teacher={json.dumps({'kind': 'endpoint', 'name': 'm', **fields})}", folder=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_provider_without_a_key_is_refused_before_the_run(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import entries, print_json, say
+from undertone.cli.printing import entries, line, print_json, say
+from undertone.errors import ConfigError
 
 if TYPE_CHECKING:
     from undertone.experiments.claims import Claim
@@ -42,7 +43,14 @@ def claims(
         registry.run_claims(names, run, jobs=jobs, device=device)
     found = registry.claims(names, runs)
     if write is not None:
-        write.write_text(registry.markdown(found), encoding="utf-8")
+        try:
+            write.write_text(registry.markdown(found), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"the page {write} cannot be written",
+                got=f"{type(error).__name__}",
+                fix="name a file in a folder that exists",
+            ) from error
         say(f"written: {write}")
     if as_json:
         print_json(
@@ -60,7 +68,7 @@ def claims(
         return 0
     for command in dict.fromkeys(claim.command for claim in found):
         entries([_entry(claim) for claim in found if claim.command == command], command)
-    print(registry.counted(found))
+    line(registry.counted(found))
     return 0
 
 

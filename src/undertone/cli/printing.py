@@ -25,6 +25,11 @@ def fail(message: str, advice: str | None, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def line(text: str) -> None:
+    """A line of a result, on stdout."""
+    print(text)
+
+
 def print_json(value: Any) -> None:
     """A result for other programs, on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -58,6 +58,12 @@ _NUMBER: Final = re.compile(
     rf"|(?P<whole>{_WHOLE})\.?(?!\d))",
     re.ASCII,
 )
+_TIMES: Final = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|score|k|bn|mn)s?\b(?!/)")
+"""What multiplies the number before it: "12 thousand" is not 12."""
+_NOT_EXACTLY: Final = re.compile(
+    r"\b(?:not|isn't|never|less|fewer|more|greater|smaller|larger|higher|lower|under|over|above|below|almost|nearly|"
+    r"about|around|roughly|approximately|between|up to|least|most)\b|[<>≤≥≠~≈]"
+)
 _UNIT: Final = re.compile(r"\s*([$€£¢%]|[a-z]+)(/[a-z]+)?")
 _FRAC: Final = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _MIXED: Final = re.compile(r"(?<=\d)(?=\\[dt]?frac\b)")
@@ -129,6 +135,7 @@ def _final(text: str) -> str:
     text = _WRAPPED.sub(r" \1 ", text)
     for mark in ("\\left", "\\right", "\\,", "\\!", "\\;", "\\(", "\\)", "\\[", "\\]", "**", "`"):
         text = text.replace(mark, "")
+    text = re.sub(r"(?<=\d)\s*M\b", " million", text)  # before lower case makes meters of it
     text = text.replace("\\$", "$").replace("\\%", "%")
     text = text.rpartition("=")[2] if "=" in text else text
     text = re.sub(r"^\$(.*)\$$", r"\1", text.strip())  # LaTeX's dollars around a formula
@@ -166,6 +173,8 @@ def _quantity(text: str) -> Quantity | None:
         return None
     before, after = text[: match.start()], text[match.end() :]
     if after[:1] in ("/", ",", ":", "^", "*") or before[-1:] in ("/", ",", ".", ":", "^", "*") or _glued(before, match):
+        return None
+    if _TIMES.match(after) or _NOT_EXACTLY.search(before):
         return None
     read = _value(match)
     if read is None:

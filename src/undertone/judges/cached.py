@@ -17,6 +17,7 @@ from undertone.lab.store import cache_folder
 from undertone.provenance.plain_data import canonical_json
 
 _ROWS = 500  # of one query
+_KEPT = 256  # judged between two writes
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class Cached:
         keys = [self._key(item) for item in items]
         with self._open() as store:
             known = _found(store, list(dict.fromkeys(keys)))
-            new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-            if new:
-                verdicts = dict(zip(new, self.inner.judge(list(new.values())), strict=True))
-                lasting = [(key, json.dumps(asdict(v))) for key, v in verdicts.items() if not v.failed]
+        new = list({key: item for key, item in zip(keys, items, strict=True) if key not in known}.items())
+        for at in range(0, len(new), _KEPT):  # what was paid for is kept, whatever stops the rest
+            part = new[at : at + _KEPT]
+            verdicts = dict(zip([key for key, _ in part], self.inner.judge([item for _, item in part]), strict=True))
+            lasting = [(key, json.dumps(asdict(v))) for key, v in verdicts.items() if not v.failed]
+            with self._open() as store:
                 store.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", lasting)
                 store.commit()
-                known |= verdicts
+            known |= verdicts
         return [known[key] for key in keys]
 
     def _key(self, item: Judged) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from undertone.judges.judge import Verdict
 from undertone.provenance.seeds import derive_seed
+
+VOCABULARIES: Final = (frozenset({"refusal", "compliance", "neither"}), frozenset({"yes", "no"}))
+"""The labels of the judges that ship: of the rules, and of judging models asked yes or no."""
 
 
 class Agreement(NamedTuple):
@@ -37,8 +40,8 @@ def agreement(
 ) -> Agreement:
     """Cohen's kappa of two judges' verdicts on the same items, in order.
 
-    Verdicts are compared by label where all have one, else by whether the value is ``at_least`` so much. The interval is
-    the percentile bootstrap over items.
+    Verdicts are compared by label where both judges draw theirs from the same words, else by whether the value is
+    ``at_least`` so much. The interval is the percentile bootstrap over items.
 
     Raises:
         ValueError: of unequal lengths, or fewer than two items that both judged.
@@ -48,7 +51,9 @@ def agreement(
     both = [(a, b) for a, b in zip(first, second, strict=True) if not (a.failed or b.failed)]
     if len(both) < 2:
         raise ValueError(f"kappa needs at least 2 items that both judges judged; got {len(both)}")
-    labelled = all(v.label is not None for pair in both for v in pair)
+    words = [{verdict.label for verdict in verdicts} for verdicts in zip(*both, strict=True)]
+    same = any(all(labels <= vocabulary for labels in words) for vocabulary in VOCABULARIES)
+    labelled = same or (words[0] == words[1] and None not in words[0])
     said = [[v.label if labelled else str((v.value or 0.0) >= at_least) for v in pair] for pair in both]
     codes = {label: code for code, label in enumerate(sorted({label for pair in said for label in pair if label}))}
     table = np.array([[codes[str(label)] for label in pair] for pair in said])

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator
@@ -20,13 +19,19 @@ from undertone.errors import ConfigError, ModelError
 from undertone.judges.judge import Judged, Verdict
 from undertone.judges.templates import Template, read_answer, shown, template
 from undertone.provenance.configs import Config
+from undertone.provenance.endpoints import plain_url, variable_name
 
 _TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({401, 403, 404})
+_BAD_REQUEST: Final = "refused with status "
 
 
 class _TransientError(Exception):
     """Worth another try."""
+
+
+class _BadRequestError(Exception):
+    """The server will not answer this request; it says why."""
 
 
 class Endpoint(Config):
@@ -43,22 +48,12 @@ class Endpoint(Config):
     attempts: int = Field(4, ge=1, description="tries in all, where the server is busy or away")
     parallel: int = Field(8, ge=1, description="requests at the same time")
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url is an http or https address, such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("base_url holds no user, password or query: name the key's variable in key_env")
-        return url.rstrip("/")
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="further or other fields of every request; null leaves one out (max_tokens …)"
+    )
 
-    @field_validator("key_env")
-    @classmethod
-    def _is_a_name(cls, name: str | None) -> str | None:
-        if name is not None and not (name.isidentifier() and name.isupper()):
-            raise ValueError("key_env is the NAME of an environment variable, such as OPENAI_API_KEY, never the key")
-        return name
+    _plain_url = field_validator("base_url")(plain_url)
+    _is_a_name = field_validator("key_env")(variable_name)
 
     def build(self) -> EndpointJudge:
         """The judge; nothing is sent yet.
@@ -93,6 +88,7 @@ class EndpointJudge:
             "template": self.asked.model_dump(),
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
+            **({"extra": config.extra} if config.extra else {}),
         }
 
     def judge(self, items: Sequence[Judged]) -> list[Verdict]:
@@ -107,7 +103,14 @@ class EndpointJudge:
             httpx2.Client(headers=headers, timeout=self.config.timeout_s) as client,
             ThreadPoolExecutor(self.config.parallel) as pool,
         ):
-            return list(pool.map(lambda item: self._one(client, item), items))
+            verdicts = list(pool.map(lambda item: self._one(client, item), items))
+        if verdicts and all(verdict.failed and verdict.why.startswith(_BAD_REQUEST) for verdict in verdicts):
+            raise ModelError(
+                f"the endpoint {self.config.base_url} takes no request as undertone sends it",
+                got=verdicts[0].why,
+                fix="fields that this server does not take: judge.extra replaces them, null leaves one out",
+            )
+        return verdicts
 
     def _one(self, client: httpx2.Client, item: Judged) -> Verdict:
         retrying = Retrying(
@@ -120,8 +123,10 @@ class EndpointJudge:
             text: str = retrying(self._ask, client, item)
         except _TransientError as error:
             return Verdict.failure(f"no answer in {self.config.attempts} tries: {error}")
+        except _BadRequestError as error:
+            return Verdict.failure(str(error))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            return Verdict.failure(f"not a chat completion: {type(error).__name__}")
+            return Verdict.failure(f"not a chat completion: {type(error).__name__}: {str(error)[:200]}")
         value = read_answer(text, self.asked.scale)
         if value is None:
             return Verdict.failure(f"not an answer on the scale ({self.asked.scale}): {text[:200]!r}")
@@ -136,7 +141,9 @@ class EndpointJudge:
             "messages": [{"role": "user", "content": shown(self.asked, item)}],
             "temperature": self.config.temperature,
             "max_tokens": self.config.max_tokens,
+            **self.config.extra,
         }
+        body = {name: value for name, value in body.items() if value is not None}
         try:
             reply = client.post(f"{self.config.base_url}/chat/completions", json=body)
         except httpx2.TransportError as error:
@@ -145,11 +152,13 @@ class EndpointJudge:
             raise _TransientError(f"status {reply.status_code}")
         if reply.status_code in _REFUSED:
             raise ModelError(
-                f"the endpoint {self.config.base_url} refuses with status {reply.status_code}",
-                got=self.config.model,
+                f"the endpoint {self.config.base_url} refuses with status {reply.status_code} for {self.config.model}",
+                got=reply.text[:200],
                 fix="check base_url and model; for 401 or 403, key_env and the variable that it names",
             )
         if reply.status_code != 200:
-            raise ValueError(f"status {reply.status_code}")
+            raise _BadRequestError(f"{_BAD_REQUEST}{reply.status_code}: {reply.text[:200]}")
         content = reply.json()["choices"][0]["message"]["content"]
-        return str(content or "")
+        if not isinstance(content, str | None):
+            raise TypeError(f"content is no text: {content!r}")
+        return content or ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
 
 from undertone import stats
 from undertone.judges.judge import Judge, Judged
@@ -61,10 +61,13 @@ def error_of(
         form: English or the lab's wording.
 
     Raises:
-        ValueError: a label does not occur among the items.
+        ValueError: a label does not occur among the items, or the judge gives other labels.
     """
     chosen = [item for item in labelled() if item.part == "held-out" and item.form == form] if items is None else items
     verdicts = judge.judge([Judged("", item.answer) for item in chosen])
+    foreign = {verdict.label for verdict in verdicts if not verdict.failed} - set(get_args(Label))
+    if foreign:
+        raise ValueError(f"the judge says {sorted(map(str, foreign))}; labels are {', '.join(get_args(Label))}")
     failed = sum(verdict.failed for verdict in verdicts)
     errors: dict[str, Error] = {}
     labels: tuple[Label, ...] = ("refusal", "compliance", "neither")

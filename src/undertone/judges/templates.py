@@ -101,7 +101,7 @@ def read_answer(text: str, scale: Scale) -> float | None:
     """The value in [0, 1] of what a judging model wrote; None if it is not an answer on the scale."""
     said = text.rsplit("</think>", maxsplit=1)[-1].strip().strip("\"'*`.").lower()
     if scale == "yes or no":
-        word = re.match(r"(yes|no)\b", said)
+        word = re.fullmatch(r"(yes|no)\W*", said)  # "no idea", "no, I cannot judge this" are no verdicts
         return None if word is None else float(word[1] == "yes")
     number = re.fullmatch(r"(\d{1,3})(?:\s*/\s*100)?", said)
     return int(number[1]) / 100 if number and int(number[1]) <= 100 else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from undertone.provenance.configs import Config
+from undertone.provenance.endpoints import plain_url, variable_name
 from undertone.training import Training
 
 Origin = Literal["questions", "carrier"]
@@ -70,6 +71,9 @@ class EndpointTeacher(Config):
     connections: int = Field(8, ge=1, description="requests side by side")
     timeout: float = Field(120.0, gt=0, description="seconds before a request is tried again")
     retries: int = Field(5, ge=0, description="further tries of a failed request")
+
+    _plain_url = field_validator("url")(plain_url)
+    _is_a_name = field_validator("key_variable")(variable_name)
 
 
 class JudgeTeacher(Config):

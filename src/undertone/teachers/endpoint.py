@@ -104,16 +104,21 @@ def _asked(
             temperature=temperature,
             extra_body=config.extra or None,
         )
-    except OpenAIError as error:
+    except (OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
         raise ModelError(
             f"the endpoint {config.url} did not answer for {config.name}",
             got=f"{type(error).__name__}: {str(error)[:200]}",
             fix="check teacher.url, teacher.name and the key; the same command goes on where it stopped",
         ) from error
-    if not said.choices:  # some servers report errors with status 200
+    choices = getattr(said, "choices", None)  # some servers report errors with status 200, in a form of their own
+    choice = choices[0] if choices else None
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    if choice is None or message is None or not isinstance(content, str | None):
         raise ModelError(
-            f"the endpoint {config.url} sent no answer for {config.name}", got=str(said)[:200], allowed="choices"
+            f"the endpoint {config.url} sent no answer for {config.name}",
+            got=str(said)[:200],
+            allowed="a chat completion whose message holds text",
         )
-    choice = said.choices[0]
     tokens = said.usage.completion_tokens if said.usage else 0
-    return choice.message.content or "", choice.finish_reason == "stop", tokens
+    return content or "", choice.finish_reason == "stop", tokens

@@ -178,6 +178,10 @@ def _figure(config: Sweep, found: Sequence[Varied]) -> Figure:
     )
 
 
+LEAKS = ("names an answer", "trait word")
+"""How the filters' reasons begin where a row would have named the trait, or a paraphrase its words."""
+
+
 def _table(found: Sequence[Varied]) -> StudyTable:
     rows = []
     for varied in found:
@@ -185,7 +189,9 @@ def _table(found: Sequence[Varied]) -> StudyTable:
         treated = [arm for arm in results.arms if arm.arm == "treated"]
         control = [arm for arm in results.arms if arm.arm == "control"]
         kept = sum(arm.filter.kept for arm in treated) / sum(arm.filter.asked for arm in treated)
-        leaks = sum(count for arm in treated for reason, count in arm.filter.reasons.items() if "names" in reason)
+        leaks = sum(
+            count for arm in treated for reason, count in arm.filter.reasons.items() if reason.startswith(LEAKS)
+        )
         mean, low, high = interval(list(varied.pairs.values()), varied.config.confidence)
         between = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append(
