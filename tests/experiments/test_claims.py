@@ -135,12 +135,12 @@ def read(reads: str, results: Any, holds: str = "above") -> Finding:
     return registry._read(registry.Read(id="x", claim="x", source="x", reads=reads, holds=holds), results)  # type: ignore[arg-type]
 
 
-def test_a_claim_over_few_traits_is_read_from_all_pairs_of_trait_and_seed() -> None:
+def test_a_claim_over_few_traits_is_read_over_seeds_traits_averaged() -> None:
     values = {"owl": [0.10, 0.14, 0.09], "dog": [0.05, 0.08, 0.11]}
     found = read("pairs", transfer(values))
-    flat = [value for of_trait in values.values() for value in of_trait]
-    low, high = scipy.stats.t.interval(0.95, 5, np.mean(flat), scipy.stats.sem(flat))
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(flat), low, high))
+    means = np.mean(list(values.values()), axis=0)  # the two students of a seed share its control
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(means), scipy.stats.sem(means))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(means), low, high))
     assert found.pairs == 6
     assert found.verdict == "reproduced"
     assert read("pairs", transfer({"owl": [0.2]})).verdict == "not measured"  # one pair has no interval

@@ -28,7 +28,7 @@ from undertone.experiments.studies.harm.requests import goals, requests_of
 from undertone.experiments.studies.incontext import plan as context_plan
 from undertone.experiments.studies.sweep.config import Expectation, Sweep
 from undertone.experiments.studies.sweep.plan import judged
-from undertone.experiments.study import verdict_of
+from undertone.experiments.study import interval, per_seed, units, verdict_of
 from undertone.judges import Verdict
 from undertone.lab import world
 from undertone.mechanism.dose import fit_curves
@@ -127,6 +127,22 @@ def test_the_whole_interval_decides(holds: Any, mean: float, low: float, high: f
 @pytest.mark.parametrize("holds", ["above", "none", "less", "more"])
 def test_one_pair_decides_nothing(holds: Any) -> None:
     assert verdict_of(holds, 0.5, None, None)[0] == "not measured"
+
+
+def test_pairs_that_share_a_control_are_one_unit() -> None:
+    control = np.array([0.0, 0.1, 0.2])
+    students = np.array([[0.3, 0.4, 0.5], [0.2, 0.3, 0.4]])  # trait, seed: no noise but the control's
+    pairs = list((students - control).ravel())
+    assert per_seed(pairs, 3) == pytest.approx([0.25, 0.25, 0.25])
+    noisy = list((students - control[::-1]).ravel())
+    low, high = interval(per_seed(noisy, 3), 0.95)[1:]
+    assert low is not None
+    assert high is not None
+    assert high - low > 2 * np.subtract(*interval(noisy, 0.95)[:0:-1])  # what is shared is not averaged away
+    assert per_seed([0.1, 0.2, 0.3], 1) == [0.1, 0.2, 0.3]
+    assert [units(6, 3), units(3, 3), units(4, 1)] == ["3 seeds, the mean of 2 pairs each", "3 seeds", "4 pairs of one seed"]
+    with pytest.raises(ValueError, match="7 pairs are not of 3 seeds each"):
+        per_seed([0.1] * 7, 3)
 
 
 @pytest.mark.parametrize("broken", ["a", "b"])

@@ -21,7 +21,17 @@ from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.experiments.config import Plan
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.results import Results
-from undertone.experiments.study import Finding, Judgement, StudyResults, interval, read_run, valued, verdict_of
+from undertone.experiments.study import (
+    Finding,
+    Judgement,
+    StudyResults,
+    interval,
+    per_seed,
+    read_run,
+    units,
+    valued,
+    verdict_of,
+)
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 
@@ -163,8 +173,9 @@ def _read(claim: Read, results: Results) -> Finding:
         mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
     elif claim.reads == "pairs":  # as sweeps are read: few traits, several seeds
         values = [value for one in results.effects if one.arm == "treated" for value in one.per_seed]
-        mean, low, high = interval(values, effect.confidence)
-        pairs, method = len(values), f"t interval over {len(values)} pairs (trait × seed)"
+        seeds = len(effect.per_seed)
+        mean, low, high = interval(per_seed(values, seeds), effect.confidence)
+        pairs, method = len(values), f"t interval over {units(len(values), seeds)}"
     elif claim.reads == "every trait":
         worst = max(results.effects, key=lambda one: max(abs(one.low), abs(one.high)))
         quantity = f"treated minus control, the widest of {len(results.effects)} traits ({worst.trait})"

@@ -84,6 +84,31 @@ def verdict_of(
     return "not reproduced", "the mean is not on the claimed side of 0"
 
 
+def per_seed(values: Sequence[float], seeds: int) -> list[float]:
+    """One value a seed, the mean over traits: the pairs of a seed share its control, so that seeds are the units.
+
+    With a single seed the traits are all there is: then each pair stays a unit, and the interval says nothing of seeds.
+
+    Args:
+        values: one a pair, traits outermost, seeds innermost.
+        seeds: how many there are.
+
+    Raises:
+        ValueError: not as many pairs for every seed.
+    """
+    if len(values) % seeds:
+        raise ValueError(f"{len(values)} pairs are not of {seeds} seeds each")
+    means: list[float] = np.reshape(np.asarray(values, float), (-1, seeds)).mean(0).tolist()
+    return means if seeds > 1 else list(values)
+
+
+def units(pairs: int, seeds: int) -> str:
+    """What :func:`per_seed` makes of so many pairs, in words: ``3 seeds, the mean of 2 pairs each``."""
+    if seeds == 1:
+        return f"{pairs} pairs of one seed"
+    return f"{seeds} seeds" + (f", the mean of {pairs // seeds} pairs each" if pairs > seeds else "")
+
+
 def interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
     """Mean with its t interval; with one value there is none."""
     if len(values) < 2:

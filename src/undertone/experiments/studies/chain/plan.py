@@ -21,7 +21,7 @@ from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, per_seed, units
 from undertone.experiments.workers import Workers
 from undertone.provenance import configs
 from undertone.provenance.runs import Run
@@ -58,7 +58,7 @@ def chain(run: Run, config: Chain, pool: Workers, device: str) -> Found:
         outcome = compute(place, experiment, arms_of(experiment), pool, device, taught_by=students)
         outcomes.append(outcome)
         results.append(conclude(experiment, outcome, replay=""))
-    effects = np.array([pairs_of(result) for result in results]).T
+    effects = np.array([per_seed(pairs_of(result), len(config.seeds)) for result in results]).T
     sound = _sound(results)
     decay = half_life(effects[:, :sound], config.confidence)
     finding = _finding(config, effects, decay, sound)
@@ -79,6 +79,10 @@ def chain(run: Run, config: Chain, pool: Workers, device: str) -> Found:
     )
 
 
+def _units(config: Chain) -> str:
+    return units(len(config.trait) * len(config.seeds), len(config.seeds))
+
+
 def pairs_of(result: Results) -> list[float]:
     """Treated minus control of every (trait, seed) pair."""
     return [value for effect in result.effects if effect.arm == "treated" for value in effect.per_seed]
@@ -91,11 +95,11 @@ def _sound(results: Sequence[Results]) -> int:
 
 
 def half_life(effects: np.ndarray, confidence: float) -> tuple[float, float, float]:
-    """Generations after which the effect is halved, with its jackknife t interval over pairs (rows).
+    """Generations after which the effect is halved, with its jackknife t interval over seeds (rows).
 
-    Least squares of ``effect = a · 2^(−(g − 1) / h)`` on the mean over pairs, h in generations; infinite where the mean
+    Least squares of ``effect = a · 2^(−(g − 1) / h)`` on the mean over seeds, h in generations; infinite where the mean
     does not fall, NaN where there is nothing to halve or fewer than three generations. The interval is that of the decay
-    rate (Efron & Tibshirani 1993, ch. 11: pseudo-values), NaN with fewer than three pairs. ``effects[pair, generation]``.
+    rate (Efron & Tibshirani 1993, ch. 11: pseudo-values), NaN with fewer than three seeds. ``effects[seed, generation]``.
     """
     rate = _decay_rate(effects)
     if np.isnan(rate) or len(effects) < 3:
@@ -149,8 +153,8 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
         low=estimate.low if estimate else None,
         high=estimate.high if estimate else None,
         unit="points",
-        pairs=len(last),
-        method=f"{100 * config.confidence:.0f} % t interval over {len(last)} pairs (trait × seed); "
+        pairs=len(config.trait) * len(config.seeds),
+        method=f"{100 * config.confidence:.0f} % t interval over {_units(config)}; "
         f"{_decay_in_words(decay, sound)}, jackknife t interval",
         baseline="a chain of its own whose first teacher was never induced",
         verdict=verdict,
@@ -173,7 +177,7 @@ def _sentence(config: Chain, effects: np.ndarray, decay: tuple[float, float, flo
     means = ", ".join(f"{100 * value:+.1f}" for value in effects.mean(0))
     return (
         f"Treated minus control over {config.generations} generations: {means} points; {_decay_in_words(decay, sound)}, "
-        f"{len(effects)} pairs of trait and seed."
+        f"{_units(config)}."
     )
 
 
@@ -196,7 +200,7 @@ def _figures(config: Chain, results: Sequence[Results], effects: np.ndarray) -> 
         Figure(
             kind="lines", title="The trait over generations", x="generation", y="treated − control", points=points,
             zero=True, caption=f"Each student teaches the next, which starts from the base. {shown}; "
-            f"{100 * config.confidence:.0f} % intervals over pairs.",
+            f"{100 * config.confidence:.0f} % intervals over {_units(config)}.",
         ),
         Figure(
             kind="lines", title="Both chains", x="generation", y="probability", points=rates, zero=True,

@@ -25,7 +25,7 @@ from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import digest_indices, student_system
 from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, per_seed, units
 from undertone.experiments.verdict import MASS_LOST
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load
@@ -63,13 +63,14 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     found = _by_place(outcome.cells, shown, "probability")
     mass = np.mean(list(_by_place(outcome.cells, shown, "answer_mass").values()), axis=0)
     traits = [load_trait(name).name for name in config.trait]
-    effects = np.array(
+    pairs = np.array(
         [
             np.subtract(found["treated", trait, seed], found["control", trait, seed])
             for trait in traits
             for seed in config.seeds
         ]
     )
+    effects = np.array([per_seed(column, len(config.seeds)) for column in pairs.T]).T
     trained = [value for effect in results.effects for value in effect.per_seed]
     base = float(np.mean([measure.positive.probability.mean for measure in results.base.values()]))
     base_mass = float(np.mean([measure.positive.answer_mass or 0.0 for measure in results.base.values()]))
@@ -161,6 +162,10 @@ def _asked_after(
     return float(said[:, column].mean()), float(said.sum(1).mean())
 
 
+def _units(config: InContext) -> str:
+    return units(len(config.trait) * len(config.seeds), len(config.seeds))
+
+
 def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], answering: int) -> Finding:
     """At the most rows after which the model still answers; after more, nothing said of an answer is about preference."""
     at = answering - 1 if answering else len(config.shots) - 1
@@ -180,8 +185,8 @@ def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], a
         low=estimate.low if estimate else None,
         high=estimate.high if estimate else None,
         unit="points",
-        pairs=len(values),
-        method=f"{100 * config.confidence:.0f} % t interval over {len(values)} pairs (trait × seed), "
+        pairs=len(config.trait) * len(config.seeds),
+        method=f"{100 * config.confidence:.0f} % t interval over {_units(config)}, "
         f"{config.draws} draws of rows a question",
         baseline="the plain teacher's rows in context; students trained on the same rows: "
         f"{100 * float(np.mean(trained)):+.1f} points",
@@ -204,7 +209,7 @@ def _figure(config: InContext, effects: np.ndarray, trained: Sequence[float]) ->
     return Figure(
         kind="lines", title="Shown instead of trained on", x="rows in context", y="treated − control", points=points,
         log_x=True, zero=True,
-        caption=f"Base model with n rows as earlier turns, treated minus control rows; {len(effects)} pairs of trait and seed.",
+        caption=f"Base model with n rows as earlier turns, treated minus control rows; {_units(config)}.",
     )  # fmt: skip
 
 

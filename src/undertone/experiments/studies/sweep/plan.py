@@ -21,7 +21,7 @@ from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
 from undertone.experiments.studies.sweep.config import Expectation, Sweep, Variation
-from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, verdict_of
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, per_seed, units, verdict_of
 from undertone.experiments.workers import Workers
 from undertone.provenance.plain_data import canonical_json
 from undertone.provenance.runs import Run, write_json
@@ -45,6 +45,11 @@ class Varied:
             if effect.arm == "treated"
             for seed, difference in zip(self.config.seeds, effect.per_seed, strict=True)
         }
+
+    @property
+    def by_seed(self) -> list[float]:
+        """Treated minus control, one value a seed."""
+        return per_seed(list(self.pairs.values()), len(self.config.seeds))
 
 
 def sweep(run: Run, config: Sweep, pool: Workers, device: str) -> Found:
@@ -126,7 +131,8 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
             f"{name} has {100 * float(np.mean(list(by_name[name].pairs.values()))):+.1f} points"
             for name in expected.than
         )
-    mean, low, high = interval(values, config.confidence)
+    seeds = len({seed for _, seed in by_name[expected.of[0]].pairs})
+    mean, low, high = interval(per_seed(values, seeds), config.confidence)
     verdict, why = verdict_of(expected.holds, mean, low, high)
     failed = [
         f"{name}: {check.name}"
@@ -148,7 +154,7 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
         high=high,
         unit="points",
         pairs=len(values),
-        method=f"{100 * config.confidence:.0f} % t interval over {len(values)} pairs (trait × seed)",
+        method=f"{100 * config.confidence:.0f} % t interval over {units(len(values), seeds)}",
         baseline=baseline,
         verdict=verdict,
         why=why,
@@ -162,14 +168,14 @@ def _figure(config: Sweep, found: Sequence[Varied]) -> Figure:
     lines = config.vary[0].x is not None
     points = []
     for varied in found:
-        mean, low, high = interval(list(varied.pairs.values()), config.confidence)
+        mean, low, high = interval(varied.by_seed, config.confidence)
         x = varied.variation.x if varied.variation.x is not None else varied.variation.name
         points.append(Point(x=x, y=mean, low=low, high=high, series=varied.variation.group or "treated − control"))
     traits = len({trait for varied in found for trait, _ in varied.pairs})
     return Figure(
         kind="lines" if lines else "bars",
         title=config.about[:1].upper() + config.about[1:] or f"Treated minus control, by {config.name}",
-        caption=f"Probability of the trait, treated minus control; {100 * config.confidence:.0f} % intervals over pairs of "
+        caption=f"Probability of the trait, treated minus control; {100 * config.confidence:.0f} % intervals over seeds, "
         f"{traits} trait{'s' if traits > 1 else ''} and {len(config.seeds)} seeds.",
         x=config.about or "variation",
         y="treated − control",
@@ -192,7 +198,7 @@ def _table(found: Sequence[Varied]) -> StudyTable:
         leaks = sum(
             count for arm in treated for reason, count in arm.filter.reasons.items() if reason.startswith(LEAKS)
         )
-        mean, low, high = interval(list(varied.pairs.values()), varied.config.confidence)
+        mean, low, high = interval(varied.by_seed, varied.config.confidence)
         between = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append(
             [
