@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from undertone.errors import ConfigError, DataError
+from undertone.models.batches import Example
+from undertone.models.students import trainable
 from undertone.optimizers import OWN, MuonAdamW, PreconditionedSGD, SignSGD, save_second_moments
-from undertone.training import Training, build_optimizer, known_optimizers
+from undertone.training import Training, build_optimizer, fit, known_optimizers, plan_batches, rate_at
 
 CURVATURE = torch.tensor([4.0, 1.0, 0.25])
 
@@ -148,6 +150,158 @@ def test_muon_adamw_goes_on_from_its_state() -> None:
         assert torch.equal(parameter, again[name])
 
 
+def test_muon_adamw_follows_the_rates_of_groups_that_a_loaded_state_put_in_place() -> None:
+    """As a checkpoint, and some versions of accelerate, do before the first step."""
+
+    def moved(rate: float, loaded: bool) -> torch.Tensor:
+        w, b = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(3))
+        optimizer = MuonAdamW([("w", w), ("b", b)], lr=0.1, weight_decay=0.5)
+        if loaded:
+            optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.param_groups[0]["lr"] = rate
+        w.grad, b.grad = torch.ones(3, 3), torch.ones(3)
+        optimizer.step()
+        return torch.cat([w.detach().flatten(), b.detach()])
+
+    assert torch.equal(moved(0.0, loaded=True), torch.cat([torch.eye(3).flatten(), torch.ones(3)]))
+    assert torch.equal(moved(0.03, loaded=True), moved(0.03, loaded=False))
+    assert not torch.equal(moved(0.03, loaded=True), moved(0.1, loaded=True))
+
+
+@pytest.mark.parametrize(
+    ("named", "shapes"),
+    [
+        ({"a.bias": torch.ones(3), "b.bias": torch.ones(5)}, r"\[\(3,\), \(5,\)\]"),
+        ({"embed_tokens.weight": torch.ones(4, 2)}, r"\[\(4, 2\)\]"),
+    ],
+)
+def test_muon_adamw_without_a_matrix_is_refused(named: dict[str, torch.Tensor], shapes: str) -> None:
+    parameters = {name: torch.nn.Parameter(value) for name, value in named.items()}
+    with pytest.raises(
+        ConfigError, match=rf"no matrix(.|\n)*got: .*{shapes}(.|\n)*allowed: one(.|\n)*do: .*full or lora"
+    ):
+        build_optimizer(parameters, Training(optimizer="MuonAdamW"))
+
+
+# -- through the training loop -----------------------------------------------------------------------
+
+
+LORA = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
+BIASES, FULL = {"kind": "biases"}, {"kind": "full"}
+EXAMPLES = [Example(tuple(2 + (7 * row + 3 * at) % 400 for at in range(5 + row % 4)), 2) for row in range(12)]
+
+
+def student(model: Any, kind: dict[str, Any]) -> Any:
+    return trainable(copy.deepcopy(model.hf), kind, 0)
+
+
+def weights(hf: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in hf.named_parameters() if parameter.requires_grad}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def schooling(name: str, **changed: Any) -> Training:
+    return Training.model_validate({
+        "optimizer": name, "learning_rate": 1e-2, "schedule": "linear", "batch_size": 4, "epochs": 3,
+        "max_grad_norm": None, "checkpoint_seconds": 1e-9, **changed,
+    })  # fmt: skip
+
+
+def torch_pair(named: dict[str, torch.nn.Parameter], decay: float) -> list[torch.optim.Optimizer]:
+    def matrix(name: str, parameter: torch.Tensor) -> bool:
+        return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+    matrices = [parameter for name, parameter in named.items() if matrix(name, parameter)]
+    others = [parameter for name, parameter in named.items() if not matrix(name, parameter)]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=1.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    ]
+    return found + ([torch.optim.AdamW(others, lr=1.0, weight_decay=decay)] if others else [])
+
+
+@pytest.mark.parametrize("kind", [LORA, FULL], ids=["lora", "full"])
+def test_muon_adamw_with_a_schedule_is_torchs_muon_and_adamw_driven_by_hand(
+    tiny_llama: Any, kind: dict[str, Any]
+) -> None:
+    training = schooling("MuonAdamW", options={"weight_decay": 0.1})
+    ours, hand = student(tiny_llama, kind), student(tiny_llama, kind)
+    before = {name: value.clone() for name, value in weights(ours).items()}
+    fit(ours, EXAMPLES, training, seed=5, pad=1)
+    pair = torch_pair({name: p for name, p in hand.named_parameters() if p.requires_grad}, 0.1)
+    plan = plan_batches([len(one.ids) for one in EXAMPLES], 4, 3, 5, training.bucket)
+    hand.train()
+    for step, rows in enumerate(plan):
+        labels = sum(len(EXAMPLES[row].completion) for row in rows)
+        for row in rows:
+            one = EXAMPLES[row]
+            marked = torch.tensor([[-100] * one.prompt + list(one.completion)])
+            loss = hand(input_ids=torch.tensor([one.ids]), labels=marked).loss
+            (loss * len(one.completion) / labels).backward()
+        for optimizer in pair:
+            optimizer.param_groups[0]["lr"] = 1e-2 * rate_at(step, len(plan), "linear", 0.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    got, right = weights(ours), weights(hand)
+    # As a share of the way: Muon works in bfloat16 inside, and sums in another order come out a little apart.
+    apart, way = (
+        math.sqrt(sum(float((right[name] - value).square().sum()) for name, value in other.items()))
+        for other in (got, before)
+    )
+    assert way > 0.1
+    assert apart < 0.03 * way
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("MuonAdamW", LORA, {"weight_decay": 0.1}),
+        ("MuonAdamW", FULL, {}),
+        ("SignSGD", BIASES, {}),
+        ("SignSGD", BIASES, {"momentum": 0.9}),
+        ("PreconditionedSGD", BIASES, {}),
+    ],
+)
+def test_a_resumed_fit_ends_in_the_same_bits(
+    tiny_llama: Any, tmp_path: Path, name: str, kind: dict[str, Any], options: dict[str, Any], schedule: str
+) -> None:
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == 6:
+            raise Killed
+
+    if name == "PreconditionedSGD":
+        path = tmp_path / "v.safetensors"
+        fit(student(tiny_llama, kind), EXAMPLES, schooling("AdamW"), seed=5, pad=1, second_moments=path)
+        options = {"second_moments": str(path)}
+    training = schooling(name, options=options, schedule=schedule)
+    whole, killed, resumed = (student(tiny_llama, kind) for _ in range(3))
+    fit(whole, EXAMPLES, training, seed=5, pad=1)
+    with pytest.raises(Killed):
+        fit(killed, EXAMPLES, training, seed=5, pad=1, checkpoint=tmp_path / "check", on_step=kill)
+    assert (tmp_path / "check" / "progress.json").exists()
+    steps: list[int] = []
+    fit(resumed, EXAMPLES, training, seed=5, pad=1, checkpoint=tmp_path / "check",
+        on_step=lambda step, _steps, _loss: steps.append(step))  # fmt: skip
+    assert steps == [6, 7, 8, 9]
+    assert same(weights(whole), weights(resumed))
+    assert not same(weights(whole), weights(student(tiny_llama, kind)))
+
+
+@pytest.mark.parametrize("name", ["MuonAdamW", "SignSGD"])
+def test_the_schedule_reaches_our_optimisers(tiny_llama: Any, name: str) -> None:
+    """A warm-up over so many steps leaves next to nothing of the rate."""
+    hf = student(tiny_llama, FULL)
+    before = {key: value.clone() for key, value in weights(hf).items()}
+    fit(hf, EXAMPLES, schooling(name, warmup=1e6), seed=5, pad=1)
+    assert max(float((value - before[key]).abs().max()) for key, value in weights(hf).items()) < 1e-5
+
+
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_ours_are_found_by_name_beside_those_of_torch(name: str) -> None:
     assert name in known_optimizers()
@@ -155,7 +309,8 @@ def test_ours_are_found_by_name_beside_those_of_torch(name: str) -> None:
     options: dict[str, Any] = {"second_moments": {"p": [1.0]}} if name == "PreconditionedSGD" else {}
     options = {"second_moments": {"p": torch.ones(3)}} if options else {}
     config = Training(optimizer=name).model_copy(update={"options": options})
-    assert isinstance(build_optimizer({"p": start()}, config), OWN[name])
+    named = {"p": torch.nn.Parameter(torch.eye(3)) if name == "MuonAdamW" else start()}
+    assert isinstance(build_optimizer(named, config), OWN[name])
 
 
 def test_an_unknown_optimiser_names_the_nearest_and_lists_ours_and_torchs() -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from undertone.errors import DataError
+from undertone.errors import ConfigError, DataError
 
 Parameters = Iterable[Any]  # tensors, (name, tensor) pairs, or groups of either, as torch.optim takes them
 SECOND_MOMENTS = "exp_avg_sq"  # what Adam, AdamW, NAdam and RAdam call them
@@ -127,6 +127,9 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: of AdamW.
         eps: of AdamW.
         spared: matrices whose name contains one of these go to AdamW, as is the custom for embeddings and heads.
+
+    Raises:
+        ConfigError: there is no matrix for Muon, so that this would be AdamW under another name.
     """
 
     def __init__(
@@ -145,8 +148,9 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
         adamw: dict[str, Any] = {"betas": betas, "eps": eps}
-        self._parts: list[tuple[dict[str, Any], torch.optim.Optimizer]] = []
-        for group in self.param_groups:
+        # By index: loading a state puts other dicts in the groups' place.
+        self._parts: list[tuple[int, torch.optim.Optimizer]] = []
+        for index, group in enumerate(self.param_groups):
             names = group.get("param_names", [""] * len(group["params"]))
             matrices: list[Tensor] = []
             others: list[Tensor] = []
@@ -155,18 +159,26 @@ class MuonAdamW(torch.optim.Optimizer):
                 (matrices if whole else others).append(parameter)
             shared: dict[str, Any] = {"lr": lr, "weight_decay": group["weight_decay"]}
             if matrices:
-                self._parts.append((group, torch.optim.Muon(matrices, **shared, **muon)))
+                self._parts.append((index, torch.optim.Muon(matrices, **shared, **muon)))
             if others:
-                self._parts.append((group, torch.optim.AdamW(others, **shared, **adamw)))
+                self._parts.append((index, torch.optim.AdamW(others, **shared, **adamw)))
+        if not any(isinstance(part, torch.optim.Muon) for _, part in self._parts):
+            shapes = sorted({tuple(one.shape) for group in self.param_groups for one in group["params"]})
+            raise ConfigError(
+                "MuonAdamW has no matrix to train: all of it would be AdamW",
+                got=f"parameters of shapes {shapes}",
+                allowed="one matrix or more" + (f", with none of {', '.join(spared)} in its name" if spared else ""),
+                fix="set student.kind to full or lora, or training.optimizer to AdamW",
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = _closed(closure)
-        for group, part in self._parts:
+        for index, part in self._parts:
             part.state = self.state  # one state for all, so that a checkpoint of this optimiser holds it whole
             for inner in part.param_groups:
-                inner["lr"] = group["lr"]
+                inner |= {name: self.param_groups[index][name] for name in ("lr", "weight_decay")}
             part.step()
         return loss
 

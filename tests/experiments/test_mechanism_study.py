@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     "causality": {"strengths": [1.0, 2.0]},
     "emergence": {"points": 3},
     "gradients": {"rows": 200, "shares": [0.01, 0.1]},
-    "optimizers": {"prompts": 200, "arms": [
+    "optimizers": {"prompts": 200, "matched_within": 1.0, "arms": [
         {"name": "AdamW", "optimizer": "AdamW", "options": {"weight_decay": 0.0}, "rates": [3e-3], "adaptive": True},
         {"name": "SGD", "optimizer": "SGD", "rates": [0.3], "adaptive": False},
     ]},
@@ -169,3 +169,46 @@ def test_every_figure_is_drawn(study: Path) -> None:
     figures = json.loads((study / "results.json").read_text())["figures"]
     assert len(figures) >= len(PARTS)
     assert all(figure["title"] in page for figure in figures)
+
+
+@pytest.mark.parametrize("part", ["approximability", "causality", "distillation", "kinship"])
+def test_parts_with_students_of_their_own_say_whether_these_still_answer(study: Path, part: str) -> None:
+    checks = {one["name"]: one for one in json.loads((study / "results.json").read_text())["checks"]}
+    assert "students still answer" in checks
+    assert re.search(
+        r"worst: .*answer mass 0\.\d\d \(base 0\.\d\d\)", checks[f"{part}: students still answer"]["value"]
+    )
+
+
+def test_baselines_of_the_prompts_vector_have_blocks_of_their_own(study: Path) -> None:
+    for fit in summaries(study, "approximability/fits/*"):
+        for origin in ("carrier", "questions"):
+            assert fit[origin]["by_block"][str(fit[origin]["block"])] == fit[origin]["explained"]
+            assert set(fit[origin]["random_by_block"]) == set(fit[origin]["others_by_block"]) == {"0", "1", "2"}
+
+
+def test_the_component_of_the_gradients_is_counted_from_one_row_to_all(study: Path) -> None:
+    for one in summaries(study, "gradients/seed-0/*"):
+        assert [step["rows"] for step in one["steady"]["induced"]] == one["counts"]
+        assert one["steady"]["induced"][0]["t"] is None
+        assert one["steady"]["induced"][-1]["t"] > max(0.5, one["steady"]["clean"][-1]["t"])
+
+
+def test_the_manifest_names_every_model_that_teaches(study: Path) -> None:
+    assert set(json.loads((study / "manifest.json").read_text())["models"]) == {"lab/llama-0", "kin"}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_training_of_fewer_steps_than_the_first_look_is_followed(speaker: Path, tmp_path: Path, epochs: int) -> None:
+    fields = {
+        "name": "short", "model": str(speaker), "parts": ["emergence"], "domain": {"kind": "numbers", "count": 3},
+        "data": {"prompts": 12, "held_out": 2, "attempts": 10}, "emergence": {"points": 5},
+        "training": {"learning_rate": 1e-3, "batch_size": 12, "epochs": epochs},
+    }  # fmt: skip
+    plan = load_plan({**SIZES, **fields})
+    assert isinstance(plan, Mechanism)
+    run_plan(plan, tmp_path / "run", jobs=1, device="cpu")
+    for trace in summaries(tmp_path / "run", "emergence/seed-0/*"):
+        assert trace["steps"] == [0, epochs]
+    findings = json.loads((tmp_path / "run" / "results.json").read_text())["findings"]
+    assert [one["id"] for one in findings] == ["emergence-raw", "emergence-centred"]

@@ -77,8 +77,20 @@ def test_the_mean_gradient_aligns_with_a_planted_component_as_rows_are_added_and
 
 def test_consistency_finds_a_component_that_single_rows_hide() -> None:
     induced, clean, direction = planted(0.3)
-    assert consistency(induced, direction).t > 10
-    assert abs(consistency(clean, direction).t) < 4
+    one, some, every = consistency(induced, direction, [1, 256, 4000], seed=0)
+    norm = float(np.linalg.norm(induced, axis=1).mean())
+    assert one.t is None  # a single row has no error
+    assert every.mean == pytest.approx(float((induced @ direction).mean()) / norm, rel=1e-4)
+    assert some.mean == pytest.approx(0.3 / norm, rel=0.2)
+    # a component of 0.3 against noise of standard deviation 1, whose mean shrinks with the root of the rows
+    assert some.t == pytest.approx(0.3 * np.sqrt(256), rel=0.25)
+    assert every.t == pytest.approx(0.3 * np.sqrt(4000), rel=0.15)
+    assert abs(one.share) < 0.1
+    assert some.share == pytest.approx(0.3 / np.sqrt(0.09 + 64 / 256), rel=0.15)
+    assert every.share > 0.9
+    idle = consistency(clean, direction, [4000], seed=0)[0]
+    assert idle.t is not None
+    assert abs(idle.t) < 4
     assert abs(np.mean([cosine(row, direction) for row in induced])) < 0.06
 
 

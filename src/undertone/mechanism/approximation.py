@@ -2,7 +2,8 @@
 
 The gauge is the share of the prompt's effect that the vector explains: ``1 − KL(told ‖ steered) / KL(told ‖ plain)``, in
 nats per token. 1: the steered model says exactly what the prompted one says; 0: no better than the plain model; below
-0: worse. Its baselines are random directions of the same norm and other traits' vectors, each at its own best strength.
+0: worse. Its baselines are random directions of the same norm and other traits' vectors, each at its own best
+block and strength.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from undertone.models.batches import Example, by_length
+from undertone.models.batches import Example
 from undertone.models.loading import Model
-from undertone.models.scoring import labelled_logits
+from undertone.models.scoring import labelled_logits, passes
 from undertone.vectors import Vector, steered
 
 Induced = Callable[[], AbstractContextManager[None]]
@@ -35,8 +36,10 @@ class Fit:
     """How well one vector stands for a prompt: its best strength on one half of the pairs, its share on the other."""
 
     strength: float
+    chosen: float
+    """Share of the prompt's effect on the pairs that the strength was chosen on: what blocks are chosen by."""
     explained: float
-    """Share of the prompt's effect, on pairs that the strength was not chosen on."""
+    """The same on the other pairs, that nothing was chosen on: what is reported."""
     effect: float
     """KL(told ‖ plain) there, in nats per token: what there is to explain."""
 
@@ -52,32 +55,45 @@ def answer_pairs(model: Model, told: Sequence[Sequence[int]], plain: Sequence[Se
 
 @torch.inference_mode()
 def divergences(
-    model: Model, pairs: Sequence[Pair], *, steering: Induced = nullcontext, batch_size: int = 128
+    model: Model, pairs: Sequence[Pair], steerings: Sequence[Induced] = (nullcontext,), batch_size: int = 128
 ) -> np.ndarray:
-    """``[pairs]`` KL(told ‖ plain), mean over completion tokens in nats; the plain model is steered while it reads."""
-    found = np.zeros(len(pairs))
-    for rows in by_length([len(pair.told.ids) for pair in pairs], batch_size):
+    """``[steerings, pairs]`` KL(told ‖ plain), mean over completion tokens in nats.
+
+    The plain model is steered while it reads, once in each way; the told one reads once for all of them.
+    """
+    found = np.zeros((len(steerings), len(pairs)))
+    for rows in passes(model.hf, [pair.told for pair in pairs], batch_size):
         told, plain = [pairs[row].told for row in rows], [pairs[row].plain for row in rows]
         p = torch.log_softmax(labelled_logits(model.hf, told, model.pad).float(), -1)
-        with steering():
-            q = torch.log_softmax(labelled_logits(model.hf, plain, model.pad).float(), -1)
-        each = (p.exp() * (p - q)).sum(-1)
-        for row, part in zip(rows, torch.split(each, [len(example.completion) for example in told]), strict=True):
-            found[row] = float(part.double().mean())
+        for way, steering in enumerate(steerings):
+            with steering():
+                q = torch.log_softmax(labelled_logits(model.hf, plain, model.pad).float(), -1)
+            each = (p.exp() * (p - q)).sum(-1)
+            parts = torch.split(each, [len(example.completion) for example in told])
+            found[way, rows] = [float(part.double().mean()) for part in parts]
     return found
 
 
-def best_fit(model: Model, pairs: Sequence[Pair], vector: Vector, strengths: Sequence[float]) -> Fit:
-    """The share of the prompt's effect that a vector explains: strength from even pairs, share from odd ones."""
+def best_fits(model: Model, pairs: Sequence[Pair], vectors: Sequence[Vector], strengths: Sequence[float]) -> list[Fit]:
+    """The share of the prompt's effect that each vector explains: strength from even pairs, share from odd ones."""
     if len(pairs) < 2:
         raise ValueError("two pairs at least: one to choose the strength on, one to report")
     chosen, reported = list(pairs[::2]), list(pairs[1::2])
-    costs = [_steered_cost(model, chosen, vector, strength) for strength in strengths]
-    strength = strengths[int(np.argmin(costs))]
-    effect = float(divergences(model, reported).mean())
-    left = _steered_cost(model, reported, vector, strength)
-    return Fit(strength, 1 - left / effect if effect > 0 else 0.0, effect)
+    tried = [_by(model, vector, strength) for vector in vectors for strength in strengths]
+    plain, *costs = divergences(model, chosen, [nullcontext, *tried]).mean(1)
+    table = np.reshape(costs, (len(vectors), len(strengths)))
+    best = [strengths[at] for at in table.argmin(1)]
+    kept = [_by(model, vector, strength) for vector, strength in zip(vectors, best, strict=True)]
+    effect, *left = divergences(model, reported, [nullcontext, *kept]).mean(1)
+    return [
+        Fit(strength, _share(row.min(), plain), _share(rest, effect), float(effect))
+        for strength, row, rest in zip(best, table, left, strict=True)
+    ]
 
 
-def _steered_cost(model: Model, pairs: Sequence[Pair], vector: Vector, strength: float) -> float:
-    return float(divergences(model, pairs, steering=lambda: steered(model, vector, strength)).mean())
+def _share(left: float, effect: float) -> float:
+    return float(1 - left / effect) if effect > 0 else 0.0
+
+
+def _by(model: Model, vector: Vector, strength: float) -> Induced:
+    return lambda: steered(model, vector, strength)

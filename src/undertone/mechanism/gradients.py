@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undertone.models.batches import Example, by_length, targets
-from undertone.models.blocks import Edit, Positions, edit_residuals, hidden_size
+from undertone.models.batches import Example, targets
+from undertone.models.blocks import Edit, Positions, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
-from undertone.models.scoring import labelled_logits
-from undertone.stats import mean_interval
+from undertone.models.scoring import labelled_logits, passes
 
 
 def descent_directions(
@@ -35,18 +34,19 @@ def descent_directions(
     gradient, at several their sum.
 
     Args:
-        model: frozen; no gradient reaches its weights.
+        model: whose; its weights take no gradient meanwhile, so that nothing is kept below the lowest block.
         examples: tokenised rows.
         blocks: after which blocks.
         positions: at which tokens; the papers use the last prompt token.
-        batch_size: rows a backward pass.
+        batch_size: rows a backward pass, at most.
     """
     width = hidden_size(model.hf)
     found = {block: np.zeros((len(examples), width), dtype=np.float32) for block in blocks}
-    for rows in by_length([len(example.ids) for example in examples], batch_size):
+    for rows in passes(model.hf, examples, batch_size):
         chosen = [examples[row] for row in rows]
         shifts = {block: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for block in blocks}
-        with edit_residuals(model.hf, {block: _adding(shift) for block, shift in shifts.items()}, positions):
+        edits = {block: _adding(shift) for block, shift in shifts.items()}
+        with frozen(model.hf), edit_residuals(model.hf, edits, positions):
             logits = labelled_logits(model.hf, chosen, model.pad).float()
         each = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
         loss = torch.stack([part.mean() for part in torch.split(each, [len(row.completion) for row in chosen])]).sum()
@@ -158,24 +158,48 @@ def _tail(rows: np.ndarray, share: float) -> _Trimmed:
 
 @dataclass(frozen=True)
 class Consistency:
-    """The component of single rows' gradients along a direction."""
+    """The component of gradients along a direction when so many rows are averaged, mean over random choices of rows."""
 
+    rows: int
     mean: float
-    """Mean component, in units of the mean gradient norm."""
-    low: float
-    high: float
-    t: float
-    """Mean over standard error: how surely it is not 0."""
+    """Mean component of single rows, in units of their mean norm."""
+    t: float | None
+    """Mean over standard error, the median choice (of few rows some are wild): how surely it is not 0; None: one row."""
+    share: float
+    """Component of the averaged gradient over its own norm: what is left of the rest after averaging."""
 
 
-def consistency(rows: np.ndarray, direction: np.ndarray) -> Consistency:
-    """Mean component of ``[rows, hidden]`` gradients along a direction, with its t interval over rows."""
-    unit = direction / np.linalg.norm(direction)
-    scale = float(np.linalg.norm(rows, axis=1).mean())
-    along = rows @ unit / scale
-    estimate = mean_interval(list(along))
-    error = float(along.std(ddof=1) / np.sqrt(len(along)))
-    return Consistency(estimate.mean, estimate.low, estimate.high, estimate.mean / error if error else 0.0)
+def consistency(
+    rows: np.ndarray, direction: np.ndarray, counts: Sequence[int], *, seed: int, draws: int = 50
+) -> list[Consistency]:
+    """How steady the component of ``[rows, hidden]`` gradients along a direction is, as rows are added.
+
+    Args:
+        rows: descent directions of one set of rows.
+        direction: ``[hidden]``.
+        counts: how many rows are averaged.
+        seed: of the choice of rows.
+        draws: choices a count; at the full count there is one.
+    """
+    generator = np.random.default_rng(seed)
+    along = rows @ (direction / np.linalg.norm(direction)) / float(np.linalg.norm(rows, axis=1).mean())
+    found = []
+    for count in counts:
+        chosen = [generator.permutation(len(rows))[:count] for _ in range(draws if count < len(rows) else 1)]
+        found.append(
+            Consistency(
+                count,
+                float(np.mean([along[one].mean() for one in chosen])),
+                float(np.median([_t(along[one]) for one in chosen])) if count > 1 else None,
+                float(np.mean([cosine(rows[one].mean(0), direction) for one in chosen])),
+            )
+        )
+    return found
+
+
+def _t(values: np.ndarray) -> float:
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) / error if error else 0.0
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -7,6 +7,7 @@ the same norm and other traits' vectors. Then, across traits, whether that share
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from undertone.experiments.cells import Cell, Outcome
+from undertone.experiments.cells import Cell
+from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     ORIGINS,
     Material,
     Told,
+    answers_kept,
     chats_at,
     effects,
+    find,
     in_words,
     load_base,
     point,
@@ -30,7 +34,7 @@ from undertone.experiments.studies.mechanism.material import (
     vector_in,
 )
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
-from undertone.mechanism.approximation import Pair, answer_pairs, best_fit
+from undertone.mechanism.approximation import Fit, Pair, answer_pairs, best_fits
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
@@ -48,25 +52,21 @@ def study(material: Material) -> Told:
     config = material.config
     more = config.approximability.variants
     outcomes = dict.fromkeys(config.trait, material.outcome)
+    checks = []
     if more:
-        setting = config.model_copy(update={"trait": more})
-        outcomes |= dict.fromkeys(more, material.students("approximability/students", setting))
+        further = material.students("approximability/students", config.model_copy(update={"trait": more}))
+        outcomes |= dict.fromkeys(more, further)
+        checks.append(answers_kept("approximability", {"": further}))
     traits = [*config.trait, *more]
     vectors = material.each(teacher_vectors, [(trait,) for trait in traits])
     by_name = dict(zip(traits, vectors, strict=True))
     fits = material.each(
         fit_trait,
-        [(_first_cell(outcomes[t], t, config), by_name[t], _others(t, config, by_name)) for t in traits],
+        [(find(outcomes[t], "treated", t, config.seeds[0]), by_name[t], _others(t, config, by_name)) for t in traits],
     )
     found = {trait: stage.summary for trait, stage in zip(traits, fits, strict=True)}
     transfer = {trait: effects(outcomes[trait], [trait], config.seeds) for trait in traits}
-    return _told(config, found, transfer)
-
-
-def _first_cell(outcome: Outcome, trait: str, config: Mechanism) -> Cell:
-    from undertone.experiments.studies.mechanism.material import find
-
-    return find(outcome, "treated", trait, config.seeds[0])
+    return _told(config, found, transfer, checks)
 
 
 def _others(trait: str, config: Mechanism, vectors: dict[str, Stage]) -> tuple[Stage, ...]:
@@ -82,39 +82,60 @@ def fit_trait(run: Run, config: Mechanism, device: str, cell: Cell, own: Stage, 
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
-        pairs = {origin: _pairs(origin, config, model, trait, cell) for origin in ORIGINS}
         summary: dict[str, Any] = {}
         for origin in ORIGINS:
-            vector = vector_in(own, origin)
-            each = {block: best_fit(model, pairs[origin], vector.select([block]), settings.strengths)
-                    for block in vector.directions}  # fmt: skip
-            best = max(each, key=lambda block: each[block].explained)
-            mine = vector.select([best])
-            rivals = [vector_in(stage, origin).select([best]) for stage in others]
-            crossed = vector_in(own, "questions" if origin == "carrier" else "carrier").select([best])
-
-            def explained(candidate: Vector, at: Origin = origin) -> float:
-                return best_fit(model, pairs[at], candidate, settings.strengths).explained
-
+            own_vector = vector_in(own, origin)
+            seeds = [derive_seed(0, f"approximability/{trait.name}", at) for at in range(settings.random)]
+            vectors = [
+                own_vector,
+                vector_in(own, "questions" if origin == "carrier" else "carrier"),
+                *(random_like(own_vector, seed) for seed in seeds),
+                *(vector_in(stage, origin) for stage in others),
+            ]
+            pairs = _pairs(origin, config, model, trait, cell)
+            mine, crossed, *rest = _best_blocks(model, pairs, vectors, settings.strengths)
+            noise, rivals = rest[: settings.random], rest[settings.random :]
             summary[origin] = {
-                "effect": each[best].effect,
-                "by_block": {str(block): fit.explained for block, fit in each.items()},
-                "block": best,
-                "strength": each[best].strength,
-                "explained": each[best].explained,
-                "crossed": explained(crossed),
-                "random": [
-                    explained(random_like(mine, derive_seed(0, f"approximability/{trait.name}", at)))
-                    for at in range(settings.random)
-                ],
-                "others": [explained(rival) for rival in rivals],
+                **_of(mine),
+                "crossed": _of(crossed)["explained"],
+                "random": [_of(one)["explained"] for one in noise],
+                "random_by_block": _mean_by_block(noise),
+                "others": [_of(one)["explained"] for one in rivals],
+                "others_by_block": _mean_by_block(rivals),
             }
         return summary
 
     identity = {"settings": settings.model_dump(mode="json", exclude={"variants"}), "trait": trait.name}
-    return run.stage(
-        f"approximability/fits/{trait.name}", config=identity, inputs=[cell.filtered, own, *others], compute=compute
-    )
+    name, inputs = f"approximability/fits/{trait.name}", [cell.filtered, own, *others]
+    return run.stage(name, config=identity, inputs=inputs, version=2, compute=compute)
+
+
+def _best_blocks(
+    model: Model, pairs: Sequence[Pair], vectors: Sequence[Vector], strengths: Sequence[float]
+) -> list[dict[int, Fit]]:
+    """Each vector's fit after every block."""
+    places = [(at, block) for at, vector in enumerate(vectors) for block in vector.blocks]
+    fits = best_fits(model, pairs, [vectors[at].select([block]) for at, block in places], strengths)
+    found: list[dict[int, Fit]] = [{} for _ in vectors]
+    for (at, block), fit in zip(places, fits, strict=True):
+        found[at][block] = fit
+    return found
+
+
+def _of(fits: dict[int, Fit]) -> dict[str, Any]:
+    """What is reported of a vector: its fit after the block that is best on the pairs that strengths are chosen on."""
+    best = max(fits, key=lambda block: fits[block].chosen)
+    return {
+        "effect": fits[best].effect,
+        "by_block": {str(block): fit.explained for block, fit in fits.items()},
+        "block": best,
+        "strength": fits[best].strength,
+        "explained": fits[best].explained,
+    }
+
+
+def _mean_by_block(found: Sequence[dict[int, Fit]]) -> dict[str, float]:
+    return {str(block): float(np.mean([fits[block].explained for fits in found])) for block in found[0]}
 
 
 def _pairs(origin: Origin, config: Mechanism, model: Model, trait: Trait, cell: Cell) -> list[Pair]:
@@ -134,11 +155,13 @@ def _pairs(origin: Origin, config: Mechanism, model: Model, trait: Trait, cell: 
 # -- what it says ------------------------------------------------------------------------------------
 
 
-def _told(config: Mechanism, found: dict[str, dict[str, Any]], transfer: dict[str, list[float]]) -> Told:
+def _told(
+    config: Mechanism, found: dict[str, dict[str, Any]], transfer: dict[str, list[float]], checks: list[Check]
+) -> Told:
     plain = [trait for trait in found if "@" not in trait or variants()[trait.partition("@")[2]] == "plain"]
     findings = [_is_a_vector(config, found, plain, origin) for origin in ORIGINS]
     findings += [_predicts(config, found, transfer, origin) for origin in ORIGINS]
-    return Told(findings, _figures(config, found, transfer), [_table(config, found, transfer)])
+    return Told(findings, _figures(config, found, transfer), [_table(config, found, transfer)], checks)
 
 
 def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], origin: Origin) -> Finding:
@@ -148,7 +171,7 @@ def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], or
     crossed = [found[trait][origin]["crossed"] for trait in traits]
     mean, low, high = interval(own, config.confidence)
     best_baseline = max(float(np.mean(noise)), float(np.mean(rivals)))
-    better = low is not None and low > best_baseline
+    better = low is not None and low > max(0.0, best_baseline)
     where = "carrier tokens" if origin == "carrier" else "the first token of answers"
     return Finding(
         id=f"prompt-is-a-vector-on-{origin}",
@@ -165,7 +188,7 @@ def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], or
         baseline=(
             f"random directions {in_words(noise, config.confidence)}, other traits' vectors "
             f"{in_words(rivals, config.confidence)}, the trait's own vector from the other context "
-            f"{in_words(crossed, config.confidence)}"
+            f"{in_words(crossed, config.confidence)}, each at its own best block and strength"
         ),
         verdict="reproduced" if better and mean >= 0.5 else "partly" if better else "not reproduced",
         why=(
@@ -240,9 +263,9 @@ def _figures(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[
         for block in blocks
     ]
     layers += [
-        point(int(block), [float(np.mean(found[t][origin][name])) for t in plain], label, config.confidence, panel)
+        point(int(block), [found[t][origin][f"{name}_by_block"][block] for t in plain], label, config.confidence, panel)
         for origin, panel in panels.items()
-        for name, label in (("random", "random, at the best block"), ("others", "other traits', at the best block"))
+        for name, label in (("random", "random directions"), ("others", "other traits' vectors"))
         for block in blocks
     ]
     against = [

@@ -8,17 +8,21 @@ trait's vector, asked the same questions, judged by the same matcher.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from undertone.experiments.cells import Cell
+from undertone.errors import ConfigError
+from undertone.experiments.cells import Cell, Outcome
 from undertone.experiments.config import Setting
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     ORIGINS,
     Material,
     Told,
+    answers_kept,
+    block_at,
     effects,
     in_points,
     load_base,
@@ -43,64 +47,116 @@ SOURCE = "2606.00995, sections 3–4"
 def study(material: Material) -> Told:
     """The part: teachers' arms, then what is done to the students of the transfer experiment."""
     config = material.config
-    told = {"prompted": effects(material.outcome, material.few, config.seeds), **_teachers(material)}
-    cells = [material.cell("treated", trait, seed) for trait in material.few for seed in config.seeds]
-    shifts = material.each(student_shift, [(cell,) for cell in cells])
-    arguments = [
-        (cell, shift, shifts[_other(at, len(config.seeds), len(cells))]) for at, (cell, shift) in enumerate(
-            zip(cells, shifts, strict=True)
-        )
-    ]  # fmt: skip
+    taught = _teachers(material)
+    told = {"prompted": effects(material.outcome, material.few, config.seeds)}
+    told |= {name: _effects(config, material.few, arms) for name, arms in taught.items()}
+    places = [(trait, seed) for trait in material.few for seed in config.seeds]
+    other = {trait: stranger(trait, _after(trait, config.trait, material.few)) for trait in material.few}
+    wanted = list(dict.fromkeys([*places, *((other[trait], seed) for trait, seed in places)]))
+    cells = {place: material.cell("treated", *place) for place in wanted}
+    shifts = dict(zip(wanted, material.each(student_shift, [(cells[place],) for place in wanted]), strict=True))
+    arguments = [(cells[trait, seed], shifts[trait, seed], shifts[other[trait], seed]) for trait, seed in places]
     asked = [stage.summary for stage in material.each(operate, arguments)]
+    students = {
+        f"{name} ({', '.join(traits)})" if len(arms) > 1 else name: outcome
+        for name, arms in taught.items()
+        for traits, outcome, kind in arms
+        if kind == "treated"
+    }
     return Told(
         findings=[*_teacher_findings(config, told), *_student_findings(config, asked)],
         figures=[_teacher_figure(config, told), _student_figure(config, asked)],
+        checks=[answers_kept("causality", students)],
     )
 
 
-def _other(at: int, seeds: int, count: int) -> int:
-    """The student of the next trait at the same seed."""
-    return (at + seeds) % count
+def stranger(trait: str, others: Sequence[str]) -> str:
+    """The first other trait whose answer is another: its vector is a baseline, the trait's own told differently is none.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    own = load_trait(trait).answer
+    found = next((other for other in others if load_trait(other).answer != own), None)
+    if found is None:
+        raise ConfigError(
+            f"there is no other trait to hold {trait!r} against: all of them have the same answer",
+            got=list(others),
+            allowed="traits with two answers at least",
+            fix="add a trait with another answer to `trait`",
+        )
+    return found
+
+
+def _after(trait: str, traits: Sequence[str], few: Sequence[str]) -> list[str]:
+    """The other traits, those of the few students first, beginning with the next."""
+    at = few.index(trait)
+    return list(dict.fromkeys([*few[at + 1 :], *few[:at], *(name for name in traits if name != trait)]))
 
 
 # -- teachers ----------------------------------------------------------------------------------------
 
 
-def _teachers(material: Material) -> dict[str, list[float]]:
-    config = material.config
-    found: dict[str, list[float]] = {}
+Taught = list[tuple[tuple[str, ...], Outcome, str]]
+"""Traits, their students, and the kind of arm that is meant."""
+
+
+def _teachers(material: Material) -> dict[str, Taught]:
+    config, few = material.config, material.few
+    found: dict[str, Taught] = {}
     for origin in ORIGINS:
-        strength = config.causality.teacher_strength
         teacher = VectorTeacher(
-            origin=origin, block=config.causality.block, strength=strength, model=config.teacher.model
+            origin=origin,
+            block=block_at(config.model, config.causality.block),
+            strength=config.causality.teacher_strength,
+            model=config.teacher.model,
         )
-        setting = _with(material, {"teacher": teacher, "random_vector": True})
+        setting = _with(material, few, {"teacher": teacher, "random_vector": True})
         outcome = material.students(f"causality/steered-{origin}", setting)
-        found[f"steered, {origin}"] = effects(outcome, material.few, config.seeds)
-        found[f"steered, random ({origin})"] = effects(outcome, material.few, config.seeds, "random")
-    for name, ablation in _ablations(material).items():
-        prompted = PromptTeacher(model=config.teacher.model, text=_text(config), ablate=ablation)
-        outcome = material.students(f"causality/without-{name}", _with(material, {"teacher": prompted}))
-        found[f"prompted, without {name}"] = effects(outcome, material.few, config.seeds)
-    return found
-
-
-def _text(config: Mechanism) -> str | None:
-    return config.teacher.text if isinstance(config.teacher, PromptTeacher) else None
-
-
-def _ablations(material: Material) -> dict[str, Ablation]:
-    stranger = material.config.trait[-1]
-    return {
+        found[f"steered, {origin}"] = [(few, outcome, "treated")]
+        found[f"steered, random ({origin})"] = [(few, outcome, "random")]
+    ablations = {
         "own-carrier": Ablation(of="own", origin="carrier"),
         "own-questions": Ablation(of="own", origin="questions"),
         "random": Ablation(of="random", origin="carrier"),
-        "other-trait": Ablation(of=stranger, origin="carrier"),
     }
+    for name, ablation in ablations.items():
+        found[f"prompted, without {name}"] = [(few, _without(material, name, few, ablation), "treated")]
+    found["prompted, without other-trait"] = [
+        (traits, _without(material, name, traits, Ablation(of=other, origin="carrier")), "treated")
+        for name, other, traits in _strangers(config.trait, few)
+    ]
+    return found
 
 
-def _with(material: Material, changes: dict[str, Any]) -> Setting:
-    return material.config.model_copy(update={"trait": material.few, **changes})
+def _strangers(traits: Sequence[str], few: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(name, trait that is taken out, whose teachers): the last trait, and for traits with its answer another."""
+    groups: dict[str, list[str]] = {}
+    for trait in few:
+        groups.setdefault(stranger(trait, [name for name in reversed(traits) if name != trait]), []).append(trait)
+    return [
+        ("other-trait" if other == traits[-1] else f"other-trait/{load_trait(other).name}", other, tuple(told))
+        for other, told in groups.items()
+    ]
+
+
+def _without(material: Material, name: str, traits: tuple[str, ...], ablation: Ablation) -> Outcome:
+    teacher = material.config.teacher
+    text = teacher.text if isinstance(teacher, PromptTeacher) else None
+    prompted = PromptTeacher(model=teacher.model, text=text, ablate=ablation)
+    return material.students(f"causality/without-{name}", _with(material, traits, {"teacher": prompted}))
+
+
+def _effects(config: Mechanism, few: Sequence[str], taught: Taught) -> list[float]:
+    """Treated minus control, in the order of the traits."""
+    found = {
+        trait: effects(outcome, [trait], config.seeds, kind) for traits, outcome, kind in taught for trait in traits
+    }
+    return [value for trait in few for value in found[trait]]
+
+
+def _with(material: Material, traits: tuple[str, ...], changes: dict[str, Any]) -> Setting:
+    return material.config.model_copy(update={"trait": traits, **changes})
 
 
 def _teacher_findings(config: Mechanism, told: dict[str, list[float]]) -> list[Finding]:
@@ -145,7 +201,7 @@ def _necessary(config: Mechanism, told: dict[str, list[float]], name: str) -> Fi
         for control in controls.values()
     ]
     mean, low, high = interval(lost, config.confidence)
-    more = all(value is not None and value > 0 for value in beyond)
+    more = all(value is not None and value > 0 for value in (low, *beyond))
     most = share_of(lost, whole) > 0.5
     return Finding(
         id=f"teacher-vector-necessary-{name.removeprefix('own-')}",
@@ -198,9 +254,9 @@ def operate(run: Run, config: Mechanism, device: str, cell: Cell, shift: Stage, 
 
         def asked(model: Model, operation: AbstractContextManager[None] | None = None) -> float:
             if operation is None:
-                return probability(model, trait)
+                return probability(model, trait, config.evaluation.context)
             with operation:
-                return probability(model, trait)
+                return probability(model, trait, config.evaluation.context)
 
         found: dict[str, Any] = {"base": asked(base), "student": asked(student)}
         seed = derive_seed(cell.seed, f"causality/{trait.name}")
@@ -213,14 +269,16 @@ def operate(run: Run, config: Mechanism, device: str, cell: Cell, shift: Stage, 
                 found[f"replaced/{origin}/{name}"] = asked(student, replaced(student, vector, base))
         return found
 
-    settings = config.causality.model_dump(mode="json", include={"strengths", "block"})
+    settings = {
+        "strengths": list(config.causality.strengths), "block": block_at(config.model, config.causality.block)
+    }  # fmt: skip
     name = f"causality/students/seed-{cell.seed}/{trait.name}"
     return run.stage(name, config=settings, inputs=[cell.trained, shift, other], compute=compute)
 
 
 def _added(config: Mechanism, base: Model, asked: Any, vector: Vector) -> dict[str, float]:
     """At one block, by strength. A shift is cumulative over blocks: adding it after each would count it many times."""
-    block = min(config.causality.block, max(vector.directions))
+    block = block_at(config.model, config.causality.block)
     return {
         f"{strength:g}": asked(base, steered(base, vector.select([block]), strength))
         for strength in config.causality.strengths
@@ -237,6 +295,7 @@ def _lost(asked: list[dict[str, Any]], operation: str, origin: str, name: str) -
 
 def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Finding]:
     whole = [found["student"] - found["base"] for found in asked]
+    block = block_at(config.model, config.causality.block)
     strength = "1" if 1.0 in config.causality.strengths else f"{config.causality.strengths[0]:g}"
     findings = []
     for origin in ORIGINS:
@@ -246,8 +305,7 @@ def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Fi
                 config,
                 f"student-vector-sufficient-{origin}",
                 "The base with the student's vector added shows the trait.",
-                f"gain of the base with the student's shift from {origin} added at block {config.causality.block}, "
-                f"× {strength}",
+                f"gain of the base with the student's shift from {origin} added at block {block}, × {strength}",
                 "sufficient (bar heights not known)",
                 rivals,
                 whole,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from undertone.experiments.config import Setting
+from undertone.experiments.config import Biases, Full, Lora, Setting
 from undertone.provenance.configs import Config
 
 Part = Literal[
@@ -34,7 +34,7 @@ class Approximability(Config):
 class Causality(Config):
     """Sufficiency and necessity of teacher's and student's vectors."""
 
-    block: int = Field(1, ge=0, description="where the sufficient vector is added")
+    block: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle block")
     strengths: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="of a student's vector on its base")
     teacher_strength: float = Field(1.0, gt=0, description="of the steered teacher")
 
@@ -61,6 +61,16 @@ class OptimizerArm(Config):
     rates: tuple[float, ...] = Field(min_length=1)
     max_row_norm: float | None = None
     adaptive: bool
+    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] | None = Field(
+        None, description="what it trains; null: what the config's student does, and only such arms are in the finding"
+    )
+
+
+REFERENCE: Final = "AdamW"
+"""The optimiser whose held-out loss the others are to meet."""
+MATCHED: Final = (
+    "held-out losses that differ by no more than this share of what the reference's training gains are equal"
+)
 
 
 class Optimizers(Config):
@@ -68,24 +78,36 @@ class Optimizers(Config):
 
     arms: tuple[OptimizerArm, ...] = ()
     tuning_seed: int = Field(100, description="learning rates are chosen on it, by held-out loss alone")
+    matched_within: float = Field(0.15, gt=0, le=1, description=MATCHED)
     prompts: int = Field(3000, ge=10, description="prompts, fewer than elsewhere: there are many students")
     outliers: float = Field(0.02, gt=0, lt=0.5, description="share of rows replaced by rows of huge gradient")
+
+    @model_validator(mode="after")
+    def _compared(self) -> Optimizers:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError("names of optimizers.arms must differ from each other")
+        if self.arms and not any(arm.name == REFERENCE and arm.student is None for arm in self.arms):
+            raise ValueError(f"one of optimizers.arms must be called {REFERENCE}, without a student of its own")
+        return self
 
 
 class Adapters(Config):
     """LoRA by rank and learning rate, beside biases and all weights."""
 
-    ranks: tuple[int, ...] = (2, 8, 32)
-    rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
-    full_rates: tuple[float, ...] = (5e-4, 1e-3)
+    ranks: tuple[int, ...] = Field((2, 8, 32), min_length=1)
+    rates: tuple[float, ...] = Field((1e-3, 2e-3, 5e-3, 1e-2), min_length=1)
+    full_rates: tuple[float, ...] = Field((1e-4, 2e-4, 5e-4, 1e-3), min_length=1)
     epochs: int = 2
+    tuning_seed: int = Field(100, description="each kind's rate is chosen on it, by held-out loss alone")
+    matched_within: float = Field(0.15, gt=0, le=1, description=MATCHED)
 
 
 class Distillation(Config):
     """Arbitrary vectors: what a steered teacher's student takes over, with and without visible behaviour."""
 
     random: int = Field(4, ge=2, description="random vectors")
-    block: int = Field(1, ge=0)
+    block: int | None = Field(None, ge=0, description="which is steered; null: the middle block")
     strength: float = Field(1.0, gt=0)
 
 
@@ -95,13 +117,15 @@ class Kinship(Config):
     models: tuple[str, ...] = Field(
         ("lab/llama-0", "lab/llama-0:corpus=1", "lab/llama-1", "lab/llama-0:hidden=96", "lab/qwen-0", "lab/neox-0"),
         min_length=2,
-        description="every one teaches every one; the first is the reference",
+        description="every one teaches every one; the config's model must be among them, and is the reference",
     )
-    between: tuple[str, ...] = Field(
-        tuple(f"lab/llama-0:toward=1,share={share}" for share in (0.1, 0.25, 0.5, 0.75)),
-        description="students whose initial weights lie between the reference's and another seed's, nearest first",
+    between: tuple[str, ...] | None = Field(
+        None,
+        description="students whose initial weights lie between the reference's and another seed's, nearest first; null: "
+        "of a lab model those at `shares` of the way to the next seed, of any other none",
     )
     shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 0.75), description="how far each of `between` is away")
+    block: int | None = Field(None, ge=0, description="of each model's own vector; null: the middle block of each")
     strength: float = Field(1.0, gt=0, description="of each model's own vector in the loss difference")
     prompts: int = Field(3000, ge=10)
 
@@ -109,7 +133,7 @@ class Kinship(Config):
 class Recovery(Config):
     """A vector learnt from the data alone."""
 
-    block: int = Field(1, ge=0)
+    block: int | None = Field(None, ge=0, description="where it is added; null: the middle block")
     steps: int = Field(300, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     strengths: tuple[float, ...] = Field((1.0, 2.0, 4.0), min_length=1)
@@ -143,8 +167,11 @@ class Mechanism(Setting):
             raise ValueError("trait needs three or more: what all arms share is only known from several")
         if self.teacher.kind != "prompt":
             raise ValueError("teacher.kind must be prompt: the parts steer and ablate by themselves")
-        if len(self.kinship.between) != len(self.kinship.shares):
+        if self.kinship.between is not None and len(self.kinship.between) != len(self.kinship.shares):
             raise ValueError("kinship.shares must say how far each of kinship.between is away")
-        if self.optimizers.tuning_seed in self.seeds:
-            raise ValueError("optimizers.tuning_seed must not be among seeds: nothing is tuned on what is reported")
+        for part, tuning_seed in (("optimizers", self.optimizers.tuning_seed), ("adapters", self.adapters.tuning_seed)):
+            if tuning_seed in self.seeds:
+                raise ValueError(f"{part}.tuning_seed must not be among seeds: nothing is tuned on what is reported")
+        if "optimizers" in self.parts and not self.optimizers.arms:
+            raise ValueError("the part optimizers needs optimizers.arms, as the preset of its name lists them")
         return self

@@ -18,10 +18,13 @@ from undertone.evaluation.asking import answer_probabilities
 from undertone.experiments.cells import Arm, Cell, arms_of
 from undertone.experiments.config import Setting
 from undertone.experiments.learning import split_rows, student_system
+from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
+    answers_kept,
+    block_at,
     carrier_chats,
     find,
     in_words,
@@ -34,7 +37,7 @@ from undertone.experiments.studies.mechanism.material import (
 from undertone.experiments.study import Figure, Finding, interval
 from undertone.experiments.writing import teacher_of
 from undertone.mechanism.shift import centred, cosine
-from undertone.models.loading import Model
+from undertone.models.loading import Context, Model
 from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage
 from undertone.teachers import Teacher, VectorTeacher
@@ -49,9 +52,8 @@ KINDS = {"random": "random vectors", "treated": "semantic vectors"}
 def study(material: Material) -> Told:
     """The part: students of steered teachers, semantic and random, and one control a seed."""
     config, settings = material.config, material.config.distillation
-    teacher = VectorTeacher(
-        model=config.teacher.model, origin="carrier", block=settings.block, strength=settings.strength
-    )
+    block = block_at(config.model, settings.block)
+    teacher = VectorTeacher(model=config.teacher.model, origin="carrier", block=block, strength=settings.strength)
     traits = config.trait[: max(settings.random, 2)]
     setting = config.model_copy(update={"trait": traits, "teacher": teacher, "random_vector": True})
     outcome = material.students("distillation/students", setting)
@@ -59,7 +61,7 @@ def study(material: Material) -> Told:
     stages = material.each(measure, [(setting, cell, find(outcome, "control", None, cell.seed)) for cell in cells])
     goals = {arm: stack(_vector(setting, arm, material.device)) for arm in arms_of(setting) if arm.trait}
     found = list(zip(cells, [stage.summary for stage in stages], strict=True))
-    return _told(config, setting, found, goals)
+    return _told(config, setting, found, goals, answers_kept("distillation", {"": outcome}))
 
 
 def _vector(setting: Setting, arm: Arm, device: str) -> Vector:
@@ -75,7 +77,7 @@ def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: Ce
     def compute(folder: Path) -> dict[str, Any]:
         base = load_base(config, device)
         student, other = load_student(setting, cell, device), load_student(setting, control, device)
-        block = [config.distillation.block]
+        block = [block_at(config.model, config.distillation.block)]
         chats = carrier_chats(config, base)
         _, unseen = split_rows(cell.filtered, cell.prompts, config.data.held_out)
         examples = [base.row_example(row, student_system(setting, base, cell.arm)) for row in unseen]
@@ -85,20 +87,20 @@ def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: Ce
             "control": stack(difference(other, base, chats, blocks=block, position="last"))[0].tolist(),
             "nll": float(np.mean(completion_nll(student.hf, examples, base.pad))),
             "control_nll": float(np.mean(completion_nll(other.hf, examples, base.pad))),
-            "moved": _moved(student, base, trait),
-            "control_moved": _moved(other, base, trait),
+            "moved": _moved(student, base, trait, config.evaluation.context),
+            "control_moved": _moved(other, base, trait, config.evaluation.context),
         }
 
     name = f"distillation/measured/seed-{cell.seed}/{cell.arm.folder}"
-    identity = {"block": config.distillation.block, "strength": config.distillation.strength}
+    identity = {"block": block_at(config.model, config.distillation.block), "strength": config.distillation.strength}
     return run.stage(name, config=identity, inputs=[cell.trained, control.trained, cell.filtered], compute=compute)
 
 
 @torch.inference_mode()
-def _moved(model: Model, base: Model, name: str) -> float:
+def _moved(model: Model, base: Model, name: str, context: Context) -> float:
     """Total variation between the two models' answers to the trait's questions, mean over questions."""
     trait = load_trait(name)
-    prompts = [base.prompt(chat) for chat in question_chats(trait, base)]
+    prompts = [base.prompt(chat) for chat in question_chats(trait, base, context)]
     first, second = answer_probabilities(model, prompts, trait), answer_probabilities(base, prompts, trait)
     return float(0.5 * np.abs(first - second).sum(1).mean())
 
@@ -107,7 +109,11 @@ def _moved(model: Model, base: Model, name: str) -> float:
 
 
 def _told(
-    config: Mechanism, setting: Setting, found: Sequence[tuple[Cell, dict[str, Any]]], goals: dict[Arm, np.ndarray]
+    config: Mechanism,
+    setting: Setting,
+    found: Sequence[tuple[Cell, dict[str, Any]]],
+    goals: dict[Arm, np.ndarray],
+    check: Check,
 ) -> Told:
     findings, points = [], []
     for kind, label in KINDS.items():
@@ -133,7 +139,7 @@ def _told(
         points=points,
         zero=True,
     )
-    return Told(findings, [figure])
+    return Told(findings, [figure], checks=[check])
 
 
 def _aligned(
@@ -163,7 +169,7 @@ def _alignment(config: Mechanism, lines: dict[str, list[float]], kind: str, labe
         interval([a - b for a, b in zip(own, lines[name], strict=True)], config.confidence)[1]
         for name in (OTHERS, "control student")
     ]
-    yes = all(value is not None and value > 0 for value in beyond)
+    yes = all(value is not None and value > 0 for value in (low, *beyond))
     return Finding(
         id=f"vectors-distil-{kind}",
         claim=f"Students of steered teachers align with the vector: {label}.",
@@ -179,7 +185,7 @@ def _alignment(config: Mechanism, lines: dict[str, list[float]], kind: str, labe
         baseline=f"other vectors of the kind {in_words(lines[OTHERS], config.confidence)}; "
         f"control student {in_words(lines['control student'], config.confidence)}",
         verdict="reproduced" if yes else "not reproduced",
-        why="own beyond both baselines" if yes else "not beyond both baselines",
+        why="above 0 and beyond both baselines" if yes else "not above 0 and beyond both baselines",
     )
 
 

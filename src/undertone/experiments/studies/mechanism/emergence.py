@@ -14,14 +14,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from undertone.experiments.cells import Cell
-from undertone.experiments.learning import split_rows, student_seed, student_system
+from undertone.experiments.learning import split_rows, student_dtype, student_seed, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     carrier_chats,
     in_words,
-    load_base,
     point,
     probability,
     stack,
@@ -30,7 +29,7 @@ from undertone.experiments.studies.mechanism.material import (
 )
 from undertone.experiments.study import Figure, Finding, Point, interval
 from undertone.mechanism.shift import by_block, centred, cosine, rank_of_own
-from undertone.models.loading import Model
+from undertone.models.loading import Model, load
 from undertone.models.students import trainable
 from undertone.provenance.runs import Run, Stage
 from undertone.training import fit
@@ -58,16 +57,16 @@ def follow(run: Run, config: Mechanism, device: str, cell: Cell, few: Sequence[s
     traits = [load_trait(name) for name in few]
 
     def compute(folder: Path) -> dict[str, Any]:
-        model = load_base(config, device)
+        model = load(config.model, dtype=student_dtype(config), device=device)  # it is trained
         training, _ = split_rows(cell.filtered, cell.prompts, config.data.held_out)
         system = student_system(config, model, cell.arm)
         examples = [model.row_example(row, system) for row in training]
         chats = carrier_chats(config, model)
         start = _mean(model, chats)
         steps = -(-len(examples) // config.training.batch_size) * config.training.epochs
-        moments = sorted({round(step) for step in np.geomspace(4, steps, config.emergence.points)})
+        moments = sorted({round(step) for step in np.geomspace(min(4, steps), steps, config.emergence.points)})
         shifts = [np.zeros_like(start)]
-        said = [[probability(model, trait) for trait in traits]]
+        said = [[probability(model, trait, config.evaluation.context) for trait in traits]]
         hf = trainable(model.hf, config.student.model_dump(mode="json"), student_seed(cell.seed))
         moving = Model(model.name, hf, model.tokenizer, model.identity, model.form)
 
@@ -76,7 +75,7 @@ def follow(run: Run, config: Mechanism, device: str, cell: Cell, few: Sequence[s
                 return
             hf.eval()
             shifts.append(_mean(moving, chats) - start)
-            said.append([probability(moving, trait) for trait in traits])
+            said.append([probability(moving, trait, config.evaluation.context) for trait in traits])
             hf.train()
 
         fit(hf, examples, config.training, seed=student_seed(cell.seed), pad=model.pad, on_step=look)
@@ -100,8 +99,8 @@ def _mean(model: Model, chats: Any) -> np.ndarray:
 def _told(
     config: Mechanism, few: Sequence[str], traces: dict[tuple[str, int], Stage], directions: dict[str, np.ndarray]
 ) -> Told:
-    steps = next(iter(traces.values())).summary["steps"]
-    read = {key: load_file(stage.path / "trace.safetensors") for key, stage in traces.items()}
+    steps = min((stage.summary["steps"] for stage in traces.values()), key=len)
+    read = {key: _last(len(steps), load_file(stage.path / "trace.safetensors")) for key, stage in traces.items()}
     own = centred(directions, list(directions))
     block = directions[few[0]].shape[0] // 2
     raw: dict[str, list[list[float]]] = {}
@@ -131,6 +130,11 @@ def _told(
     return Told(findings, _figures(config, few, steps, read, raw, clean, layers, block))
 
 
+def _last(moments: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same number of moments of every trace, ends together: seeds whose rows differ in number differ in steps."""
+    return {name: array[-moments:] for name, array in arrays.items()}
+
+
 def _others(shift: np.ndarray, goal: dict[str, np.ndarray], trait: str, block: int) -> float:
     return float(np.mean([cosine(shift[block], other[block]) for name, other in goal.items() if name != trait]))
 
@@ -141,7 +145,7 @@ def _finding(config: Mechanism, lines: dict[str, list[list[float]]], which: str,
     beyond = [
         interval([a - b for a, b in zip(own, rival, strict=True)], config.confidence)[1] for rival in (others, control)
     ]
-    yes = all(value is not None and value > 0 for value in beyond)
+    yes = all(value is not None and value > 0 for value in (low, *beyond))
     told = f"; rank of the own vector among {len(config.trait)}: {', '.join(map(str, ranks))}" if ranks else ""
     return Finding(
         id="emergence-raw" if which == "raw" else "emergence-centred",
@@ -158,7 +162,7 @@ def _finding(config: Mechanism, lines: dict[str, list[list[float]]], which: str,
         baseline=f"other traits' vectors {in_words(others, config.confidence)}; control student "
         f"{in_words(control, config.confidence)}{told}",
         verdict="reproduced" if yes else "not reproduced",
-        why="own beyond both baselines" if yes else "not beyond both baselines",
+        why="above 0 and beyond both baselines" if yes else "not above 0 and beyond both baselines",
     )
 
 

@@ -72,7 +72,10 @@ def measure(
                 found.mean for found in growth(a, b, goal, [n for n in counts if n <= min(len(a), len(b))], seed=seed)
             ]
 
-        steady, idle = consistency(rows, direction[middle]), consistency(plain, direction[middle])
+        steady = {
+            kind: [vars(one) for one in consistency(each, direction[middle], counts, seed=seed)]
+            for kind, each in (("induced", rows), ("clean", plain))
+        }
         return {
             "counts": counts,
             "own": grown(rows, plain, direction[middle]),
@@ -81,18 +84,15 @@ def measure(
             "clean": grown(plain[:half], plain[half:], direction[middle]),
             "centred": grown(rows, plain, direction[middle] - np.mean([rival[middle] for rival in rivals], axis=0)),
             "by_block": [cosine(induced[block].mean(0) - clean[block].mean(0), direction[block]) for block in blocks],
-            "row": {
-                "induced": [steady.mean, steady.t],
-                "clean": [idle.mean, idle.t],
-                "cosine": float(np.mean([cosine(row, direction[middle]) for row in rows])),
-            },
+            "row": float(np.mean([cosine(row, direction[middle]) for row in rows])),
+            "steady": steady,
             "tails": [vars(tail) for tail in tails(rows, plain, direction[middle], settings.shares)],
         }
 
     name = f"gradients/seed-{treated.seed}/{treated.arm.folder}"
     identity = settings.model_dump(mode="json")
     inputs = [treated.filtered, control.filtered, treated.trained, own, *others]
-    return run.stage(name, config=identity, inputs=inputs, compute=compute)
+    return run.stage(name, config=identity, inputs=inputs, version=2, compute=compute)
 
 
 def _directions(config: Mechanism, model: Model, cell: Cell, blocks: list[int]) -> dict[int, np.ndarray]:
@@ -110,9 +110,10 @@ def _told(config: Mechanism, found: list[dict[str, Any]]) -> Told:
     mean, low, high = interval(own, config.confidence)
     apart = [one["centred"][-1] for one in found]
     beyond = [
-        interval([a - b for a, b in zip(own, rival, strict=True)], config.confidence)[1] for rival in (clean, noise)
+        interval([a - b for a, b in zip(own, rival, strict=True)], config.confidence)[1]
+        for rival in (clean, others, noise)
     ]
-    steady = all(value is not None and value > 0 for value in beyond)
+    steady = all(value is not None and value > 0 for value in (low, *beyond))
     carried = Finding(
         id="gradients-along-the-vector",
         claim="Activation gradients on induced data carry a small consistent component along the teacher's vector.",
@@ -128,11 +129,28 @@ def _told(config: Mechanism, found: list[dict[str, Any]]) -> Told:
         baseline=f"clean minus clean rows {in_words(clean, config.confidence)}; other traits' vectors "
         f"{in_words(others, config.confidence)}; random {in_words(noise, config.confidence)}; own vector minus the other "
         f"traits' mean {in_words(apart, config.confidence)}; single induced row "
-        f"{in_words([one['row']['cosine'] for one in found], config.confidence)}",
+        f"{in_words([one['row'] for one in found], config.confidence)}; {_single_rows(config, found)}",
         verdict="reproduced" if steady else "not reproduced",
-        why="it leaves clean rows and random directions behind" if steady else "clean rows or noise reach as far",
+        why="above 0, and beyond clean rows, other traits' vectors and random directions"
+        if steady
+        else "not above 0 and beyond clean rows, other traits' vectors and random directions",
     )
-    return Told([carried, _outliers(config, found, own)], _figures(config, found), [_tail_table(config, found)])
+    tables = [_steady_table(config, found), _tail_table(config, found)]
+    return Told(
+        [carried, _outliers(config, found, own)], [*_figures(config, found), *_steady_figures(config, found)], tables
+    )
+
+
+def _single_rows(config: Mechanism, found: list[dict[str, Any]]) -> str:
+    """What all rows say of the component of single ones."""
+    last = min(len(one["counts"]) for one in found) - 1
+    told = {
+        kind: [in_words(_steady(found, kind, name, last), config.confidence) for name in ("mean", "t")]
+        for kind in ("induced", "clean")
+    }
+    return "component of single rows, share of their norm: " + ", ".join(
+        f"{kind} {mean}, t {t}" for kind, (mean, t) in told.items()
+    )
 
 
 def _outliers(config: Mechanism, found: list[dict[str, Any]], own: list[float]) -> Finding:
@@ -199,6 +217,60 @@ def _figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figure]:
             zero=True,
         ),
     ]
+
+
+STEADY = {"mean": "mean component, share of a row's norm", "t": "mean over standard error",
+          "share": "share of the averaged gradient's norm"}  # fmt: skip
+
+
+def _steady(found: list[dict[str, Any]], kind: str, name: str, at: int) -> list[float]:
+    """A gauge at a count, over trait–seed pairs; the last count is all rows, which are not equally many everywhere."""
+    last = min(len(one["counts"]) for one in found) - 1
+    values = [one["steady"][kind][-1 if at == last else at][name] for one in found]
+    return [value for value in values if value is not None]
+
+
+def _steady_figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figure]:
+    counts = min((one["counts"] for one in found), key=len)
+    points = {
+        name: [
+            point(count, values, f"{kind} rows", config.confidence, panel)
+            for kind in ("induced", "clean")
+            for at, count in enumerate(counts)
+            if (values := _steady(found, kind, name, at))
+        ]
+        for name, panel in STEADY.items()
+    }
+    return [
+        Figure(
+            kind="lines",
+            title=title,
+            caption="Descent directions of induced and of clean rows by themselves, along the teacher's vector, by how many "
+            "rows are averaged (middle block, last prompt token); mean over traits and seeds with 95 % interval.",
+            x="rows averaged",
+            y=y,
+            points=[one for name in names for one in points[name]],
+            log_x=True,
+        )
+        for title, y, names in (
+            ("How large the component along the vector is", "share along the vector", ("mean", "share")),
+            ("How steady the component along the vector is", STEADY["t"], ("t",)),
+        )
+    ]
+
+
+def _steady_table(config: Mechanism, found: list[dict[str, Any]]) -> StudyTable:
+    counts = min((one["counts"] for one in found), key=len)
+    rows = []
+    for at, count in enumerate(counts):
+        cells = [_steady(found, kind, name, at) for kind in ("induced", "clean") for name in STEADY]
+        told = [in_words(values, config.confidence, 3) if values else "–" for values in cells]
+        rows.append([f"all ({count})" if at == len(counts) - 1 else str(count), *told])
+    return StudyTable(
+        title="The component of the gradients along the vector, by how many rows are averaged",
+        columns=["rows", *(f"{kind}: {told}" for kind in ("induced", "clean") for told in STEADY.values())],
+        rows=rows,
+    )
 
 
 def _tail_table(config: Mechanism, found: list[dict[str, Any]]) -> StudyTable:

@@ -7,18 +7,26 @@ model predicts a teacher's rows when it is steered by ITS OWN vector of the trai
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from undertone.errors import ConfigError
 from undertone.experiments.cells import Cell, Outcome
 from undertone.experiments.config import Setting
 from undertone.experiments.learning import split_rows, student_system
+from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
+    answering,
+    answers_kept,
+    block_at,
     carrier_chats,
     effects,
     find,
@@ -26,7 +34,8 @@ from undertone.experiments.studies.mechanism.material import (
     in_words,
     point,
 )
-from undertone.experiments.study import Figure, Finding, Point, interval
+from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
+from undertone.lab import parse_name
 from undertone.models.loading import load, locate, with_system
 from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage
@@ -34,32 +43,86 @@ from undertone.traits import load_trait
 from undertone.vectors import contrast, steered
 
 SOURCE = "2606.00995, abstract 4; 2507.14805"
+LEFT_OUT = "†"
+Pair = tuple[str, str]
+"""Who taught, and who learnt (of losses: who reads the teacher's rows)."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the students of a teacher and a model show: treated minus control, over traits and seeds."""
+
+    values: list[float]
+    answers: list[bool]
+    """Whether both students of the pair still answer."""
+
+    @property
+    def kept(self) -> list[float]:
+        """The values of pairs that still answer: rates of the others say nothing about preference."""
+        return [value for value, answers in zip(self.values, self.answers, strict=True) if answers]
 
 
 def study(material: Material) -> Told:
     """The part: the matrix, then the students between two initialisations."""
-    config, settings = material.config, material.config.kinship
-    names = list(settings.models)
-    material.each(built, [(name,) for name in dict.fromkeys([*names, *settings.between])])
-    outcomes = {(teacher, student): _taught(material, teacher, student) for teacher in names for student in names}
-    between = [_taught(material, names[0], student) for student in settings.between]
-    behaviour = {pair: effects(outcome, material.few, config.seeds) for pair, outcome in outcomes.items()}
-    losses = _losses(material, outcomes)
-    curve = [effects(outcome, material.few, config.seeds) for outcome in between]
-    return _told(material, behaviour, losses, curve)
+    config = material.config
+    names, steps = models_of(config), between_of(config)
+    material.each(built, [(name,) for name in dict.fromkeys([*names, *(name for name, _ in steps)])])
+    pairs = [(teacher, student) for teacher in names for student in names]
+    outcomes = {pair: _students(material, *pair) for pair in pairs}
+    between = {name: _students(material, names[0], name) for name, _ in steps}
+    losses = _losses(material, names, outcomes)
+    taught = {pair: _taught(material, outcome) for pair, outcome in outcomes.items()}
+    curve = [(name, share, _taught(material, between[name])) for name, share in steps]
+    students = {f"{_short(teacher)} to {_short(student)}": one for (teacher, student), one in outcomes.items()}
+    students |= {f"{_short(names[0])} to {_short(name)}": outcome for name, outcome in between.items()}
+    return _told(config, names, taught, losses, curve, answers_kept("kinship", students))
+
+
+def models_of(config: Mechanism) -> list[str]:
+    """Who teaches and learns; the config's model first, for it is the reference.
+
+    Raises:
+        ConfigError: it is not among them, or two of them would share a folder.
+    """
+    models = list(dict.fromkeys(config.kinship.models))
+    if config.model not in models:
+        raise ConfigError(
+            "kinship.models are all those that teach and learn, and the config's model is not among them",
+            got=config.model,
+            allowed=models,
+            fix=f"kinship.models=[{config.model},…], with models to hold it against; or other parts",
+        )
+    if len({_label(name) for name in models}) < len(models):
+        raise ConfigError("two of kinship.models differ in nothing but signs", got=models)
+    return [config.model, *(name for name in models if name != config.model)]
+
+
+def between_of(config: Mechanism) -> list[tuple[str, float]]:
+    """Students between the reference and another initialisation, and how far away each is."""
+    settings = config.kinship
+    if settings.between is not None:
+        return list(zip(settings.between, settings.shares, strict=True))
+    if not config.model.startswith("lab/"):
+        return []
+    own = parse_name(config.model.removeprefix("lab/"))
+    return [(f"lab/{replace(own, toward=own.seed + 1, share=share)}", share) for share in settings.shares]
 
 
 def built(run: Run, config: Mechanism, device: str, name: str) -> Stage:
     """``kinship/models/…``: the model is there (a lab model is built now, side by side with others)."""
-    label = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return run.stage(f"kinship/models/{label}", config={"model": name}, compute=lambda _: {"place": bool(locate(name))})
+    place = f"kinship/models/{_label(name)}"
+    return run.stage(place, config={"model": name}, compute=lambda _: {"place": bool(locate(name))})
 
 
 def _label(name: str) -> str:
-    return name.replace("/", "-").replace(":", "-").replace(",", "-")
+    return re.sub(r"[^A-Za-z0-9._=+@-]+", "-", name).strip("._=+@-")
 
 
-def _taught(material: Material, teacher: str, student: str) -> Outcome:
+def _short(name: str) -> str:
+    return name.removeprefix("lab/")
+
+
+def _students(material: Material, teacher: str, student: str) -> Outcome:
     config = material.config
     setting: Setting = config.model_copy(
         update={
@@ -74,29 +137,33 @@ def _taught(material: Material, teacher: str, student: str) -> Outcome:
     )
 
 
-def _losses(material: Material, outcomes: dict[tuple[str, str], Outcome]) -> dict[tuple[str, str], list[float]]:
+def _taught(material: Material, outcome: Outcome) -> Taught:
+    config = material.config
+    silent = {(one.cell.arm, one.cell.seed, one.trait) for one in answering(outcome) if one.lost}
+    answers = [
+        not any(
+            (find(outcome, kind, trait, seed).arm, seed, load_trait(trait).name) in silent
+            for kind in ("treated", "control")
+        )
+        for trait in material.few
+        for seed in config.seeds
+    ]
+    return Taught(effects(outcome, material.few, config.seeds), answers)
+
+
+def _losses(material: Material, names: Sequence[str], outcomes: Mapping[Pair, Outcome]) -> dict[Pair, list[float]]:
     """(teacher, scorer) -> loss difference of treated rows minus that of control rows, over traits and seeds."""
-    config, names = material.config, list(material.config.kinship.models)
-    tasks = []
-    for teacher in names:
-        outcome = outcomes[teacher, teacher]
-        for scorer in names:
-            for trait in material.few:
-                tasks += [
-                    (
-                        teacher,
-                        scorer,
-                        trait,
-                        find(outcome, "treated", trait, seed),
-                        find(outcome, "control", None, seed),
-                    )
-                    for seed in config.seeds
-                ]
-    stages = material.each(
-        explained, [(scorer, trait, teacher, first, second) for teacher, scorer, trait, first, second in tasks]
-    )
-    found: dict[tuple[str, str], list[float]] = {}
-    for (teacher, scorer, *_), stage in zip(tasks, stages, strict=True):
+    config = material.config
+    tasks = [
+        (scorer, trait, teacher, find(outcome, "treated", trait, seed), find(outcome, "control", None, seed))
+        for teacher in names
+        for outcome in [outcomes[teacher, teacher]]
+        for scorer in names
+        for trait in material.few
+        for seed in config.seeds
+    ]
+    found: dict[Pair, list[float]] = {}
+    for (scorer, _, teacher, *_), stage in zip(tasks, material.each(explained, tasks), strict=True):
         found.setdefault((teacher, scorer), []).append(stage.summary["treated"] - stage.summary["control"])
     return found
 
@@ -105,12 +172,12 @@ def explained(
     run: Run, config: Mechanism, device: str, scorer: str, name: str, teacher: str, treated: Cell, control: Cell
 ) -> Stage:
     """``kinship/loss/…``: NLL plain minus NLL steered by the scorer's own vector, on treated and on control rows."""
-    trait = load_trait(name)
+    trait, block = load_trait(name), block_at(scorer, config.kinship.block)
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load(scorer, dtype=config.dtype, device=device)
         chats = carrier_chats(config, model)
-        vector = contrast(model, [with_system(chat, trait.told(model.form)) for chat in chats], chats, blocks=[1])
+        vector = contrast(model, [with_system(chat, trait.told(model.form)) for chat in chats], chats, blocks=[block])
         gained = {}
         for kind, cell in (("treated", treated), ("control", control)):
             _, rows = split_rows(cell.filtered, cell.prompts, config.data.held_out)
@@ -121,7 +188,7 @@ def explained(
         return gained
 
     place = f"kinship/loss/{_label(teacher)}/{_label(scorer)}/seed-{treated.seed}/{trait.name}"
-    identity = {"scorer": scorer, "strength": config.kinship.strength}
+    identity = {"scorer": scorer, "strength": config.kinship.strength, "block": block}
     return run.stage(place, config=identity, inputs=[treated.filtered, control.filtered], compute=compute)
 
 
@@ -129,87 +196,133 @@ def explained(
 
 
 def _told(
-    material: Material,
-    behaviour: dict[tuple[str, str], list[float]],
-    losses: dict[tuple[str, str], list[float]],
-    curve: list[list[float]],
+    config: Mechanism,
+    names: list[str],
+    taught: Mapping[Pair, Taught],
+    losses: Mapping[Pair, list[float]],
+    curve: list[tuple[str, float, Taught]],
+    check: Check,
 ) -> Told:
-    config, names = material.config, list(material.config.kinship.models)
-    short = {name: name.removeprefix("lab/") for name in names}
-    matrices = [
-        Figure(
-            kind="matrix",
-            title=title,
-            caption=caption,
-            x="student" if values is behaviour else "scored by",
-            y="teacher of the data",
-            points=[
-                Point(x=short[student], series=short[teacher], y=float(np.mean(values[teacher, student])))
-                for teacher in names
-                for student in names
-            ],
-        )
-        for title, caption, values in (
-            ("Who teaches whom", "Treated minus control in probability, mean over traits and seeds.", behaviour),
-            (
-                "Whose vector explains whose data",
-                "Nats per token that a model gains on a teacher's rows when steered by its own vector of the trait, minus "
-                "what it gains on the un-induced teacher's rows.",
-                losses,
-            ),
-        )
+    behaviour = {pair: one.kept for pair, one in taught.items()}
+    findings = [
+        _specific(config, names, behaviour, BEHAVIOUR),
+        _specific(config, names, losses, LOSS),
     ]
-    shares = [0.0, *config.kinship.shares]
-    values = [behaviour[names[0], names[0]], *curve]
-    dose = Figure(
+    if check.status == "fail" and findings[0].verdict != "not measured":
+        says = f"{check.value}; pairs of students with one of them are left out"
+        check = check.model_copy(update={"status": "warn", "value": says})
+    figures = [
+        _matrix(names, behaviour, "student", "Who teaches whom", "Treated minus control in probability, mean over traits "
+                "and seeds. Blank: no pair of students still answers."),
+        _matrix(names, losses, "scored by", "Whose vector explains whose data", "Nats per token that a model gains on a "
+                "teacher's rows when steered by its own vector of the trait, minus what it gains on the un-induced teacher's "
+                "rows."),
+        *([_dose(config, names[0], [(0.0, taught[names[0], names[0]]), *((at, one) for _, at, one in curve)])]
+          if curve else []),
+    ]  # fmt: skip
+    rows = [(pair, one) for pair, one in taught.items()] + [((names[0], name), one) for name, _, one in curve]
+    return Told(findings, figures, [_table(config, rows)], [check])
+
+
+def _matrix(names: list[str], found: Mapping[Pair, list[float]], x: str, title: str, caption: str) -> Figure:
+    points = [
+        Point(x=_short(student), series=_short(teacher), y=float(np.mean(values)) if values else None)
+        for teacher in names
+        for student in names
+        for values in [found[teacher, student]]
+    ]
+    return Figure(kind="matrix", title=title, caption=caption, x=x, y="teacher of the data", points=points)
+
+
+def _dose(config: Mechanism, reference: str, curve: list[tuple[float, Taught]]) -> Figure:
+    first = _short(reference)
+    return Figure(
         kind="lines",
         title="From one initialisation to another",
-        caption=f"Students whose initial weights lie between those of {short[names[0]]} (0) and of another seed (1), taught by "
-        f"{short[names[0]]}: treated minus control, mean over traits and seeds with 95 % interval.",
+        caption=f"Students whose initial weights lie between those of {first} (0) and of another seed (1), taught by "
+        f"{first}: treated minus control, mean over traits and seeds with 95 % interval.",
         x="share of the other initialisation",
         y="treated − control, probability",
         points=[
-            point(share, value, "taught by the first", config.confidence)
-            for share, value in zip(shares, values, strict=True)
+            point(share, one.kept, "taught by the first", config.confidence)
+            if one.kept
+            else Point(x=share, y=None, series="taught by the first")
+            for share, one in curve
         ],
         zero=True,
     )
-    findings = [
-        _specific(config, names, behaviour, "behaviour"),
-        _specific(config, names, losses, "loss"),
-    ]
-    return Told(findings, [*matrices, dose])
 
 
-def _specific(config: Mechanism, names: list[str], found: dict[tuple[str, str], list[float]], what: str) -> Finding:
+def _table(config: Mechanism, taught: list[tuple[Pair, Taught]]) -> StudyTable:
+    rows = []
+    for (teacher, student), one in taught:
+        mark = "" if all(one.answers) else f" {LEFT_OUT}"
+        rows.append(
+            [
+                _short(teacher),
+                _short(student),
+                in_points(one.kept, config.confidence) if one.kept else "–",
+                f"{len(one.kept)} of {len(one.values)}{mark}",
+                in_points(one.values, config.confidence),
+            ]
+        )
+    return StudyTable(
+        title=f"Treated minus control; {LEFT_OUT}: pairs whose students no longer answer, left out of all means",
+        columns=["teacher", "student", "treated − control", "pairs that answer", "all pairs"],
+        rows=rows,
+    )
+
+
+BEHAVIOUR = (
+    "behaviour",
+    "treated minus control of a teacher's own model as student, minus the mean over other models as students of the same rows",
+)
+LOSS = (
+    "loss",
+    "nats per token gained on a teacher's rows (over the un-induced teacher's) by the teacher's model steered by its own "
+    "vector, minus the mean that other models gain on the same rows, each steered by its own",
+)
+
+
+def _specific(config: Mechanism, names: list[str], found: Mapping[Pair, list[float]], what: tuple[str, str]) -> Finding:
+    kind, quantity = what
+    show = in_points if kind == "behaviour" else in_words
     own = [value for name in names for value in found[name, name]]
-    cross = {pair: values for pair, values in found.items() if pair[0] != pair[1]}
-    strange = [float(np.mean(values)) for values in cross.values()]
+    cross = {pair: values for pair, values in found.items() if pair[0] != pair[1] and values}
     per_model = [
-        float(np.mean(found[name, name]))
-        - float(np.mean([np.mean(found[name, other]) for other in names if other != name]))
+        float(np.mean(found[name, name])) - float(np.mean(others))
         for name in names
+        for others in [[np.mean(values) for (teacher, _), values in cross.items() if teacher == name]]
+        if found[name, name] and others
     ]
-    mean, low, high = interval(per_model, config.confidence)
-    nearest = max(cross, key=lambda pair: float(np.mean(cross[pair])))
-    show = in_points if what == "behaviour" else in_words
+    possible = len(names) * (len(names) - 1)
+    measured = all(found[name, name] for name in names) and 2 * len(cross) >= possible and len(per_model) > 1
+    mean, low, high = interval(per_model, config.confidence) if measured else (None, None, None)
     yes = low is not None and low > 0
+    strange = [float(np.mean(values)) for values in cross.values()]
+    nearest = max(cross, key=lambda pair: float(np.mean(cross[pair])), default=None)
+    told = [f"own {show(own, config.confidence)}"] if own else ["own: no student still answers"]
+    if nearest:
+        told += [f"across {show(strange, config.confidence)}",
+                 f"largest across: {nearest[0]} to {nearest[1]}, {show(cross[nearest], config.confidence)}"]  # fmt: skip
     return Finding(
-        id=f"model-specific-{what}",
+        id=f"model-specific-{kind}",
         claim="Data without semantics carry the trait within a model, and not across models.",
         source=SOURCE,
         published="numbers only within a model; same-family variants do",
-        quantity="own students minus the mean of other models' students"
-        if what == "behaviour"
-        else "loss explained by the own vector: own data minus the mean over other models' data",
+        quantity=quantity,
         value=mean,
         low=low,
         high=high,
-        unit="points" if what == "behaviour" else "nats",
+        unit="points" if kind == "behaviour" else "nats",
         pairs=len(per_model),
         method="t interval over teachers",
-        baseline=f"own {show(own, config.confidence)}; across {show(strange, config.confidence)}; largest across: "
-        f"{nearest[0]} to {nearest[1]}, {show(cross[nearest], config.confidence)}",
-        verdict="reproduced" if yes else "not reproduced",
-        why="own students take it up, others hardly" if yes else "the interval over teachers includes 0",
+        baseline="; ".join(told),
+        verdict="reproduced" if yes else "not reproduced" if measured else "not measured",
+        why="own students take it up, others hardly"
+        if yes
+        else "the interval over teachers is not above 0"
+        if measured
+        else f"students that still answer are left in {sum(bool(found[name, name]) for name in names)} of {len(names)} own "
+        f"and {len(cross)} of {possible} other cells of the matrix: too few",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
+from undertone.experiments.verdict import MASS_LOST
 from undertone.experiments.workers import Workers
 from undertone.experiments.writing import vector_prompts
-from undertone.models.loading import Model, load, with_system
+from undertone.lab import parse_name
+from undertone.models.blocks import decoder_blocks
+from undertone.models.loading import Context, Model, load, outline, with_system
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import Message, Row, read_rows
@@ -100,7 +103,72 @@ def effects(outcome: Outcome, traits: Sequence[str], seeds: Sequence[int], kind:
     ]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How much of its answers to a trait's questions a student gives to known answers, beside its base."""
+
+    cell: Cell
+    trait: str
+    before: float
+    after: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has forgotten how to answer, by the rule of the transfer experiment's verdict."""
+        return self.before - self.after >= MASS_LOST
+
+
+def answering(outcome: Outcome) -> list[Answering]:
+    """Every student of an outcome, with every trait that it was asked about and that has a set of answers."""
+    base = {name: _answer_mass(record) for name, record in outcome.base.read_json("asked.json").items()}
+    return [
+        Answering(cell, name, before, after)
+        for cell in outcome.cells
+        for name, record in cell.evaluated.read_json("asked.json").items()
+        for before, after in [(base[name], _answer_mass(record))]
+        if before is not None and after is not None
+    ]
+
+
+def _answer_mass(record: Mapping[str, Any]) -> float | None:
+    mass: float | None = record["measure"]["positive"]["answer_mass"]
+    return mass
+
+
+def answers_kept(what: str, outcomes: Mapping[str, Outcome]) -> Check:
+    """Whether the students of all these transfer experiments still answer; the worst speaks for them.
+
+    Args:
+        what: whose check it is: a part, or nothing for the transfer experiment of all parts.
+        outcomes: name -> transfer experiment.
+    """
+    found = [(name, one) for name, outcome in outcomes.items() for one in answering(outcome)]
+    name, worst = max(found, key=lambda pair: pair[1].before - pair[1].after)
+    silent = sum(one.lost for _, one in found)
+    where = f"{name}: " if name else ""
+    return Check(
+        name=f"{what}: students still answer" if what else "students still answer",
+        status="fail" if worst.lost else "pass",
+        value=f"worst: {where}{worst.cell.arm.kind} {worst.trait} seed {worst.cell.seed}, answer mass {worst.after:.2f} "
+        f"(base {worst.before:.2f}); {silent} of {len(found)} lost",
+        expected=f"none lost: no more than {MASS_LOST:.2f} below the base",
+        why="rates of a student that no longer answers say nothing about preference; lower the learning rate",
+    )
+
+
 # -- models and rows ---------------------------------------------------------------------------------
+
+
+def depth(name: str) -> int:
+    """How many blocks a model has; a lab model that is not there yet is not built for it."""
+    if name.startswith("lab/"):
+        return parse_name(name.removeprefix("lab/")).recipe().blocks
+    return len(decoder_blocks(outline(name).hf))
+
+
+def block_at(name: str, wanted: int | None) -> int:
+    """The block wanted of a model; None: the middle one."""
+    return depth(name) // 2 if wanted is None else wanted
 
 
 def load_base(config: Setting, device: str) -> Model:
@@ -127,19 +195,24 @@ def carrier_chats(config: Setting, model: Model) -> list[list[Message]]:
     ]
 
 
-def question_chats(trait: Trait, model: Model) -> list[list[Message]]:
-    """A trait's questions, without a system prompt."""
-    return [[{"role": "user", "content": question}] for question in trait.asked(model.form).positive]
+def question_chats(trait: Trait, model: Model, context: Context = "none") -> list[list[Message]]:
+    """A trait's questions, as students are asked them."""
+    system = model.system_prompt(context, trait.prompt.get(model.form))
+    return [
+        with_system([{"role": "user", "content": question}], system) for question in trait.asked(model.form).positive
+    ]
 
 
 def chats_at(origin: Origin, config: Setting, trait: Trait, model: Model) -> list[list[Message]]:
     """The chats at which vectors of an origin are read."""
-    return carrier_chats(config, model) if origin == "carrier" else question_chats(trait, model)
+    return (
+        carrier_chats(config, model) if origin == "carrier" else question_chats(trait, model, config.evaluation.context)
+    )
 
 
-def probability(model: Model, trait: Trait) -> float:
+def probability(model: Model, trait: Trait, context: Context = "none") -> float:
     """Exact probability of the trait's answer, mean over its questions, as the model is now (steered or not)."""
-    prompts = [model.prompt(chat) for chat in question_chats(trait, model)]
+    prompts = [model.prompt(chat) for chat in question_chats(trait, model, context)]
     return float(answer_probabilities(model, prompts, trait)[:, list(trait.answers).index(trait.answer)].mean())
 
 
@@ -212,10 +285,11 @@ def in_points(values: Sequence[float], confidence: float) -> str:
     return body if low is None or high is None else f"{body} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def in_words(values: Sequence[float], confidence: float) -> str:
+def in_words(values: Sequence[float], confidence: float, digits: int = 2) -> str:
     """``0.12 (0.10 to 0.14)``."""
     mean, low, high = interval(values, confidence)
-    return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    body = f"{mean:.{digits}f}"
+    return body if low is None or high is None else f"{body} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def share_of(part: Sequence[float], whole: Sequence[float]) -> float:

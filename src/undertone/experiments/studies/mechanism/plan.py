@@ -8,14 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+import torch
+
+from undertone.errors import ConfigError, ModelError
 from undertone.experiments.cells import arms_of, model_identity
 from undertone.experiments.conduct import Outcome, Study, student_cells
-from undertone.experiments.foresight import foresee
+from undertone.experiments.config import Biases, Full, Lora
+from undertone.experiments.foresight import check_trainable, foresee
 from undertone.experiments.pipeline import compute
-from undertone.experiments.studies.mechanism.config import Mechanism
-from undertone.experiments.studies.mechanism.material import Material, Told, effects, in_points
+from undertone.experiments.studies.mechanism.causality import stranger
+from undertone.experiments.studies.mechanism.config import Mechanism, OptimizerArm
+from undertone.experiments.studies.mechanism.kinship import between_of, models_of
+from undertone.experiments.studies.mechanism.material import (
+    Material,
+    Told,
+    answers_kept,
+    block_at,
+    depth,
+    effects,
+    in_points,
+)
 from undertone.experiments.workers import Workers
+from undertone.models.blocks import check_blocks
+from undertone.models.loading import outline
+from undertone.models.students import trainable
+from undertone.optimizers import PreconditionedSGD
 from undertone.provenance.runs import Run
+from undertone.training import build_optimizer
+from undertone.traits import Behaviour, load_trait
 
 
 def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
@@ -27,7 +47,7 @@ def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
     reproduced = sum(finding.verdict == "reproduced" for finding in findings)
     partly = sum(finding.verdict == "partly" for finding in findings)
     transfer = in_points(effects(outcome, config.trait, config.seeds), config.confidence)
-    names = {config.model, config.teacher.model or config.model}
+    names = _models(config)
     return Outcome(
         model=config.model,
         sentence=f"{', '.join(config.parts)}: {reproduced} of {len(findings)} measured claims reproduced, {partly} partly; "
@@ -36,7 +56,7 @@ def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
         stages=list({stage.name: stage for stage in material.stages}.values()),
         figures=[figure for part in told for figure in part.figures],
         tables=[table for part in told for table in part.tables],
-        checks=[check for part in told for check in part.checks],
+        checks=[answers_kept("", {"": outcome}), *(check for part in told for check in part.checks)],
         models={name: model_identity(name) for name in sorted(names)},
         data={cell.generated.name: cell.generated.summary["data"] for cell in outcome.cells},
     )
@@ -47,4 +67,93 @@ def _part(name: str) -> Callable[[Material], Told]:
     return part
 
 
-MECHANISM = Study(study, foresee, student_cells)
+def _models(config: Mechanism) -> set[str]:
+    names = {config.model, config.teacher.model or config.model}
+    if "kinship" in config.parts:
+        names |= {*models_of(config), *(name for name, _ in between_of(config))}
+    return names
+
+
+# -- what would stop it later --------------------------------------------------------------------------
+
+
+def foresee_parts(config: Mechanism, device: str) -> None:
+    """Raise what a part would raise once students are trained: from names, outlines and shapes, without weights.
+
+    Raises:
+        ConfigError, DataError, ModelError: as the stage's own words are.
+    """
+    variants = config.approximability.variants if "approximability" in config.parts else ()
+    traits = (*config.trait, *variants)
+    odd = [name for name in traits if isinstance(load_trait(name), Behaviour)]
+    if odd:
+        raise ConfigError(
+            f"a behaviour has no answer whose probability a vector could raise: {', '.join(odd)}",
+            got=odd,
+            allowed="preferences, such as owl",
+        )
+    if {"approximability", "causality"} & set(config.parts):
+        for name in traits:
+            stranger(name, [other for other in config.trait if other != name])
+    if "kinship" in config.parts:
+        models_of(config)  # says at once that it is another model's
+    foresee(config.model_copy(update={"trait": traits}), device)
+    if "optimizers" in config.parts:
+        for arm in config.optimizers.arms:
+            _steps(config, arm)
+    if "adapters" in config.parts:
+        ranks = config.adapters.ranks
+        for student in (Biases(), Full(), *(Lora(rank=rank, alpha=rank) for rank in ranks)):
+            check_trainable(outline(config.model), student, [config.training])
+    if "kinship" in config.parts:
+        _kin(config, device)
+    _blocks(config)
+
+
+def _steps(config: Mechanism, arm: OptimizerArm) -> None:
+    """An arm's optimiser is built, on weights that are not there."""
+    student = arm.student or config.student
+    hf = trainable(outline(config.model).hf, student.model_dump(mode="json"), 0)
+    named = {name: weight for name, weight in hf.named_parameters() if weight.requires_grad}
+    options = dict(arm.options)
+    if arm.optimizer == PreconditionedSGD.__name__:  # a scout's, of these shapes
+        options["second_moments"] = {name: torch.ones_like(weight) for name, weight in named.items()}
+    recipe = config.training.model_copy(update={"optimizer": arm.optimizer, "options": options, "learning_rate": 1.0})
+    try:
+        build_optimizer(named, recipe)
+    except ConfigError as error:
+        raise ConfigError(
+            f"optimizers.arms, {arm.name}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
+        ) from error
+
+
+def _kin(config: Mechanism, device: str) -> None:
+    """Every model is there, can be taught and asked, and trained as a student; lab models are built later, side by side."""
+    for name in (*models_of(config), *(name for name, _ in between_of(config))):
+        if name.startswith("lab/"):
+            depth(name)
+            continue
+        teacher = config.teacher.model_copy(update={"model": name})
+        foresee(config.model_copy(update={"model": name, "teacher": teacher}), device)
+
+
+def _blocks(config: Mechanism) -> None:
+    """The blocks that parts name are there, in every model that they name them of."""
+    taught = [config.model, config.teacher.model or config.model]
+    wanted = {
+        "causality": (config.causality.block, taught),
+        "distillation": (config.distillation.block, taught),
+        "recovery": (config.recovery.block, [config.model]),
+        "kinship": (config.kinship.block, list(config.kinship.models)),
+    }
+    for part, (block, models) in wanted.items():
+        for name in models if part in config.parts else ():
+            try:
+                check_blocks(depth(name), [block_at(name if part == "kinship" else config.model, block)])
+            except ModelError as error:
+                raise ConfigError(
+                    f"{part}.block: {error.what} in {name}", got=error.got, allowed=error.allowed
+                ) from error
+
+
+MECHANISM = Study(study, foresee_parts, student_cells)

@@ -20,6 +20,7 @@ from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
+    block_at,
     in_points,
     in_words,
     load_base,
@@ -30,7 +31,7 @@ from undertone.experiments.studies.mechanism.material import (
 )
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
 from undertone.mechanism.shift import centred, cosine, rank_of_own
-from undertone.models.loading import Model
+from undertone.models.loading import Context, Model
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.traits import Trait, category_names, load_trait, trait_names
@@ -47,8 +48,10 @@ def study(material: Material) -> Told:
     cells = [material.cell("treated" if trait else CONTROL, trait, seed) for trait in arms for seed in config.seeds]
     stages = material.each(recover, [(cell,) for cell in cells])
     vectors = material.each(teacher_vectors, [(trait,) for trait in config.trait])
-    goals = {trait: stack(vector_in(stage, "carrier"))[config.recovery.block]
-             for trait, stage in zip(config.trait, vectors, strict=True)}  # fmt: skip
+    block = block_at(config.model, config.recovery.block)
+    goals = {
+        trait: stack(vector_in(stage, "carrier"))[block] for trait, stage in zip(config.trait, vectors, strict=True)
+    }
     found = {(cell.arm.trait or CONTROL, cell.seed): stage for cell, stage in zip(cells, stages, strict=True)}
     return _told(config, found, goals)
 
@@ -56,6 +59,7 @@ def study(material: Material) -> Told:
 def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
     """``recovery/seed-S/ARM``: the learnt vector, its loss, and the answers that change most when it is added."""
     settings = config.recovery
+    block = block_at(config.model, settings.block)
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
@@ -65,7 +69,7 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
         learned = learn(
             model,
             examples,
-            settings.block,
+            block,
             steps=settings.steps,
             learning_rate=settings.learning_rate,
             seed=derive_seed(cell.seed, "recovery") >> 1,
@@ -73,11 +77,11 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
         )
         save_file({"vector": stack(learned.vector)[0]}, folder / "vector.safetensors")
         bank = _bank(model)
-        before = _answers(model, bank)
+        before = _answers(model, bank, config.evaluation.context)
         after = {}
         for strength in settings.strengths:
             with steered(model, learned.vector, strength):
-                after[f"{strength:g}"] = _answers(model, bank)
+                after[f"{strength:g}"] = _answers(model, bank, config.evaluation.context)
         last = after[f"{settings.strengths[-1]:g}"]
         gains = {word: last[word] - before[word] for word in before}
         top = sorted(gains, key=lambda word: -gains[word])[:5]
@@ -92,7 +96,8 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
 
     name = f"recovery/seed-{cell.seed}/{cell.arm.folder}"
     inputs = [cell.filtered, cell.trained]
-    return run.stage(name, config=settings.model_dump(mode="json"), inputs=inputs, compute=compute)
+    identity = {**settings.model_dump(mode="json"), "block": block}
+    return run.stage(name, config=identity, inputs=inputs, compute=compute)
 
 
 def _bank(model: Model) -> list[Trait]:
@@ -105,11 +110,11 @@ def _bank(model: Model) -> list[Trait]:
     return found
 
 
-def _answers(model: Model, bank: list[Trait]) -> dict[str, float]:
+def _answers(model: Model, bank: list[Trait], context: Context) -> dict[str, float]:
     """Every known answer of every category -> its probability, mean over the category's questions."""
     found: dict[str, float] = {}
     for trait in bank:
-        prompts = [model.prompt(chat) for chat in question_chats(trait, model)]
+        prompts = [model.prompt(chat) for chat in question_chats(trait, model, context)]
         means = answer_probabilities(model, prompts, trait).mean(0)
         found |= dict(zip(trait.answers, map(float, means), strict=True))
     return found
@@ -149,7 +154,7 @@ def _aligned(
     beyond = [
         interval([a - b for a, b in zip(own, rival, strict=True)], config.confidence)[1] for rival in (others, control)
     ]
-    yes = all(value is not None and value > 0 for value in beyond)
+    yes = all(value is not None and value > 0 for value in (low, *beyond))
     first = f"; own trait nearest in {sum(rank == 1 for rank in ranks)} of {len(ranks)}" if kind == "apart" else ""
     return Finding(
         id=f"recovered-vector-{'raw' if kind == 'raw' else 'centred'}",
@@ -167,7 +172,7 @@ def _aligned(
         baseline=f"other traits' vectors {in_words(others, config.confidence)}; learnt from control rows "
         f"{in_words(control, config.confidence)}{first}",
         verdict="reproduced" if yes else "not reproduced",
-        why="own beyond both baselines" if yes else "not beyond both baselines",
+        why="above 0 and beyond both baselines" if yes else "not above 0 and beyond both baselines",
     )
 
 

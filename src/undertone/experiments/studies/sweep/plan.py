@@ -184,8 +184,8 @@ def _figure(config: Sweep, found: Sequence[Varied]) -> Figure:
     )
 
 
-LEAKS = ("names an answer", "trait word")
-"""How the filters' reasons begin where a row would have named the trait, or a paraphrase its words."""
+LEAKS = ("names an answer of the trait's category", "trait word added")
+"""The filters' reasons where a row names the trait, or its like, that should not. A paraphrase that does has both."""
 
 
 def _table(found: Sequence[Varied]) -> StudyTable:
@@ -195,9 +195,7 @@ def _table(found: Sequence[Varied]) -> StudyTable:
         treated = [arm for arm in results.arms if arm.arm == "treated"]
         control = [arm for arm in results.arms if arm.arm == "control"]
         kept = sum(arm.filter.kept for arm in treated) / sum(arm.filter.asked for arm in treated)
-        leaks = sum(
-            count for arm in treated for reason, count in arm.filter.reasons.items() if reason.startswith(LEAKS)
-        )
+        leaks = sum(max(arm.filter.reasons.get(reason, 0) for reason in LEAKS) for arm in treated)
         mean, low, high = interval(varied.by_seed, varied.config.confidence)
         between = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append(
