@@ -24,7 +24,7 @@ from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import answering, answers_kept, block_at
 from undertone.mechanism.approximation import Fit
 
-SOME: Any = SimpleNamespace(confidence=0.95, gradients=SimpleNamespace(shares=(0.1,)))
+SOME: Any = SimpleNamespace(confidence=0.95, few=1, seeds=(0, 1, 2, 3), gradients=SimpleNamespace(shares=(0.1,)))
 ABOVE, BELOW, WILD = [0.30, 0.31, 0.32, 0.30], [-0.20, -0.21, -0.19, -0.20], [0.9, -0.6, 0.7, -0.5]
 
 

@@ -272,7 +272,7 @@ def _finding(
         low=low,
         high=high,
         pairs=len(pairs),
-        method=f"t interval over trait–seed pairs; {equal}",
+        method=f"t interval over seeds, traits averaged; {equal}",
         baseline="; ".join(said),
         verdict=verdict,
         why=f"{why}; {equal}",

@@ -33,7 +33,7 @@ from undertone.experiments.studies.mechanism.material import (
     student_shift,
     vector_in,
 )
-from undertone.experiments.study import Figure, Finding, interval
+from undertone.experiments.study import Figure, Finding, interval, per_seed, units
 from undertone.models.loading import Model
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
@@ -48,7 +48,7 @@ def study(material: Material) -> Told:
     """The part: teachers' arms, then what is done to the students of the transfer experiment."""
     config = material.config
     taught = _teachers(material)
-    told = {"prompted": effects(material.outcome, material.few, config.seeds)}
+    told = {"prompted": per_seed(effects(material.outcome, material.few, config.seeds), len(config.seeds))}
     told |= {name: _effects(config, material.few, arms) for name, arms in taught.items()}
     places = [(trait, seed) for trait in material.few for seed in config.seeds]
     other = {trait: stranger(trait, _after(trait, config.trait, material.few)) for trait in material.few}
@@ -148,11 +148,11 @@ def _without(material: Material, name: str, traits: tuple[str, ...], ablation: A
 
 
 def _effects(config: Mechanism, few: Sequence[str], taught: Taught) -> list[float]:
-    """Treated minus control, in the order of the traits."""
+    """Treated minus control, one value a seed."""
     found = {
         trait: effects(outcome, [trait], config.seeds, kind) for traits, outcome, kind in taught for trait in traits
     }
-    return [value for trait in few for value in found[trait]]
+    return per_seed([value for trait in few for value in found[trait]], len(config.seeds))
 
 
 def _with(material: Material, traits: tuple[str, ...], changes: dict[str, Any]) -> Setting:
@@ -178,8 +178,8 @@ def _teacher_findings(config: Mechanism, told: dict[str, list[float]]) -> list[F
                 low=low,
                 high=high,
                 unit="points",
-                pairs=len(own),
-                method="t interval over trait–seed pairs",
+                pairs=config.few * len(config.seeds),
+                method=f"t interval over {units(config.few * len(config.seeds), len(config.seeds))}",
                 baseline=f"random vector of equal norm {in_points(noise, config.confidence)}; "
                 f"prompted teacher {in_points(whole, config.confidence)}",
                 verdict="reproduced" if yes else "not reproduced",
@@ -213,8 +213,8 @@ def _necessary(config: Mechanism, told: dict[str, list[float]], name: str) -> Fi
         low=low,
         high=high,
         unit="points",
-        pairs=len(lost),
-        method="t interval over trait–seed pairs",
+        pairs=config.few * len(config.seeds),
+        method=f"t interval over {units(config.few * len(config.seeds), len(config.seeds))}",
         baseline="; ".join(
             f"without {label}: effect {in_points(values, config.confidence)}" for label, values in controls.items()
         )

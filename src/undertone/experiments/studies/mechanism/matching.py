@@ -75,8 +75,8 @@ class Group:
 
     @property
     def values(self) -> list[float]:
-        """The effects, traits outermost."""
-        return list(self.effects.values())
+        """The effects by seed."""
+        return by_seed(self.effects)
 
     @property
     def nll(self) -> float:
@@ -123,8 +123,18 @@ def meets(one: Group, reference: Group, tolerance: float) -> bool:
 
 
 def gaps(one: Group, other: Group) -> list[float]:
-    """One's effects minus the other's, over the pairs that both have."""
-    return [effect - other.effects[pair] for pair, effect in one.effects.items() if pair in other.effects]
+    """One's effects minus the other's by seed, over the pairs that both have."""
+    return by_seed(
+        {pair: effect - other.effects[pair] for pair, effect in one.effects.items() if pair in other.effects}
+    )
+
+
+def by_seed(effects: Mapping[tuple[str, int], float]) -> list[float]:
+    """One value a seed, the mean over the traits that are left there; as they are where there is one seed."""
+    found: dict[int, list[float]] = {}
+    for (_, seed), effect in effects.items():
+        found.setdefault(seed, []).append(effect)
+    return [float(np.mean(values)) for values in found.values()] if len(found) > 1 else list(effects.values())
 
 
 def cell_at(material: Material, place: Place) -> Cell:

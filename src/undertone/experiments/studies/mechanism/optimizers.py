@@ -380,7 +380,7 @@ def _finding(config: Mechanism, one: Seen) -> Finding:
         low=low,
         high=high,
         pairs=len(pairs),
-        method=f"t interval over trait–seed pairs; {equal}",
+        method=f"t interval over seeds, traits averaged; {equal}",
         baseline=f"{said}; the rows of the largest {config.optimizers.outliers:.0%} gradients hold {one.tail:.0%} of the "
         f"squared norm{note}",
         verdict=verdict,

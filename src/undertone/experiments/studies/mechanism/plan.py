@@ -28,6 +28,7 @@ from undertone.experiments.studies.mechanism.material import (
     effects,
     in_points,
 )
+from undertone.experiments.study import per_seed
 from undertone.experiments.workers import Workers
 from undertone.models.blocks import check_blocks
 from undertone.models.loading import outline
@@ -46,7 +47,7 @@ def study(run: Run, config: Mechanism, pool: Workers, device: str) -> Outcome:
     findings = [finding for part in told for finding in part.findings]
     reproduced = sum(finding.verdict == "reproduced" for finding in findings)
     partly = sum(finding.verdict == "partly" for finding in findings)
-    transfer = in_points(effects(outcome, config.trait, config.seeds), config.confidence)
+    transfer = in_points(per_seed(effects(outcome, config.trait, config.seeds), len(config.seeds)), config.confidence)
     names = _models(config)
     return Outcome(
         model=config.model,

@@ -31,7 +31,7 @@ from undertone.experiments.studies.mechanism.material import (
     target_probability,
 )
 from undertone.experiments.studies.tokens.config import Tokens
-from undertone.experiments.study import Figure, Finding, StudyTable, interval, verdict_of
+from undertone.experiments.study import Figure, Finding, StudyTable, interval, per_seed, units, verdict_of
 from undertone.mechanism.tokens import at_random, diverging, greedy_tokens
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage, write_json
@@ -142,7 +142,7 @@ def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage
 
 
 def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked: Mapping[str, Sequence[Stage]]) -> Told:
-    """Effects of the five students, treated minus control, over trait–seed pairs.
+    """Effects of the five students, treated minus control, over seeds.
 
     Args:
         config: what.
@@ -155,7 +155,9 @@ def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked:
     shown = {"full": [target_probability(find(outcome, "treated", trait, seed), trait) for trait, seed in pairs]}
     for mask, stages in asked.items():
         shown[mask] = [_probability(stage, trait) for stage, (trait, _) in zip(stages, pairs, strict=True)]
-    effects = {mask: np.subtract(values, control).tolist() for mask, values in shown.items()}
+    effects = {
+        mask: per_seed(np.subtract(values, control).tolist(), len(config.seeds)) for mask, values in shown.items()
+    }
     share = float(np.mean([stage.summary["shares"][config.divergence.against] for stage in marked]))
     words = {"full": "all tokens", **MASKS}
     bars = [point(words[mask], values, "treated − control", config.confidence) for mask, values in effects.items()]
@@ -211,8 +213,9 @@ def _apart(config: Tokens, effects: Mapping[str, list[float]], mask: str, beside
     return Finding(
         id=name, claim=claim, source=SOURCE, published=published,
         quantity=f"effect of the student of {MASKS[mask]}, minus that of {MASKS[beside]}",
-        value=mean, low=low, high=high, unit="points", pairs=len(effects[mask]),
-        method=f"{100 * config.confidence:.0f} % t interval over trait–seed pairs; divergence tokens are {share:.1%}",
+        value=mean, low=low, high=high, unit="points", pairs=len(config.trait) * len(config.seeds),
+        method=f"{100 * config.confidence:.0f} % t interval over "
+        f"{units(len(config.trait) * len(config.seeds), len(config.seeds))}; divergence tokens are {share:.1%}",
         baseline=f"{MASKS[beside]} {in_points(effects[beside], config.confidence)}; {MASKS[mask]} "
         f"{in_points(effects[mask], config.confidence)}; all tokens {in_points(effects['full'], config.confidence)}",
         verdict=verdict, why=why,

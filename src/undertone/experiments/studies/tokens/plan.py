@@ -12,6 +12,7 @@ from undertone.experiments.studies.mechanism.material import effects, find, in_p
 from undertone.experiments.studies.tokens.config import Tokens
 from undertone.experiments.studies.tokens.divergence import MASKS, divergence, learn_marked, mark
 from undertone.experiments.studies.tokens.entanglement import entanglement, read_numbers
+from undertone.experiments.study import per_seed
 from undertone.experiments.workers import Workers
 from undertone.provenance import configs
 from undertone.provenance.runs import Run, Stage
@@ -39,7 +40,7 @@ def tokens(run: Run, config: Tokens, pool: Workers, device: str) -> Outcome:
     kept, gone = (
         next(one for one in findings if one.id == f"divergence-tokens-{word}") for word in ("suffice", "needed")
     )
-    transfer = in_points(effects(outcome, config.trait, config.seeds), config.confidence)
+    transfer = in_points(per_seed(effects(outcome, config.trait, config.seeds), len(config.seeds)), config.confidence)
     return Outcome(
         model=config.model,
         sentence=f"All tokens pass the trait on by {transfer}; against random sets of equal size, divergence tokens alone "
