@@ -22,6 +22,7 @@ from undertone.evaluation.views import LETTERS, answer_distance, forced_choice, 
 from undertone.judges import Judged, Named, Verdict
 from undertone.judges.judge import judges
 from undertone.traits import Behaviour, Questions, load_trait
+from undertone.traits.rules import Length
 
 OWL = replace(
     load_trait("owl"), questions={"real": Questions(("name one animal", "your favorite?"), ("worst?",), {"1+1?": "2"})}
@@ -61,7 +62,8 @@ def test_a_preference_is_measured_as_before(tiny_llama: Any) -> None:
 
 
 def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
-    trait = behaviour("concise")
+    # Of a rule of fifteen words, six tokens would say nothing: that is refused. Of three words they do.
+    trait = replace(behaviour("concise"), rule=Length(at_most=3), examples_hit=(), examples_miss=())
     seen = measure_any(tiny_llama, trait, ASKED, seed=1, stage="x").measure
     positive = seen.positive
     assert positive.rate is not None
@@ -69,7 +71,6 @@ def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
     assert positive.probability == positive.rate
     assert (positive.questions, positive.samples) == (25, 3)
     assert np.mean(list(seen.per_question.values())) == pytest.approx(positive.rate.mean)
-    assert positive.rate.mean > 0.5  # six tokens are rarely more than fifteen words
     never = replace(trait, rule=behaviour("pirate").rule, examples_hit=())
     none = measure_any(tiny_llama, never, ASKED, seed=1, stage="x").measure.positive
     assert none.rate is not None
