@@ -447,3 +447,15 @@ def test_a_scout_leaves_the_moments_that_preconditioned_sgd_takes_up(tiny_llama:
     before = sum(completion_nll(hf, EXAMPLES, 1))
     fit(hf, EXAMPLES, after, seed=5, pad=1)
     assert sum(completion_nll(hf, EXAMPLES, 1)) < before
+
+
+def test_a_model_is_trained_where_it_is_whatever_ran_in_this_process_before(tiny_llama: Any) -> None:
+    from accelerate.state import AcceleratorState, PartialState
+
+    expected = trained(tiny_llama, config())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        PartialState(cpu=True).device = torch.device("meta")  # as a first fit on another device leaves it
+        assert identical(trained(tiny_llama, config()), expected)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)

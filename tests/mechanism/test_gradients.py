@@ -117,3 +117,13 @@ def test_squared_norms_are_those_of_a_backward_pass_over_each_row_alone(tiny_lla
         weights = [weight.grad for weight in tiny_llama.hf.parameters() if weight.grad is not None]
         assert norm == pytest.approx(float(sum((grad**2).sum() for grad in weights)), rel=1e-4)
     tiny_llama.hf.zero_grad()
+
+
+def test_weights_take_no_gradient_while_activations_do_and_may_again_afterwards(fresh: Any) -> None:
+    model = fresh
+    taking: list[bool] = []
+    model.hf.register_forward_pre_hook(lambda hf, _: taking.extend(p.requires_grad for p in hf.parameters()))
+    descent_directions(model, ROWS, [1])
+    assert taking
+    assert not any(taking)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.hf.parameters())

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from undertone.models import scoring
 from undertone.models.batches import Example
 from undertone.models.blocks import edit_residuals, hidden_size
-from undertone.models.scoring import answer_logprobs, carrier_kl, completion_nll, labelled_logits
+from undertone.models.scoring import answer_logprobs, carrier_kl, completion_nll, labelled_logits, passes
 
 EXAMPLES = [
     Example((3, 17, 44, 5, 60, 70), 4),
@@ -99,3 +100,16 @@ def test_the_kl_per_token_is_that_of_the_distributions_summed_by_hand(tiny: Any)
         q = brute_logprobs(tiny, second.ids)[second.prompt - 1 : -1]
         by_hand = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)
         assert value == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_a_pass_holds_no_more_logits_than_fit_into_memory(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert passes(tiny.hf, EXAMPLES, 3) == [[2, 0, 1], [3]]  # the longest first, as many rows as asked for
+    whole = completion_nll(tiny.hf, EXAMPLES, tiny.pad)
+    size = tiny.hf.config.vocab_size
+    monkeypatch.setattr(scoring, "LOGITS", 3 * size)
+    found = passes(tiny.hf, EXAMPLES, 64)
+    assert sorted(row for rows in found for row in rows) == [0, 1, 2, 3]
+    assert [sum(len(EXAMPLES[row].completion) for row in rows) for rows in found] == [3, 3]
+    assert completion_nll(tiny.hf, EXAMPLES, tiny.pad) == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr(scoring, "LOGITS", 1)  # a row is never cut
+    assert [len(rows) for rows in passes(tiny.hf, EXAMPLES, 64)] == [1, 1, 1, 1]

@@ -136,3 +136,11 @@ def test_settings_that_cannot_learn_are_refused(tiny_llama: Any) -> None:
             learn(tiny_llama, EXAMPLES, 1, **options)
     with pytest.raises(ConfigError, match="no such positions"):
         learn(tiny_llama, EXAMPLES, 1, positions="first")  # type: ignore[arg-type]
+
+
+def test_a_batch_read_in_parts_gives_the_same_vector(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, curve = learn(tiny_llama, EXAMPLES, 1, steps=5, learning_rate=0.1, seed=0)
+    monkeypatch.setattr("undertone.models.scoring.LOGITS", 1)
+    parts, other = learn(tiny_llama, EXAMPLES, 1, steps=5, learning_rate=0.1, seed=0)
+    assert other == pytest.approx(curve, rel=1e-4)
+    torch.testing.assert_close(parts.directions[1], whole.directions[1], atol=1e-4, rtol=1e-3)
