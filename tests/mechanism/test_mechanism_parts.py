@@ -159,6 +159,8 @@ def test_a_part_whose_student_no_longer_answers_fails_and_names_it() -> None:
     assert check.status == "fail"
     assert check.name == "causality: students still answer"
     assert "without-own: treated dog seed 3, answer mass 0.80 (base 0.99); 1 of 8 lost" in check.value
+    many = {f"arm {at}": fine for at in range(5)}
+    assert answers_kept("causality", {**many, "without-own": broken}).status == "warn"  # one of many
 
 
 def test_a_behaviour_has_no_answers_to_lose() -> None:

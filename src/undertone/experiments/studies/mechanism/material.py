@@ -138,6 +138,8 @@ def _answer_mass(record: Mapping[str, Any]) -> float | None:
 def answers_kept(what: str, outcomes: Mapping[str, Outcome]) -> Check:
     """Whether the students of all these transfer experiments still answer; the worst speaks for them.
 
+    Of many students a few may lose a little more than they should: that is a warning. More than a tenth is a failure.
+
     Args:
         what: whose check it is: a part, or nothing for the transfer experiment of all parts.
         outcomes: name -> transfer experiment.
@@ -148,10 +150,10 @@ def answers_kept(what: str, outcomes: Mapping[str, Outcome]) -> Check:
     where = f"{name}: " if name else ""
     return Check(
         name=f"{what}: students still answer" if what else "students still answer",
-        status="fail" if worst.lost else "pass",
+        status="pass" if not silent else "fail" if 10 * silent > len(found) else "warn",
         value=f"worst: {where}{worst.cell.arm.kind} {worst.trait} seed {worst.cell.seed}, answer mass {worst.after:.2f} "
         f"(base {worst.before:.2f}); {silent} of {len(found)} lost",
-        expected=f"none lost: no more than {MASS_LOST:.2f} below the base",
+        expected=f"none lost: no more than {MASS_LOST:.2f} below the base; a tenth at most",
         why="rates of a student that no longer answers say nothing about preference; lower the learning rate",
     )
 
