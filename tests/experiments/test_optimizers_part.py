@@ -177,6 +177,7 @@ def summaries(folder: Path, pattern: str) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_rates_are_tuned_on_one_treated_student_each(finished: Path) -> None:
     lessons = summaries(finished, "optimizers/as-written/*/*/*")
     tuning = {name for name in lessons if "seed-100" in name}
@@ -186,6 +187,7 @@ def test_rates_are_tuned_on_one_treated_student_each(finished: Path) -> None:
     assert "optimizers/as-written/broken-1e+38/seed-0/control" not in lessons
 
 
+@pytest.mark.slow
 def test_optimizers_leave_out_what_diverged_and_mark_what_trains_other_weights(found: dict[str, Any]) -> None:
     table, figure = found["tables"][0], found["figures"][0]
     rows = {tuple(row[:2]): row for row in table["rows"]}
@@ -218,6 +220,7 @@ def test_an_error_that_is_no_divergence_is_not_taken_for_one(
         conduct(tmp_path / "run", speaker)
 
 
+@pytest.mark.slow
 def test_adapters_choose_on_the_tuning_seed_and_report_the_others(finished: Path, found: dict[str, Any]) -> None:
     trained = summaries(finished, "adapters/*/*/*/train")
     goal = summaries(finished, "adapters/tuning/*/*/train")
