@@ -207,6 +207,7 @@ def test_optimizers_leave_out_what_diverged_and_mark_what_trains_other_weights(f
     assert all("broken left no student" in one["value"] for one in checks)
 
 
+@pytest.mark.slow
 def test_an_error_that_is_no_divergence_is_not_taken_for_one(
     finished: Path, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
