@@ -66,6 +66,7 @@ def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
     assert measure.off_topic is not None
 
 
+@pytest.mark.slow
 def test_a_measure_does_not_change_with_batch_size_and_does_with_the_seed(tiny_llama: Any) -> None:
     few = ASKED.model_copy(update={"samples": 2})
     small = measure_trait(tiny_llama, OWL, few.model_copy(update={"batch_size": 37}), seed=1, stage="t").measure

@@ -197,6 +197,7 @@ def test_one_seed_is_a_study_that_says_how_little_it_knows(tmp_path: Path) -> No
 # -- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_and_shows_a_study(whole: Path) -> None:
     code, out, _ = typed("run", "digits", *QUICK, "--out", str(whole), "--jobs", "1")
     results = read_study(whole)
