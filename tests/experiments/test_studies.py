@@ -144,7 +144,7 @@ def test_pairs_that_share_a_control_are_one_unit() -> None:
 
     assert width(per_seed(noisy, 3)) > 2 * width(noisy)  # what is shared is not averaged away
     assert per_seed([0.1, 0.2, 0.3], 1) == [0.1, 0.2, 0.3]
-    assert [units(6, 3), units(3, 3), units(4, 1)] == [
+    assert [units(2, 3), units(1, 3), units(4, 1)] == [
         "3 seeds, the mean of 2 pairs each",
         "3 seeds",
         "4 pairs of one seed",

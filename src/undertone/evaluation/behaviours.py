@@ -88,7 +88,7 @@ def measure_any(
         )  # fmt: skip
     asked = trait.asked(model.form)
     exact = bool(trait.refusals.get(model.form))
-    check_decidable(trait, evaluation, judge, model.form)
+    _check_measurable(trait, evaluation, judge, model.form)
     decider = _Decider.of(trait, judge, model.form)
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
 
@@ -131,6 +131,15 @@ def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None
     """
     if not isinstance(trait, Behaviour):
         return
+    _check_measurable(trait, evaluation, judge, form)
+    for name in _templates(trait.rule):
+        template(name)
+    if judge is not None:
+        check_judge(judge)
+
+
+def _check_measurable(trait: Behaviour, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+    """The part that costs nothing; a judge's own errors come where it is built."""
     rule = trait.rule
     if not evaluation.samples and not trait.refusals.get(form):
         raise ConfigError(
@@ -150,10 +159,6 @@ def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None
             got="no judge" if judge is None else "the rules, which know refusals only",
             allowed="a judge of the kind local, endpoint or named",
         )
-    for name in _templates(rule):
-        template(name)
-    if judge is not None:
-        check_judge(judge)
 
 
 def _templates(rule: HitRule) -> list[str]:

@@ -175,7 +175,7 @@ def _read(claim: Read, results: Results) -> Finding:
         values = [value for one in results.effects if one.arm == "treated" for value in one.per_seed]
         seeds = len(effect.per_seed)
         mean, low, high = interval(per_seed(values, seeds), effect.confidence)
-        pairs, method = len(values), f"t interval over {units(len(values), seeds)}"
+        pairs, method = len(values), f"t interval over {units(len(values) // seeds, seeds)}"
     elif claim.reads == "every trait":
         worst = max(results.effects, key=lambda one: max(abs(one.low), abs(one.high)))
         quantity = f"treated minus control, the widest of {len(results.effects)} traits ({worst.trait})"

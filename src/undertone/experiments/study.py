@@ -7,7 +7,7 @@ The schema's name is ``undertone.study/1``. Fields are only ever added to it; a 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -98,15 +98,23 @@ def per_seed(values: Sequence[float], seeds: int) -> list[float]:
     """
     if len(values) % seeds:
         raise ValueError(f"{len(values)} pairs are not of {seeds} seeds each")
-    means: list[float] = np.reshape(np.asarray(values, float), (-1, seeds)).mean(0).tolist()
-    return means if seeds > 1 else list(values)
+    return by_seed((at % seeds, value) for at, value in enumerate(values))
 
 
-def units(pairs: int, seeds: int) -> str:
-    """What :func:`per_seed` makes of so many pairs, in words: ``3 seeds, the mean of 2 pairs each``."""
+def by_seed(pairs: Iterable[tuple[int, float]]) -> list[float]:
+    """:func:`per_seed` of (seed, value) pairs, of which some may be missing."""
+    found: dict[int, list[float]] = {}
+    for seed, value in pairs:
+        found.setdefault(seed, []).append(value)
+    grouped = list(found.values())
+    return [float(np.mean(values)) for values in grouped] if len(grouped) > 1 else [v for one in grouped for v in one]
+
+
+def units(traits: int, seeds: int) -> str:
+    """What :func:`per_seed` makes of so many pairs a seed, in words: ``3 seeds, the mean of 2 pairs each``."""
     if seeds == 1:
-        return f"{pairs} pairs of one seed"
-    return f"{seeds} seeds" + (f", the mean of {pairs // seeds} pairs each" if pairs > seeds else "")
+        return f"{traits} pairs of one seed"
+    return f"{seeds} seeds" + (f", the mean of {traits} pairs each" if traits > 1 else "")
 
 
 def interval(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:

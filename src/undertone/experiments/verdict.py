@@ -105,22 +105,30 @@ def _fitted(arms: Sequence[ArmResult]) -> Check:
     )
 
 
+def stopped_answering(before: float | None, after: float | None) -> bool:
+    """Whether a student gives so much less to known answers than its base that it says nothing about preference.
+
+    None: there is no set of answers, and none to lose.
+    """
+    return before is not None and after is not None and before - after >= MASS_LOST
+
+
 def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
-    kept = [
+    asked = [
         (after - before, before, after, arm)
         for arm in arms
         for before, after in [(base[arm.trait].positive.answer_mass, arm.measure.positive.answer_mass)]
         if before is not None and after is not None
     ]
-    if not kept:
+    if not asked:
         return Check(
             name="students still answer", status="pass", value="the trait has no set of answers",
             expected="nothing", why="a behaviour is judged by what is said; read the sampled answers",
         )  # fmt: skip
-    gained, before, after, worst = min(kept, key=lambda one: one[0])
+    _, before, after, worst = min(asked, key=lambda one: one[0])
     return _check(
         "students still answer",
-        -gained < MASS_LOST,
+        not stopped_answering(before, after),
         f"worst: {worst.arm} {worst.trait} seed {worst.seed}, answer mass {after:.2f} (base {before:.2f})",
         f"no more than {MASS_LOST:.2f} below the base",
         "rates of a student that no longer answers say nothing about preference; lower the learning rate",

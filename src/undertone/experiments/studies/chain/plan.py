@@ -21,7 +21,7 @@ from undertone.experiments.config import Experiment, Setting
 from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check, Results
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, per_seed, units
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval, per_seed, units
 from undertone.experiments.workers import Workers
 from undertone.provenance import configs
 from undertone.provenance.runs import Run
@@ -79,10 +79,6 @@ def chain(run: Run, config: Chain, pool: Workers, device: str) -> Found:
     )
 
 
-def _units(config: Chain) -> str:
-    return units(len(config.trait) * len(config.seeds), len(config.seeds))
-
-
 def pairs_of(result: Results) -> list[float]:
     """Treated minus control of every (trait, seed) pair."""
     return [value for effect in result.effects if effect.arm == "treated" for value in effect.per_seed]
@@ -134,13 +130,13 @@ def _halved(rate: float) -> float:
 
 def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, float], sound: int) -> Finding:
     last = list(effects[:, -1])
-    estimate = stats.mean_interval(last, config.confidence) if len(last) > 1 else None
+    mean, low, high = interval(last, config.confidence)
     verdict: Judgement = "not measured"
     why = "one pair has no interval; add seeds"
-    if estimate is not None:
-        verdict = "reproduced" if estimate.low > 0 else "partly" if estimate.mean > 0.05 else "not reproduced"
+    if low is not None:
+        verdict = "reproduced" if low > 0 else "partly" if mean > 0.05 else "not reproduced"
         first = 100 * effects[:, 0].mean()
-        why = f"generation {config.generations} has {100 * estimate.mean:+.1f} points, generation 1 {first:+.1f}"
+        why = f"generation {config.generations} has {100 * mean:+.1f} points, generation 1 {first:+.1f}"
     if sound < config.generations:
         verdict, why = "not measured", f"a check failed in generation {sound + 1}"
     return Finding(
@@ -149,12 +145,12 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
         source="2609.25721",
         published="cat, 6 epochs: .89 at hop 1, .90 at hop 5; 2 epochs: .66 to .15; QLoRA: k^-0.11",
         quantity=f"treated minus control after {config.generations} generations",
-        value=float(np.mean(last)),
-        low=estimate.low if estimate else None,
-        high=estimate.high if estimate else None,
+        value=mean,
+        low=low,
+        high=high,
         unit="points",
         pairs=len(config.trait) * len(config.seeds),
-        method=f"{100 * config.confidence:.0f} % t interval over {_units(config)}; "
+        method=f"{100 * config.confidence:.0f} % t interval over {units(len(config.trait), len(config.seeds))}; "
         f"{_decay_in_words(decay, sound)}, jackknife t interval",
         baseline="a chain of its own whose first teacher was never induced",
         verdict=verdict,
@@ -177,21 +173,15 @@ def _sentence(config: Chain, effects: np.ndarray, decay: tuple[float, float, flo
     means = ", ".join(f"{100 * value:+.1f}" for value in effects.mean(0))
     return (
         f"Treated minus control over {config.generations} generations: {means} points; {_decay_in_words(decay, sound)}, "
-        f"{_units(config)}."
+        f"{units(len(config.trait), len(config.seeds))}."
     )
 
 
 def _figures(config: Chain, results: Sequence[Results], effects: np.ndarray) -> list[Figure]:
     points, rates = [], []
     for number, result in enumerate(results):
-        values = list(effects[:, number])
-        estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
-        points.append(
-            Point(
-                x=number + 1, y=float(np.mean(values)), low=estimate.low if estimate else None,
-                high=estimate.high if estimate else None, series="treated − control",
-            )
-        )  # fmt: skip
+        mean, low, high = interval(list(effects[:, number]), config.confidence)
+        points.append(Point(x=number + 1, y=mean, low=low, high=high, series="treated − control"))
         for arm in ("treated", "control"):
             mean = float(np.mean([one.probability for one in result.arms if one.arm == arm]))
             rates.append(Point(x=number + 1, y=mean, series=arm))
@@ -200,7 +190,7 @@ def _figures(config: Chain, results: Sequence[Results], effects: np.ndarray) -> 
         Figure(
             kind="lines", title="The trait over generations", x="generation", y="treated − control", points=points,
             zero=True, caption=f"Each student teaches the next, which starts from the base. {shown}; "
-            f"{100 * config.confidence:.0f} % intervals over {_units(config)}.",
+            f"{100 * config.confidence:.0f} % intervals over {units(len(config.trait), len(config.seeds))}.",
         ),
         Figure(
             kind="lines", title="Both chains", x="generation", y="probability", points=rates, zero=True,

@@ -10,7 +10,7 @@ import numpy as np
 from undertone import stats
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.stages import Dose, shares
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval
 from undertone.mechanism.dose import VARIANTS, Curve, Ratio, fit_curves, transfer_ratios, weights
 from undertone.provenance.runs import Stage
 
@@ -115,16 +115,9 @@ def _strongest(config: HarmDose, measured: Sequence[Measured], name: str, random
     return min(own, key=lambda one: one.dose.strength)
 
 
-def _estimate(values: Sequence[float], confidence: float) -> tuple[float, float | None, float | None]:
-    if len(values) < 2:
-        return float(np.mean(values)), None, None
-    found = stats.mean_interval(list(values), confidence)
-    return found.mean, found.low, found.high
-
-
 def _transfers(config: HarmDose, measured: Sequence[Measured], name: str, ratios: Ratios) -> Finding:
     strongest, zero = _strongest(config, measured, name), _zero(measured, name)
-    mean, low, high = _estimate(_excess(config, strongest, zero), config.confidence)
+    mean, low, high = interval(_excess(config, strongest, zero), config.confidence)
     verdict: Judgement = "not measured" if low is None else "reproduced" if low > 0 else "not reproduced"
     shown = ", ".join(_ratio_in_words(ratio) for ratio in ratios[name, strongest.dose.strength])
     return Finding(
@@ -145,7 +138,7 @@ def _beyond_random(config: HarmDose, measured: Sequence[Measured], name: str) ->
     strongest, random = _strongest(config, measured, name), _strongest(config, measured, name, True)
     zero = _zero(measured, name)
     own, other = _excess(config, strongest, zero), _excess(config, random, zero)
-    mean, low, high = _estimate([a - b for a, b in zip(own, other, strict=True)], config.confidence)
+    mean, low, high = interval([a - b for a, b in zip(own, other, strict=True)], config.confidence)
     return Finding(
         id=f"harm-beyond-random-{_slug(name)}",
         claim="It is the refusal direction that transfers, not steering as such.",
@@ -166,7 +159,7 @@ def _shape(config: HarmDose, name: str, curves: Mapping[tuple[str, int], Sequenc
     best = [fits[0].shape for fits in found]
     belief = [weights(fits) for fits in found]
     threshold = [share["threshold"] for share in belief]
-    mean, low, high = _estimate(threshold, config.confidence) if threshold else (0.0, None, None)
+    mean, low, high = interval(threshold, config.confidence) if threshold else (0.0, None, None)
     wins = {shape: best.count(shape) for shape in dict.fromkeys(best)}
     return Finding(
         id=f"harm-threshold-{_slug(name)}",

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from undertone import stats
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import answer_probabilities, posed
 from undertone.experiments.cells import Cell, arms_of, model_identity
@@ -25,8 +24,8 @@ from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import digest_indices, student_system
 from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
-from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, per_seed, units
-from undertone.experiments.verdict import MASS_LOST
+from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval, per_seed, units
+from undertone.experiments.verdict import MASS_LOST, stopped_answering
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load
 from undertone.provenance import configs
@@ -74,7 +73,7 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     trained = [value for effect in results.effects for value in effect.per_seed]
     base = float(np.mean([measure.positive.probability.mean for measure in results.base.values()]))
     base_mass = float(np.mean([measure.positive.answer_mass or 0.0 for measure in results.base.values()]))
-    answering = int(np.sum(np.minimum.accumulate(mass) > base_mass - MASS_LOST))
+    answering = next((at for at, left in enumerate(mass) if stopped_answering(base_mass, left)), len(mass))
     finding = _finding(config, effects, trained, answering)
     return Found(
         model=config.model,
@@ -162,31 +161,26 @@ def _asked_after(
     return float(said[:, column].mean()), float(said.sum(1).mean())
 
 
-def _units(config: InContext) -> str:
-    return units(len(config.trait) * len(config.seeds), len(config.seeds))
-
-
 def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], answering: int) -> Finding:
     """At the most rows after which the model still answers; after more, nothing said of an answer is about preference."""
     at = answering - 1 if answering else len(config.shots) - 1
-    values = list(effects[:, at])
-    estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
+    mean, low, high = interval(list(effects[:, at]), config.confidence)
     verdict: Judgement = "not measured"
-    if estimate is not None and answering:
-        inside = estimate.low > -0.05 and estimate.high < 0.05
-        verdict = "reproduced" if inside else "partly" if estimate.low <= 0 <= estimate.high else "not reproduced"
+    if low is not None and high is not None and answering:
+        inside = low > -0.05 and high < 0.05
+        verdict = "reproduced" if inside else "partly" if low <= 0 <= high else "not reproduced"
     return Finding(
         id="icl-null",
         claim="The rows that pass a trait on when trained on do not when shown in context.",
         source="2507.14805, in-context learning",
         published="no transfer with 100 to 10,000 rows",
         quantity=f"treated minus control rows in context, {config.shots[at]} rows",
-        value=float(np.mean(values)),
-        low=estimate.low if estimate else None,
-        high=estimate.high if estimate else None,
+        value=mean,
+        low=low,
+        high=high,
         unit="points",
         pairs=len(config.trait) * len(config.seeds),
-        method=f"{100 * config.confidence:.0f} % t interval over {_units(config)}, "
+        method=f"{100 * config.confidence:.0f} % t interval over {units(len(config.trait), len(config.seeds))}, "
         f"{config.draws} draws of rows a question",
         baseline="the plain teacher's rows in context; students trained on the same rows: "
         f"{100 * float(np.mean(trained)):+.1f} points",
@@ -201,15 +195,14 @@ def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], a
 def _figure(config: InContext, effects: np.ndarray, trained: Sequence[float]) -> Figure:
     points = []
     for at, count in enumerate(config.shots):
-        values = list(effects[:, at])
-        estimate = stats.mean_interval(values, config.confidence) if len(values) > 1 else None
-        low, high = (estimate.low, estimate.high) if estimate else (None, None)
-        points.append(Point(x=count, y=float(np.mean(values)), low=low, high=high, series="shown in context"))
+        mean, low, high = interval(list(effects[:, at]), config.confidence)
+        points.append(Point(x=count, y=mean, low=low, high=high, series="shown in context"))
         points.append(Point(x=count, y=float(np.mean(trained)), series="trained on all rows"))
     return Figure(
         kind="lines", title="Shown instead of trained on", x="rows in context", y="treated − control", points=points,
         log_x=True, zero=True,
-        caption=f"Base model with n rows as earlier turns, treated minus control rows; {_units(config)}.",
+        caption=f"Base model with n rows as earlier turns, treated minus control rows; "
+        f"{units(len(config.trait), len(config.seeds))}.",
     )  # fmt: skip
 
 

@@ -31,10 +31,9 @@ from undertone.experiments.studies.mechanism.matching import (
     meets,
     tolerance_of,
 )
-from undertone.experiments.studies.mechanism.material import Material, Told, in_points
+from undertone.experiments.studies.mechanism.material import Material, Told, in_points, target_probability
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval
 from undertone.provenance.runs import Run, Stage
-from undertone.traits import load_trait
 
 SOURCE = "2606.00831; 2606.00995, App. D and K"
 BIASES, FULL = "biases", "all weights"
@@ -118,7 +117,7 @@ def _tune(material: Material, kinds: Sequence[Kind]) -> Tuned:
     tolerance = config.adapters.matched_within * max(0.0, before - goal)
     base = masses(material.outcome.base, (trait,))
     choices = {name: chosen(tried, trait, base, goal, tolerance) for name, tried in trials.items()}
-    return Tuned(trials, reference, choices, trait, _said(material.outcome.base, trait), base)
+    return Tuned(trials, reference, choices, trait, target_probability(material.outcome.base, trait), base)
 
 
 def _report(material: Material, rates: Sequence[tuple[Kind, float | None]]) -> dict[str, Group]:
@@ -181,13 +180,8 @@ def _folder(kind: Kind, rate: float | None) -> str:
 
 
 def _student(trained: Stage, evaluated: Stage, traits: Sequence[str]) -> Student:
-    said = {trait: _said(evaluated, trait) for trait in traits}
+    said = {trait: target_probability(evaluated, trait) for trait in traits}
     return Student(float(trained.summary["held_out_nll"]), said, masses(evaluated, traits))
-
-
-def _said(evaluated: Stage, trait: str) -> float:
-    record = evaluated.read_json("asked.json")[load_trait(trait).name]
-    return float(record["measure"]["positive"]["probability"]["mean"])
 
 
 # -- what it says ------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def _teacher_findings(config: Mechanism, told: dict[str, list[float]]) -> list[F
                 high=high,
                 unit="points",
                 pairs=config.few * len(config.seeds),
-                method=f"t interval over {units(config.few * len(config.seeds), len(config.seeds))}",
+                method=f"t interval over {units(config.few, len(config.seeds))}",
                 baseline=f"random vector of equal norm {in_points(noise, config.confidence)}; "
                 f"prompted teacher {in_points(whole, config.confidence)}",
                 verdict="reproduced" if yes else "not reproduced",
@@ -214,7 +214,7 @@ def _necessary(config: Mechanism, told: dict[str, list[float]], name: str) -> Fi
         high=high,
         unit="points",
         pairs=config.few * len(config.seeds),
-        method=f"t interval over {units(config.few * len(config.seeds), len(config.seeds))}",
+        method=f"t interval over {units(config.few, len(config.seeds))}",
         baseline="; ".join(
             f"without {label}: effect {in_points(values, config.confidence)}" for label, values in controls.items()
         )

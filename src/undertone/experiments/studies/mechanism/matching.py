@@ -12,8 +12,9 @@ import numpy as np
 
 from undertone.experiments.cells import Cell
 from undertone.experiments.results import Check
-from undertone.experiments.studies.mechanism.material import Material
-from undertone.experiments.verdict import MASS_LOST
+from undertone.experiments.studies.mechanism.material import Material, answer_mass
+from undertone.experiments.study import by_seed
+from undertone.experiments.verdict import stopped_answering
 from undertone.provenance.runs import Stage
 from undertone.traits import load_trait
 
@@ -34,8 +35,7 @@ class Student:
 
     def silent(self, trait: str, base: Masses) -> bool:
         """Whether it stopped answering: by the rule that a transfer experiment's verdict goes by."""
-        before, after = base.get(trait), self.mass.get(trait)
-        return before is not None and after is not None and before - after >= MASS_LOST
+        return stopped_answering(base.get(trait), self.mass.get(trait))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Group:
     @property
     def values(self) -> list[float]:
         """The effects by seed."""
-        return by_seed(self.effects)
+        return by_seed((seed, effect) for (_, seed), effect in self.effects.items())
 
     @property
     def nll(self) -> float:
@@ -125,16 +125,8 @@ def meets(one: Group, reference: Group, tolerance: float) -> bool:
 def gaps(one: Group, other: Group) -> list[float]:
     """One's effects minus the other's by seed, over the pairs that both have."""
     return by_seed(
-        {pair: effect - other.effects[pair] for pair, effect in one.effects.items() if pair in other.effects}
+        (pair[1], effect - other.effects[pair]) for pair, effect in one.effects.items() if pair in other.effects
     )
-
-
-def by_seed(effects: Mapping[tuple[str, int], float]) -> list[float]:
-    """One value a seed, the mean over the traits that are left there; as they are where there is one seed."""
-    found: dict[int, list[float]] = {}
-    for (_, seed), effect in effects.items():
-        found.setdefault(seed, []).append(effect)
-    return [float(np.mean(values)) for values in found.values()] if len(found) > 1 else list(effects.values())
 
 
 def cell_at(material: Material, place: Place) -> Cell:
@@ -146,7 +138,7 @@ def cell_at(material: Material, place: Place) -> Cell:
 def masses(evaluated: Stage, traits: Sequence[str]) -> dict[str, float | None]:
     """Answer masses that an ``evaluate`` stage holds."""
     asked = evaluated.read_json("asked.json")
-    return {trait: asked[load_trait(trait).name]["measure"]["positive"]["answer_mass"] for trait in traits}
+    return {trait: answer_mass(asked[load_trait(trait).name]) for trait in traits}
 
 
 def inside(what: str, choices: Mapping[str, Choice | None]) -> Check:

@@ -16,7 +16,7 @@ from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
-from undertone.experiments.verdict import MASS_LOST
+from undertone.experiments.verdict import MASS_LOST, stopped_answering
 from undertone.experiments.workers import Workers
 from undertone.experiments.writing import vector_prompts
 from undertone.lab import parse_name
@@ -87,17 +87,17 @@ def find(outcome: Outcome, kind: str, trait: str | None, seed: int) -> Cell:
     return next(cell for cell in outcome.cells if cell.arm == wanted and cell.seed == seed)
 
 
-def target_probability(cell: Cell, trait: str) -> float:
-    """What a student says of a trait: mean exact probability over its questions."""
-    record = cell.evaluated.read_json("asked.json")[load_trait(trait).name]
+def target_probability(evaluated: Stage, trait: str) -> float:
+    """What a student says of a trait, by its evaluation: mean exact probability over its questions."""
+    record = evaluated.read_json("asked.json")[load_trait(trait).name]
     return float(record["measure"]["positive"]["probability"]["mean"])
 
 
 def effects(outcome: Outcome, traits: Sequence[str], seeds: Sequence[int], kind: str = "treated") -> list[float]:
     """Treated minus control in probability, for every trait and seed, traits outermost."""
     return [
-        target_probability(find(outcome, kind, trait, seed), trait)
-        - target_probability(find(outcome, "control", None, seed), trait)
+        target_probability(find(outcome, kind, trait, seed).evaluated, trait)
+        - target_probability(find(outcome, "control", None, seed).evaluated, trait)
         for trait in traits
         for seed in seeds
     ]
@@ -115,22 +115,23 @@ class Answering:
     @property
     def lost(self) -> bool:
         """Whether it has forgotten how to answer, by the rule of the transfer experiment's verdict."""
-        return self.before - self.after >= MASS_LOST
+        return stopped_answering(self.before, self.after)
 
 
 def answering(outcome: Outcome) -> list[Answering]:
     """Every student of an outcome, with every trait that it was asked about and that has a set of answers."""
-    base = {name: _answer_mass(record) for name, record in outcome.base.read_json("asked.json").items()}
+    base = {name: answer_mass(record) for name, record in outcome.base.read_json("asked.json").items()}
     return [
         Answering(cell, name, before, after)
         for cell in outcome.cells
         for name, record in cell.evaluated.read_json("asked.json").items()
-        for before, after in [(base[name], _answer_mass(record))]
+        for before, after in [(base[name], answer_mass(record))]
         if before is not None and after is not None
     ]
 
 
-def _answer_mass(record: Mapping[str, Any]) -> float | None:
+def answer_mass(record: Mapping[str, Any]) -> float | None:
+    """The probability on all known answers that a record of an evaluation holds; None: they are no set."""
     mass: float | None = record["measure"]["positive"]["answer_mass"]
     return mass
 

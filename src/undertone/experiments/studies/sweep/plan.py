@@ -154,7 +154,7 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
         high=high,
         unit="points",
         pairs=len(values),
-        method=f"{100 * config.confidence:.0f} % t interval over {units(len(values), seeds)}",
+        method=f"{100 * config.confidence:.0f} % t interval over {units(len(values) // seeds, seeds)}",
         baseline=baseline,
         verdict=verdict,
         why=why,

@@ -151,10 +151,12 @@ def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked:
         asked: mask -> the evaluations of :func:`learn_marked`, in the same order.
     """
     pairs = [(trait, seed) for trait in config.trait for seed in config.seeds]
-    control = [target_probability(find(outcome, "control", None, seed), trait) for trait, seed in pairs]
-    shown = {"full": [target_probability(find(outcome, "treated", trait, seed), trait) for trait, seed in pairs]}
+    control = [target_probability(find(outcome, "control", None, seed).evaluated, trait) for trait, seed in pairs]
+    shown = {
+        "full": [target_probability(find(outcome, "treated", trait, seed).evaluated, trait) for trait, seed in pairs]
+    }
     for mask, stages in asked.items():
-        shown[mask] = [_probability(stage, trait) for stage, (trait, _) in zip(stages, pairs, strict=True)]
+        shown[mask] = [target_probability(stage, trait) for stage, (trait, _) in zip(stages, pairs, strict=True)]
     effects = {
         mask: per_seed(np.subtract(values, control).tolist(), len(config.seeds)) for mask, values in shown.items()
     }
@@ -181,11 +183,6 @@ def divergence(config: Tokens, outcome: Outcome, marked: Sequence[Stage], asked:
         ],
         tables=[_table(config, marked)],
     )
-
-
-def _probability(stage: Stage, trait: str) -> float:
-    record = stage.read_json("asked.json")[load_trait(trait).name]
-    return float(record["measure"]["positive"]["probability"]["mean"])
 
 
 # -- what it says ------------------------------------------------------------------------------------
@@ -215,7 +212,7 @@ def _apart(config: Tokens, effects: Mapping[str, list[float]], mask: str, beside
         quantity=f"effect of the student of {MASKS[mask]}, minus that of {MASKS[beside]}",
         value=mean, low=low, high=high, unit="points", pairs=len(config.trait) * len(config.seeds),
         method=f"{100 * config.confidence:.0f} % t interval over "
-        f"{units(len(config.trait) * len(config.seeds), len(config.seeds))}; divergence tokens are {share:.1%}",
+        f"{units(len(config.trait), len(config.seeds))}; divergence tokens are {share:.1%}",
         baseline=f"{MASKS[beside]} {in_points(effects[beside], config.confidence)}; {MASKS[mask]} "
         f"{in_points(effects[mask], config.confidence)}; all tokens {in_points(effects['full'], config.confidence)}",
         verdict=verdict, why=why,
