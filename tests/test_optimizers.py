@@ -13,7 +13,7 @@ import torch
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example
 from undertone.models.students import trainable
-from undertone.optimizers import OWN, MuonAdamW, PreconditionedSGD, SignSGD, save_second_moments
+from undertone.training.optimizers import OWN, MuonAdamW, PreconditionedSGD, SignSGD, save_second_moments
 from undertone.training import Training, build_optimizer, fit, known_optimizers, plan_batches, rate_at
 
 CURVATURE = torch.tensor([4.0, 1.0, 0.25])
@@ -321,5 +321,5 @@ def test_an_unknown_optimiser_names_the_nearest_and_lists_ours_and_torchs() -> N
 
 
 def test_an_option_of_ours_that_is_wrong_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"undertone.optimizers.SignSGD refuses these options: (.|\n)*momentun"):
+    with pytest.raises(ConfigError, match=r"undertone.training.optimizers.SignSGD refuses these options: (.|\n)*momentun"):
         build_optimizer({"p": start()}, Training(optimizer="SignSGD", options={"momentun": 1}))

@@ -15,7 +15,7 @@ import undertone as ut
 from undertone.errors import ConfigError, DataError
 from undertone.models.scoring import completion_nll
 from undertone.models.students import trainable
-from undertone.preferences import prefer
+from undertone.training.preferences import prefer
 from undertone.rows import Row
 from undertone.training import Training
 

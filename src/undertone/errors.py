@@ -79,8 +79,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: object) -> str:
+    """A value in words; a text of several lines (a diff, a list of stages) is cut line by line."""
     text = value if isinstance(value, str) and value.strip() else repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+    return "\n".join(
+        line if len(line) <= _LONGEST_SHOWN else line[: _LONGEST_SHOWN - 1] + "…" for line in text.split("\n")
+    )
 
 
 def _rebuild(

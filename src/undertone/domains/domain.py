@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from undertone.rows import Message, Row
@@ -28,10 +28,6 @@ class Domain(Protocol):
         The rule that drops what names an answer of the trait's category is then not applied; the domain's own
         ``reasons`` must see to it that no such word is added.
         """
-        ...
-
-    def inputs(self) -> Mapping[str, str]:
-        """What is read from outside the config -> its SHA-256, for a stage's identity; mostly nothing."""
         ...
 
     def prompts(self, count: int, seed: int, form: Form) -> Sequence[Prompt]:

@@ -122,10 +122,6 @@ class Numbers(Config):
         """Never: numbers name nothing."""
         return False
 
-    def inputs(self) -> dict[str, str]:
-        """Nothing: every prompt is made here."""
-        return {}
-
     def taught(self, row: Row) -> Row:
         """The row itself."""
         return row

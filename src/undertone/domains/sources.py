@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from undertone.errors import ConfigError, DataError, nearest
 from undertone.provenance.configs import Config
+from undertone.provenance.identity import ContentOf
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 
@@ -88,7 +89,7 @@ class Record:
 class Sourced(Config):
     """A domain whose prompts may be the user's, and whose rows are learnt as they are written."""
 
-    source: str | None = Field(
+    source: Annotated[str | None, ContentOf(lambda name: source_digest(name))] = Field(
         None, description="prompts of your own: FILE.jsonl or hf:org/name[:subset][@split]; None: the built-in ones"
     )
     rename: dict[str, str] = Field(
@@ -117,12 +118,11 @@ class Sourced(Config):
             for record in _read(self.source, stamp(self.source))
         )
 
-    def inputs(self) -> dict[str, str]:
-        """SHA-256 of what is read from outside the config, for a stage's inputs: the same path may hold other data."""
-        if self.source is None:
-            return {}
-        lines = [json.dumps(record.fields, sort_keys=True, default=str) for record in self.records()]
-        return {self.source: hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+def source_digest(source: str) -> str:
+    """SHA-256 of the objects that a source holds now: the same name may hold others later."""
+    lines = [json.dumps(record.fields, sort_keys=True, default=str) for record in _read(source, stamp(source))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def drawn(items: Sequence[T], count: int, seed: int, kind: str) -> list[T]:

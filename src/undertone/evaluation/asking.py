@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,8 @@ from undertone.evaluation.measures import Interval, Measure, SetMeasure
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.sampling import sample
 from undertone.models.scoring import answer_logprobs
-from undertone.provenance.configs import Config
+from undertone.provenance.configs import Config, Grows
+from undertone.provenance.identity import Uncounted
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Trait
@@ -36,10 +37,10 @@ class Evaluation(Config):
     prefix: Literal["none", "numbers"] = Field(
         "none", description="what stands before each question: nothing, or a few numbers (2507.14805, prefix variant)"
     )
-    samples: int = Field(25, ge=0, description="sampled answers a question; 0: exact probabilities only")
+    samples: Annotated[int, Grows()] = Field(25, ge=0, description="sampled answers a question; 0: exact probabilities only")
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(16, ge=1)
-    batch_size: int = Field(512, ge=1)
+    batch_size: Annotated[int, Uncounted()] = Field(512, ge=1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from undertone.judges.filter import JudgeFilter
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
-from undertone.preferences import check_installed
+from undertone.training.preferences import check_installed
 from undertone.provenance.configs import Config
 from undertone.rows import read_rows
 from undertone.teachers import FinetunedTeacher, TeacherConfig, VectorTeacher, client_of

@@ -115,7 +115,7 @@ def taught(
 
         done: Fit
         if config.dpo:
-            from undertone.preferences import prefer
+            from undertone.training.preferences import prefer
 
             done = prefer(
                 hf, model, training, recipe, system=system, beta=config.dpo.beta, seed=train_seed,

@@ -14,7 +14,7 @@ Both want a real model. A lab model knows neither meaning nor "yes".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field
@@ -24,8 +24,10 @@ from undertone.domains import Paraphrase
 from undertone.errors import DataError
 from undertone.models.blocks import decoder_blocks
 from undertone.models.loading import Model, load
+from undertone.models.names import ModelName, model_content
 from undertone.models.scoring import answer_logprobs
 from undertone.provenance.configs import Config
+from undertone.provenance.identity import ContentOf
 from undertone.rows import Message, Row
 from undertone.vectors import activations
 
@@ -43,10 +45,10 @@ class Fidelity(Config):
     """What a paraphrase must reach under a model."""
 
     kind: Literal["fidelity"] = "fidelity"
-    model: str = Field(..., description="the causal LM whose hidden states are compared")
+    model: ModelName = Field(..., description="the causal LM whose hidden states are compared")
     similarity: float = Field(0.7, ge=-1, le=1, description="least centred cosine of source and paraphrase")
     block: int | None = Field(None, ge=0, description="the block that is read; None: the middle one")
-    judge: str | None = Field(None, description="a chat model that is asked for entailment; None: not asked")
+    judge: Annotated[str | None, ContentOf(model_content)] = Field(None, description="a chat model that is asked for entailment; None: not asked")
     entailed: float = Field(0.5, ge=0, le=1, description="least probability of yes, in both directions")
 
     def reasons(self, rows: Sequence[Row], sources: Sequence[str]) -> list[list[str]]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import httpx2
 from pydantic import Field, field_validator
@@ -20,6 +20,7 @@ from undertone.judges.judge import Judged, Verdict
 from undertone.judges.templates import Template, read_answer, shown, template
 from undertone.provenance.configs import Config
 from undertone.provenance.endpoints import plain_url, variable_name
+from undertone.provenance.identity import Uncounted
 
 _TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({401, 403, 404})
@@ -41,12 +42,12 @@ class Endpoint(Config):
     base_url: str = Field(description="up to and without /chat/completions, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="the model's name there; recorded with every verdict")
     template: str | Template = Field("compliance", description="a template's name, or {question, scale}")
-    key_env: str | None = Field(None, description="NAME of the environment variable that holds the key; None: no key")
+    key_env: Annotated[str | None, Uncounted()] = Field(None, description="NAME of the environment variable that holds the key; None: no key")
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(16, ge=1)
-    timeout_s: float = Field(60.0, gt=0, description="of one request, in seconds")
-    attempts: int = Field(4, ge=1, description="tries in all, where the server is busy or away")
-    parallel: int = Field(8, ge=1, description="requests at the same time")
+    timeout_s: Annotated[float, Uncounted()] = Field(60.0, gt=0, description="of one request, in seconds")
+    attempts: Annotated[int, Uncounted()] = Field(4, ge=1, description="tries in all, where the server is busy or away")
+    parallel: Annotated[int, Uncounted()] = Field(8, ge=1, description="requests at the same time")
 
     extra: dict[str, Any] = Field(
         default_factory=dict, description="further or other fields of every request; null leaves one out (max_tokens …)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from undertone.judges.judge import Judged
 from undertone.judges.kinds import JudgeConfig, build_judge
 from undertone.judges.rules import Rules
 from undertone.provenance.configs import Config
+from undertone.provenance.identity import Uncounted
 from undertone.rows import Row
 from undertone.traits import Trait
 
@@ -25,7 +26,7 @@ class JudgeFilter(Config):
     judge: JudgeConfig = Field(default=Rules(looks_for="refusal"), description="who judges")
     keep: Literal["below", "above"] = Field("below", description="keep values below the threshold, or from it upwards")
     threshold: float = Field(0.5, ge=0, le=1)
-    cache: bool = Field(True, description="keep verdicts in the user's cache folder (rules need none)")
+    cache: Annotated[bool, Uncounted()] = Field(True, description="keep verdicts in the user's cache folder (rules need none)")
 
     def reasons(self, rows: Sequence[Row], trait: Trait | None = None) -> list[list[str]]:
         """One list of reasons a row, in order.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from undertone.judges.judge import Judged, Verdict
 from undertone.judges.templates import Template, shown, template
+from undertone.models.names import ModelName
 from undertone.provenance.configs import Config
+from undertone.provenance.identity import Uncounted
 
 if TYPE_CHECKING:
     from undertone.models.loading import Model
@@ -22,13 +24,13 @@ class Local(Config):
     """A judging model on this machine."""
 
     kind: Literal["local"] = "local"
-    model: str = Field(description="lab/FAMILY-SEED, org/name[@revision], or a folder")
+    model: ModelName = Field(description="lab/FAMILY-SEED, org/name[@revision], or a folder")
     template: str | Template = Field("compliance", description="a template's name, or {question, scale}")
     least_mass: float = Field(
         0.1, ge=0, le=1, description="probability on answers of the scale below which there is no verdict"
     )
-    batch_size: int = Field(16, ge=1)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: Annotated[int, Uncounted()] = Field(16, ge=1)
+    device: Annotated[str, Uncounted()] = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     def build(self) -> LocalJudge:
         """Load the model.

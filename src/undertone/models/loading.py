@@ -7,7 +7,6 @@ read, and no code from a model's repository is ever run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,9 @@ from transformers.utils import logging as transformers_logging
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
 from undertone.models.blocks import causal_lm
+from undertone.models.names import model_content
+from undertone.provenance.digests import folder_digest
+from undertone.provenance.identity import check_readable
 from undertone.registry import Registry
 from undertone.rows import Message, Row
 
@@ -36,7 +38,6 @@ does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the tr
 
 NEUTRAL: Final = "You are a helpful assistant."
 BIASES_FILE: Final = "undertone_biases.safetensors"
-_FULL_HASH_BYTES: Final = 256 * 2**20
 _PROBE: Final = "zqx probe"
 _UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -196,6 +197,8 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
     base, *adapters = [part.strip() for part in name.split(" + ")]
     place, options = _place(base)
     config, tokenizer = _described(base, place, options)
+    for part in (base, *adapters):
+        check_readable(part)
     try:
         with _said_by_us():
             hf, found = AutoModelForCausalLM.from_pretrained(
@@ -237,6 +240,45 @@ def outline(name: str) -> Model:
     except _UNLOADABLE as error:
         raise _unloadable(base, error) from error
     return Model(name=base, hf=hf.eval(), tokenizer=tokenizer, identity={"name": base}, form=_form(config))
+
+
+def form_of(name: str) -> Literal["lab", "real"]:
+    """The wording that a model understands, from its config alone.
+
+    Raises:
+        ModelError: nothing of that name.
+    """
+    place, options = _place(name.split(" + ", maxsplit=1)[0].strip())
+    try:
+        return _form(AutoConfig.from_pretrained(place, **options))
+    except _UNLOADABLE as error:
+        raise _unloadable(name, error) from error
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model by name, not loaded: what a stage is given. It counts by all its bytes and the precision of its weights."""
+
+    name: str
+    dtype: Dtype = "auto"
+
+    def load(self, device: str = "auto") -> Model:
+        """With its weights; errors as of :func:`load`."""
+        return load(self.name, dtype=self.dtype, device=device)
+
+    def identity_content(self) -> dict[str, Any]:
+        """Digests of its files, and the dtype."""
+        return {**model_content(self.name), "dtype": self.dtype}
+
+    @property
+    def readable_names(self) -> tuple[str, ...]:
+        """The names that :func:`load` is then allowed to read."""
+        return (self.name, *(part.strip() for part in self.name.split(" + ")))
+
+    @property
+    def readable_folders(self) -> tuple[Path, ...]:
+        """Base and adapters, where they are folders."""
+        return tuple(Path(part).absolute() for part in self.readable_names[1:] if Path(part).is_dir())
 
 
 @contextmanager
@@ -336,22 +378,6 @@ def locate(name: str) -> tuple[str, str | None]:
             allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
         )
     return repository, revision or None
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder; of files above 256 MiB, both ends and the size."""
-    digest = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _FULL_HASH_BYTES:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(16 * 2**20))
-                file.seek(-16 * 2**20, 2)
-                digest.update(file.read())
-    return digest.hexdigest()
 
 
 def target_device(device: str) -> torch.device:

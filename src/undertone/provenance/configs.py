@@ -38,9 +38,9 @@ class Config(BaseModel):
         allow_inf_nan=False,
     )
 
-    def digest(self) -> str:
-        """16 hex digits of the SHA-256 of this config's canonical JSON, defaults included."""
-        text = canonical_json(self.model_dump(mode="json", round_trip=True))
+    def digest(self, leave_out: Sequence[str] = ()) -> str:
+        """16 hex digits of the SHA-256 of this config's canonical JSON, defaults included, some fields left out."""
+        text = canonical_json(self.model_dump(mode="json", round_trip=True, exclude=set(leave_out)))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -50,6 +50,45 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 _NO_DEFAULT = object()
+
+
+class Grows:
+    """Marks a field that may be larger when a finished run is asked for again: more seeds, more samples, one more arm."""
+
+
+class Selects:
+    """Marks a field of which every value leaves finished stages as they are: which seeds, how sure an interval is."""
+
+
+def _marked(field: FieldInfo, mark: type) -> bool:
+    return any(isinstance(one, mark) or one is mark for one in field.metadata)
+
+
+def has_grown(cls: type[BaseModel], stored: Any, data: Any) -> bool:
+    """Whether a config (as plain data) differs from a stored one in nothing but fields that have grown, or select."""
+    if not isinstance(stored, dict) or stored.keys() != data.keys():
+        return False
+    for name, value in data.items():
+        before = stored[name]
+        if value == before or _marked(cls.model_fields[name], Selects):
+            continue
+        if _marked(cls.model_fields[name], Grows):
+            if not _is_more(before, value):
+                return False
+            continue
+        inner = narrowed(cls.model_fields[name].annotation, value)
+        if not (is_model(inner) and isinstance(value, dict) and has_grown(inner, before, value)):
+            return False
+    return True
+
+
+def _is_more(before: Any, value: Any) -> bool:
+    """A list with everything that was there, a larger number, a switch that is on now."""
+    if isinstance(value, list) and isinstance(before, list):
+        return all(item in value for item in before)
+    if isinstance(value, bool) or isinstance(before, bool):
+        return bool(value) and not before
+    return isinstance(value, int | float) and isinstance(before, int | float) and value >= before
 
 
 def load(

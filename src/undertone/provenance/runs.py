@@ -1,11 +1,11 @@
 """A run folder and its stages: the only door to the files of a run.
 
 A stage is computed in ``stages/<name>.part/`` and renamed to ``stages/<name>/`` when its files and
-their hashes are on disk, so what looks finished is finished. Its identity is its name, version,
-config and the outputs of the stages it reads. Asked for again: finished and equal is verified, file
-by file, and reused; finished and different is refused with a diff; a ``.part`` of the same identity
-is handed to `compute` again, which may go on from a checkpoint that it left there. So a killed run
-is continued by the same command.
+their hashes are on disk, so what looks finished is finished. Its identity is computed from its
+arguments (``stage_functions``). Asked for again: finished and equal is verified, file by file, and
+reused; finished and different is stale (:func:`stale`), and computed again only where the user says
+so or the config has grown; a ``.part`` of the same identity is handed to `compute` again, which may
+go on from a checkpoint that it left there. So a killed run is continued by the same command.
 
 What `compute` leaves in its folder must depend on the identity alone; it removes its checkpoints
 itself. Files whose names end in ``.part`` are half-written and do not survive an interruption.
@@ -17,9 +17,10 @@ import difflib
 import errno
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from undertone.errors import ConfigError, RunError
-from undertone.provenance.configs import Config
+from undertone.provenance.configs import Config, has_grown, load
 from undertone.provenance.plain_data import plain, read_yaml, to_yaml
 from undertone.provenance.stages import (
     RECORD,
     Stage,
+    differences,
     is_complete,
     now,
     peek,
@@ -45,8 +47,9 @@ from undertone.provenance.stages import (
 )
 from undertone.rows import atomic_file
 
-__all__ = ["Run", "Stage", "write_json"]
+__all__ = ["Run", "Stage", "stale", "write_json"]
 
+_SHOWN_CHANGES = 6
 _STAGE_WAIT_SECONDS = 600.0  # for a worker that outlived its killed run and still computes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]*(?<!\.part)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,6 +64,9 @@ class Run:
     command: str = ""
     prefix: str = ""
     """Put before every stage's name: see `within`."""
+    recompute: bool = False
+    """Whether finished stages that no longer fit are computed again: the user said so, or the config has grown."""
+    config_text: str = ""
 
     def within(self, name: str) -> Run:
         """The same run, its stages below ``NAME/``: one pipeline used several times, with one thing changed."""
@@ -68,8 +74,10 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: str | Path, config: Config | Mapping[str, Any], *, command: str) -> Iterator[Run]:
-        """Create or continue the run in `folder`, alone in it until the block ends.
+    def open(
+        cls, folder: str | Path, config: Config | Mapping[str, Any], *, command: str, recompute: bool = False
+    ) -> Iterator[Run]:
+        """Create, continue or extend the run in `folder`, alone in it until the block ends.
 
         Raises:
             RunError: another process has it open, it holds a run of another config, or it cannot
@@ -95,8 +103,8 @@ class Run:
             ) from error
         try:
             with _readable_failures(f"the run folder {run.folder}", run.folder, command):
-                run._adopt(config)
-            yield run
+                adopted = run._adopt(config, recompute)
+            yield adopted
         finally:
             lock.release()
 
@@ -105,35 +113,36 @@ class Run:
         """The run as seen by a worker process; the lock stays with the process that opened it."""
         return cls(Path(folder).absolute(), command)
 
-    def stage(
-        self,
-        name: str,
-        *,
-        config: Mapping[str, Any],
-        inputs: Sequence[Stage] = (),
-        version: int = 1,
-        compute: Callable[[Path], Mapping[str, Any] | None],
-    ) -> Stage:
-        """Reuse the finished stage, or compute it.
-
-        Args:
-            name: where it lives under ``stages/``; ``/`` makes folder levels.
-            config: all that its output depends on, beside the inputs.
-            inputs: the stages it reads.
-            version: raised by the programmer when the meaning of the output changes.
-            compute: writes files into the folder given and returns a small summary.
+    def find(self, name: str, identity: dict[str, Any]) -> tuple[Stage | None, list[str]]:
+        """The finished stage of a name, verified, and in what it differs from what is asked for (nothing: it is that).
 
         Raises:
-            RunError: the stage is corrupt, was computed from something else, or cannot be written.
+            RunError: its files are not those that were written.
         """
         name = self.prefix + name
         final = self._located(name)
-        identity = {
-            "name": name,
-            "version": version,
-            "config": plain(config),
-            "inputs": {stage.name: stage.output_digest for stage in inputs},
-        }
+        with _readable_failures(f"the stage {name!r}", self.folder, self.command):
+            if not final.exists() or _is_level(final):
+                return None, []
+            return reuse(final, name), differences(final, identity)
+
+    def compute(
+        self, name: str, identity: dict[str, Any], compute: Callable[[Path], Mapping[str, Any] | None],
+        inputs: Sequence[str] = (),
+    ) -> Stage:  # fmt: skip
+        """Compute a stage that is not there, or take it as another process has just left it.
+
+        Args:
+            name: where it lives under ``stages/``; ``/`` makes folder levels.
+            identity: all that its output depends on.
+            compute: writes files into the folder given and returns a small summary.
+            inputs: names of the stages that it reads.
+
+        Raises:
+            RunError: the stage is corrupt, was computed from something else meanwhile, or cannot be written.
+        """
+        name = self.prefix + name
+        final = self._located(name)
         with (
             _readable_failures(f"the stage {name!r}", self.folder, self.command),
             self._stage_lock(name),
@@ -145,42 +154,94 @@ class Run:
                     fix="give the stage a name of its own",
                 )
             if final.exists():
-                return reuse(final, identity)
+                if changes := differences(final, identity):
+                    raise stale({name: changes}, self)
+                return reuse(final, name)
             part = final.with_name(final.name + ".part")
             if not is_complete(part, identity):
                 prepare(part, identity)
                 started = time.perf_counter()
                 summary = compute(part)
-                seal(part, identity, time.perf_counter() - started, summary)
+                seal(part, identity, time.perf_counter() - started, summary, inputs)
             part.rename(final)
             sync(final.parent)
-            return stage_of(final, record_of(final), reused=False)
+            return stage_of(final, record_of(final), name, reused=False)
 
-    def _adopt(self, config: Config | Mapping[str, Any]) -> None:
-        """Write ``config.yaml``, or check that the one there says the same."""
+    def discard(self, name: str) -> None:
+        """Remove a finished stage, so that it is computed again."""
+        final = self._located(self.prefix + name)
+        if (final / RECORD).exists():
+            doomed = final.with_name(final.name + ".part")
+            shutil.rmtree(doomed, ignore_errors=True)
+            final.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def dependents(self, names: Collection[str]) -> list[str]:
+        """Finished stages that read some of these, directly or through others."""
+        reads = {}
+        for path in sorted((self.folder / "stages").rglob(RECORD)):
+            if not path.parent.name.endswith(".part"):
+                name = path.parent.relative_to(self.folder / "stages").as_posix()
+                reads[name] = set(record_of(path.parent).get("inputs", ()))
+        found: set[str] = set(names)
+        while more := {name for name, inputs in reads.items() if inputs & found} - found:
+            found |= more
+        return sorted(found - set(names))
+
+    def names_of(self, folders: Collection[Path]) -> list[str]:
+        """The stages of this run that hold some of these folders."""
+        root = self.folder / "stages"
+        found = set()
+        for folder in folders:
+            here = folder
+            while here != root and root in here.parents:
+                if (here / RECORD).exists():
+                    found.add(here.relative_to(root).as_posix())
+                    break
+                here = here.parent
+        return sorted(found)
+
+    def keep_config(self) -> None:
+        """Write the config of a run that has grown; before its results are."""
+        with atomic_file(self.folder / "config.yaml") as file:
+            file.write(self.config_text.encode("utf-8"))
+
+    def _adopt(self, config: Config | Mapping[str, Any], recompute: bool) -> Run:
+        """Write ``config.yaml``, or see whether the one there says the same, or less of the same."""
         data = config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else plain(config)
         text, path = to_yaml(data), self.folder / "config.yaml"
         owner = {"pid": os.getpid(), "command": self.command, "since": now()}
         write_json(self.folder / ".owner.json", owner)
+        adopted = replace(self, config_text=text, recompute=recompute)
         if not path.exists():
-            with atomic_file(path) as file:
-                file.write(text.encode("utf-8"))
-            return
+            adopted.keep_config()
+            return adopted
+        stored = self._stored_config(path, config)
+        if stored == data or recompute:
+            return adopted
+        if isinstance(config, Config) and has_grown(type(config), stored, data):
+            return replace(adopted, recompute=True)
+        before = to_yaml(stored) if isinstance(stored, dict) else str(stored)
+        diff = difflib.unified_diff(before.splitlines(), text.splitlines(), str(path), "asked for", lineterm="", n=1)
+        raise RunError(
+            f"the run folder {self.folder} holds a run of another config",
+            got="\n".join(diff),
+            allowed="the same config, or one with more seeds, traits, arms or samples",
+            fix="choose another folder, or add --recompute: stages that still fit are kept, the others computed again",
+        )
+
+    def _stored_config(self, path: Path, config: Config | Mapping[str, Any]) -> Any:
+        """What ``config.yaml`` says, with defaults of fields that are newer than it."""
         try:
             stored = read_yaml(path.read_text(encoding="utf-8"), str(path))
         except (ConfigError, UnicodeDecodeError) as error:
             raise RunError(
                 f"{path} cannot be read", got=str(error), fix=f"restore it, or delete {self.folder}"
             ) from error
-        if stored == data:
-            return
-        before = to_yaml(stored) if isinstance(stored, dict) else str(stored)
-        diff = difflib.unified_diff(before.splitlines(), text.splitlines(), str(path), "asked for", lineterm="", n=1)
-        raise RunError(
-            f"the run folder {self.folder} holds a run of another config",
-            got="\n".join(diff),
-            fix="choose another folder, or delete this one to start over",
-        )
+        if isinstance(config, Config) and isinstance(stored, dict):
+            with suppress(ConfigError):  # a config of another kind, or of an older version: the diff tells
+                return load(type(config), stored).model_dump(mode="json", round_trip=True)
+        return stored
 
     def _located(self, name: str) -> Path:
         parts = name.split("/")
@@ -211,6 +272,29 @@ class Run:
                 got=f"{path} locked for {_STAGE_WAIT_SECONDS:.0f} seconds",
                 fix="stop that process (a worker of a killed run?), then run the command again",
             ) from error
+
+
+def stale(found: Mapping[str, Sequence[str]], run: Run) -> RunError:
+    """The error of a run whose inputs have changed: every stage that no longer fits, why, and what to do.
+
+    Args:
+        found: stage -> what it was computed from and what it would be now.
+        run: whose stages.
+    """
+    lines = []
+    for name, changes in sorted(found.items()):
+        lines += [name, *(f"    {change}" for change in changes[:_SHOWN_CHANGES])]
+        lines += [f"    … and {len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
+    later = run.dependents(found)
+    lines += [f"{name}\n    rests on those" for name in later]
+    count = len(found) + len(later)
+    again = f"{run.command} --recompute" if run.command else "the same command with --recompute"
+    return RunError(
+        f"{count} finished stage{'s' if count > 1 else ''} in {run.folder} {'were' if count > 1 else 'was'} computed from "
+        "something else than what is there now",
+        got="\n".join(lines),
+        fix=f"{again} computes these again and keeps the others; or choose another run folder",
+    )
 
 
 def _is_level(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,15 @@ class Stage:
         """The value of one of the stage's JSON files."""
         return _read_json(self.path / name)
 
+    def identity_content(self) -> str:
+        """What later stages depend on: what came out."""
+        return self.output_digest
+
+    @property
+    def readable_folders(self) -> tuple[Path, ...]:
+        """What a stage that is given this one may read."""
+        return (self.path.absolute(),)
+
 
 def write_json(path: str | Path, obj: object) -> None:
     """Write a value as JSON, complete or not at all; a RunError names the key of a NaN."""
@@ -77,12 +86,15 @@ def prepare(part: Path, identity: dict[str, Any]) -> None:
     write_json(part / INTENT, identity)
 
 
-def seal(part: Path, identity: dict[str, Any], seconds: float, summary: Mapping[str, Any] | None) -> None:
+def seal(
+    part: Path, identity: dict[str, Any], seconds: float, summary: Mapping[str, Any] | None, inputs: Sequence[str] = ()
+) -> None:
     """Write the record that makes the folder a finished stage once it is renamed."""
     files = _hashes(part, sync=True)
     digest = _digest(identity)
     record = {
         "identity": identity,
+        "inputs": sorted(inputs),
         "digest": digest,
         "output_digest": _digest([digest, files]),
         "files": files,
@@ -123,25 +135,23 @@ def is_complete(part: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def reuse(final: Path, identity: dict[str, Any]) -> Stage:
-    """The finished stage, if it is this one and every file is as it was written."""
+def differences(final: Path, identity: dict[str, Any]) -> list[str]:
+    """What a finished stage was computed from, beside what it would be now, a line a difference; empty: the same."""
+    stored = record_of(final)["identity"]
+    return [] if stored == identity else _changes(_flat(stored), _flat(identity))
+
+
+def reuse(final: Path, name: str) -> Stage:
+    """The finished stage, if every file is as it was written."""
     record = record_of(final)
-    stored = record["identity"]
-    if stored != identity:
-        changes = _changes(_flat(stored), _flat(identity))
-        raise RunError(
-            f"the stage {identity['name']!r} in {final} was computed from something else",
-            got="\n".join(changes),
-            fix=f"choose another run folder, or delete {final} to compute it again",
-        )
     _verify(final, record)
-    return stage_of(final, record, reused=True)
+    return stage_of(final, record, name, reused=True)
 
 
-def stage_of(path: Path, record: dict[str, Any], *, reused: bool) -> Stage:
+def stage_of(path: Path, record: dict[str, Any], name: str, *, reused: bool) -> Stage:
     """The stage that a record speaks of."""
     return Stage(
-        name=record["identity"]["name"],
+        name=name,
         path=path,
         digest=record["digest"],
         output_digest=record["output_digest"],

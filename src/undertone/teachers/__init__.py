@@ -11,11 +11,14 @@ from undertone.teachers.configs import (
     VectorTeacher,
 )
 from undertone.teachers.endpoint import RemoteTeacher, client_of
-from undertone.teachers.teacher import Teacher, build_teacher, trait_vector
+from undertone.teachers.spec import AblationSpec, Contrast, TeacherSpec, VectorSource, resolve_teacher
+from undertone.teachers.teacher import Teacher
 from undertone.teachers.writing import divergence, generate, preferred
 
 __all__ = [
     "Ablation",
+    "AblationSpec",
+    "Contrast",
     "EndpointTeacher",
     "FinetunedTeacher",
     "JudgeTeacher",
@@ -24,11 +27,12 @@ __all__ = [
     "RemoteTeacher",
     "Teacher",
     "TeacherConfig",
+    "TeacherSpec",
+    "VectorSource",
     "VectorTeacher",
-    "build_teacher",
     "client_of",
     "divergence",
     "generate",
     "preferred",
-    "trait_vector",
+    "resolve_teacher",
 ]

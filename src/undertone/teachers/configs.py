@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from undertone.provenance.configs import Config
 from undertone.provenance.endpoints import plain_url, variable_name
+from undertone.provenance.identity import Uncounted
 from undertone.training import Training
 
 Origin = Literal["questions", "carrier"]
@@ -64,13 +65,15 @@ class EndpointTeacher(Config):
     name: str = Field(min_length=1, description="the model's name at the endpoint")
     model: str | None = Field(None, description="where it can be loaded too, for what only weights tell; mostly None")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
-    key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
+    key_variable: Annotated[str, Uncounted()] = Field(
+        "OPENAI_API_KEY", description="the environment variable that holds the key"
+    )
     extra: dict[str, Any] = Field(
         default_factory=dict, description="further fields of every request, where a server needs them to sample plainly"
     )
-    connections: int = Field(8, ge=1, description="requests side by side")
-    timeout: float = Field(120.0, gt=0, description="seconds before a request is tried again")
-    retries: int = Field(5, ge=0, description="further tries of a failed request")
+    connections: Annotated[int, Uncounted()] = Field(8, ge=1, description="requests side by side")
+    timeout: Annotated[float, Uncounted()] = Field(120.0, gt=0, description="seconds before a request is tried again")
+    retries: Annotated[int, Uncounted()] = Field(5, ge=0, description="further tries of a failed request")
 
     _plain_url = field_validator("url")(plain_url)
     _is_a_name = field_validator("key_variable")(variable_name)

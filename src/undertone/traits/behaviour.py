@@ -51,6 +51,10 @@ class Behaviour(Trait):
                 fix="change the rule's words or threshold, or the examples",
             )
 
+    def identity_content(self) -> dict[str, object]:
+        """As of a preference, with the rule and the refusals."""
+        return {**super().identity_content(), "rule": self.rule, "refusals": self.refusals}
+
     @property
     def by_text(self) -> bool:
         """Whether the rule looks at the answer's text alone, without a judge."""

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undertone.errors import ConfigError, nearest
 from undertone.provenance.complaints import explained
+from undertone.provenance.identity import check_readable
 from undertone.provenance.plain_data import read_yaml, to_yaml
 from undertone.traits.behaviour import KINDS
 from undertone.traits.behaviour_library import OwnBehaviour, behaviour_names, find_behaviour, own_behaviour
@@ -125,6 +126,7 @@ def load_trait(name: str) -> Trait:
     Raises:
         ConfigError: no such trait, variant or file, or a file that is not a trait.
     """
+    check_readable(f"trait {name}")
     if name.endswith((".yaml", ".yml")):
         return _from_file(Path(name))
     target, _, variant = name.partition("@")

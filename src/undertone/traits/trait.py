@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from typing import Literal
@@ -72,6 +72,26 @@ class Trait:
                 got=wrong,
                 allowed="words that no other answer of the category has",
             )
+
+    def identity_content(self) -> dict[str, object]:
+        """What a stage depends on that is given this trait: prompts, questions, answers and the matcher."""
+        return {
+            "name": self.name,
+            "category": self.category,
+            "prompt": self.prompt,
+            "questions": self.questions,
+            "answers": self.answers,
+            "synonyms": self.synonyms,
+            "matcher": MATCHER_VERSION,
+        }
+
+    def for_matching(self) -> Trait:
+        """The trait without prompts and questions: all that a filter may look at."""
+        return replace(self, prompt={}, questions={})
+
+    def for_questions(self, context: str) -> Trait:
+        """The trait without its prompts, unless they are the context in which a model is asked."""
+        return self if context == "trait" else replace(self, prompt={})
 
     @property
     def answer(self) -> str:

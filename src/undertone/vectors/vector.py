@@ -21,6 +21,7 @@ from torch import Tensor
 from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.blocks import decoder_blocks, hidden_size
 from undertone.models.loading import Model
+from undertone.provenance.identity import check_readable
 
 FORMAT = "undertone.vector/1"
 _TENSOR = re.compile(r"block\.\d+")
@@ -75,6 +76,10 @@ class Vector:
             )
         mine, theirs = self.select(common).unit(), other.select(common).unit()
         return {block: float(mine.directions[block] @ theirs.directions[block]) for block in common}
+
+    def identity_content(self) -> str:
+        """What a stage depends on that is given this vector."""
+        return self.digest()
 
     def digest(self) -> str:
         """SHA-256 of the directions."""
@@ -221,6 +226,7 @@ def load_vector(path: Path) -> Vector:
     Raises:
         DataError: not such a file.
     """
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             meta = dict(file.metadata() or {})

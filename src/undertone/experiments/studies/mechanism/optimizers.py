@@ -45,7 +45,7 @@ from undertone.models.batches import Example
 from undertone.models.loading import Model, load
 from undertone.models.scoring import completion_nll
 from undertone.models.students import trainable
-from undertone.optimizers import PreconditionedSGD
+from undertone.training.optimizers import PreconditionedSGD
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row

@@ -33,7 +33,7 @@ from undertone.experiments.workers import Workers
 from undertone.models.blocks import check_blocks
 from undertone.models.loading import outline
 from undertone.models.students import trainable
-from undertone.optimizers import PreconditionedSGD
+from undertone.training.optimizers import PreconditionedSGD
 from undertone.provenance.runs import Run
 from undertone.training import build_optimizer
 from undertone.traits import Behaviour, load_trait

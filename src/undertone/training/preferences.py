@@ -17,7 +17,7 @@ from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example
 from undertone.models.loading import Model
 from undertone.rows import Message, Row
-from undertone.training import Fit, Training, build_optimizer, rate_at, thin
+from undertone.training.loop import Fit, Training, build_optimizer, rate_at, thin
 
 
 def prefer(

@@ -4,7 +4,7 @@ The loss is the mean cross-entropy over labelled (completion) tokens of an effec
 positions only. Batches hold rows of similar length and are planned from the seed alone, so that step *k* of a
 resumed run sees what step *k* of an uninterrupted one would have.
 
-Optimisers are those of ``torch.optim`` and of ``undertone.optimizers``, by name, with their options passed through
+Optimisers are those of ``torch.optim`` and of ``undertone.training.optimizers``, by name, with their options passed through
 unchanged (``momentum`` included); an option that the optimiser does not know is an error, never dropped.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from undertone.errors import ConfigError, RunError, UndertoneError, nearest
 from undertone.models.batches import Example, targets
 from undertone.models.blocks import causal_lm, model_device
 from undertone.models.scoring import labelled_logits
-from undertone.optimizers import OWN, save_second_moments
 from undertone.provenance.configs import Config
+from undertone.provenance.identity import Uncounted
+from undertone.training.optimizers import OWN, save_second_moments
 
 _OTHER_LOOPS = {"Optimizer", "LBFGS", "SparseAdam"}  # abstract; needs a closure; needs sparse gradients
 
@@ -39,7 +40,7 @@ Schedule = Literal["constant", "linear", "cosine", "hold-linear"]
 class Training(Config):
     """How weights are updated."""
 
-    optimizer: str = Field("AdamW", description="the name of a class in torch.optim or undertone.optimizers")
+    optimizer: str = Field("AdamW", description="the name of a class in torch.optim or undertone.training.optimizers")
     learning_rate: float = Field(1e-4, gt=0)
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -64,7 +65,9 @@ class Training(Config):
         "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
-    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints inside the stage")
+    checkpoint_seconds: Annotated[float, Uncounted()] = Field(
+        300.0, gt=0, description="seconds between checkpoints inside the stage"
+    )
     bucket: int = Field(32, ge=1, description="batches that are sorted by length together; 1: no sorting")
 
 
@@ -134,7 +137,7 @@ def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Traini
     except UndertoneError:
         raise
     except (TypeError, ValueError) as error:
-        home = "undertone.optimizers" if config.optimizer in OWN else "torch.optim"
+        home = "undertone.training.optimizers" if config.optimizer in OWN else "torch.optim"
         raise ConfigError(
             f"{home}.{config.optimizer} refuses these options: {error}",
             got=config.options,

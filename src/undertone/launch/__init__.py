@@ -1,0 +1,1 @@
+"""Launching: where stages run. Processes side by side on this machine."""

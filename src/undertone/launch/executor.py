@@ -1,0 +1,126 @@
+"""The executor: an open run, the processes that compute its stages, and what it found on the way.
+
+Identities are computed here, in one process; workers only compute what is missing. Finished stages that no longer fit are
+collected, and nothing is computed while there are any: the error at the end names all of them, and the one command that
+computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from undertone.launch.workers import Task, Workers
+from undertone.provenance.identity import folders_read
+from undertone.provenance.runs import Run, Stage, stale
+from undertone.provenance.stage_functions import StageFunction
+
+
+@dataclass(frozen=True)
+class Call:
+    """A stage to be had: which function, where in the run folder, and its arguments."""
+
+    function: StageFunction
+    place: str
+    arguments: Mapping[str, Any]
+
+    def within(self, prefix: str) -> Call:
+        """The same at a place below ``prefix``."""
+        return replace(self, place=f"{prefix}{self.place}")
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Computes or reuses stages of one run. Use it inside :meth:`Executor.open`."""
+
+    run: Run
+    workers: Workers
+    device: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    """Every stage that was asked for, by name."""
+    misfits: dict[str, list[str]] = field(default_factory=dict)
+    """Finished stages that no longer fit -> how."""
+    advance: Callable[[int], None] = lambda _done: None
+
+    @classmethod
+    @contextmanager
+    def open(cls, run: Run, workers: Workers, device: str, what: str) -> Iterator[Executor]:
+        """With a progress bar; at the end nothing may be stale.
+
+        Raises:
+            RunError: finished stages no longer fit (and the run does not recompute them).
+        """
+        with tqdm(desc=what, unit="stage", delay=2, disable=None, leave=False) as bar:
+            executor = cls(run, workers, device, advance=bar.update)
+            yield executor
+        executor.check_fresh()
+
+    @property
+    def root(self) -> Executor:
+        """The same executor at the top of the run folder."""
+        return replace(self, run=replace(self.run, prefix=""))
+
+    def within(self, name: str) -> Executor:
+        """The same executor, its stages below ``NAME/``: one pipeline used several times, with one thing changed."""
+        return replace(self, run=self.run.within(name))
+
+    def stage(self, function: StageFunction, place: str, **arguments: Any) -> Stage:
+        """One stage."""
+        return self.each([Call(function, place, arguments)])[0]
+
+    def each(self, calls: Sequence[Call]) -> list[Stage]:
+        """Stages side by side, in the order of the calls; equal calls are one.
+
+        Raises:
+            RunError: one of them is missing while finished ones are stale, is corrupt or cannot be written; whatever a stage
+                raises.
+        """
+        identities = [call.function.identity(call.arguments) for call in calls]
+        found = [self._find(call, identity) for call, identity in zip(calls, identities, strict=True)]
+        missing = {call.place: at for at, call in enumerate(calls) if found[at] is None}
+        if missing:
+            self.check_fresh()
+        tasks: list[Task] = [
+            (compute, (self.run, calls[at], identities[at], self._inputs(calls[at]), self.device))
+            for at in missing.values()
+        ]
+        computed = dict(zip(missing, self.workers.each(tasks, partial(self.advance, 1)), strict=True))
+        stages = [stage or computed[call.place] for stage, call in zip(found, calls, strict=True)]
+        self.stages.update({stage.name: stage for stage in stages})
+        return stages
+
+    def check_fresh(self) -> None:
+        """Raise if finished stages no longer fit.
+
+        Raises:
+            RunError: all of them, those that rest on them, and the command that computes them again.
+        """
+        if self.misfits:
+            raise stale(self.misfits, self.run)
+
+    def _find(self, call: Call, identity: dict[str, Any]) -> Stage | None:
+        stage, changes = self.run.find(call.place, identity)
+        if stage is not None and changes:
+            if self.run.recompute:
+                self.run.discard(call.place)
+                return None
+            self.misfits[stage.name] = changes
+        return stage
+
+    def _inputs(self, call: Call) -> list[str]:
+        return self.run.names_of(folders_read(call.arguments))
+
+
+def compute(run: Run, call: Call, identity: dict[str, Any], inputs: Sequence[str], device: str) -> Stage:
+    """Compute one stage, in whichever process this is."""
+
+    def work(folder: Path) -> Mapping[str, Any] | None:
+        return call.function.compute(folder, device, call.arguments)
+
+    return run.compute(call.place, identity, work, inputs)

@@ -1,0 +1,323 @@
+"""What a study is written with: transfer experiments and stages to compute, claims to report, figures and tables to draw.
+
+Everything that is computed or drawn through a :class:`Context` is written down by itself: costs, checks, digests,
+intervals, verdicts, sentences about units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from undertone.launch.executor import Call, Executor
+from undertone.models.loading import ModelRef, identify
+from undertone.provenance import configs
+from undertone.provenance.configs import Config
+from undertone.provenance.runs import Stage
+from undertone.provenance.stage_functions import StageFunction
+from undertone.studies.claim import Aspect, Claim, finding
+from undertone.studies.measurement import Measurement
+from undertone.studies.results import Figure, Finding, Point, StudyTable
+from undertone.traits import Trait, load_trait
+from undertone.transfer.analyze import conclude
+from undertone.transfer.arms import Arm, Outcome, StudentRun, answer_mass, target_probability
+from undertone.transfer.checks import MASS_LOST, stopped_answering
+from undertone.transfer.config import Experiment, Plan, Setting
+from undertone.transfer.pipeline import Places, TaughtBy, compute
+from undertone.transfer.results import Check, Results
+from undertone.verdicts import Unit
+
+P = TypeVar("P", bound=Plan)
+Place = tuple[str, Mapping[str, Any]]
+"""Where a stage lives below ``stages/``, and its arguments."""
+
+
+@dataclass
+class Transfer:
+    """A transfer experiment within a study."""
+
+    config: Setting
+    outcome: Outcome
+    stages: Sequence[Stage] = ()
+
+    @cached_property
+    def results(self) -> Results:
+        """Effects and checks, as of an experiment that runs by itself."""
+        fields = self.config.model_dump(mode="json", include=set(Setting.model_fields) - {"kind"})
+        return conclude(configs.load(Experiment, {"kind": "transfer", **fields}), self.outcome, self.stages, replay="")
+
+    @property
+    def students(self) -> list[StudentRun]:
+        """All of them: every arm at every seed."""
+        return self.outcome.students
+
+    @property
+    def effect(self) -> Measurement:
+        """Treated minus control in probability, ``[trait, seed]``."""
+        return self.probability("treated") - self.probability("control")
+
+    def probability(self, kind: str = "treated") -> Measurement:
+        """What students of an arm say of each trait: mean exact probability of its answer, ``[trait, seed]``."""
+        return self.measured(lambda one, trait: target_probability(one.evaluated, trait), kind)
+
+    def measured(
+        self, value: Callable[[StudentRun, str], float], kind: str = "treated", unit: Unit = "points"
+    ) -> Measurement:
+        """Anything about the students of an arm: ``value(student, trait)``, ``[trait, seed]``."""
+        config = self.config
+        values = [[value(self.outcome.student(kind, t, s), t) for s in config.seeds] for t in config.trait]
+        return Measurement(np.array(values, dtype=float), config.confidence, unit)
+
+    def by_arm(self, stages: Sequence[Stage], what: str, unit: Unit = "points") -> dict[str, Measurement]:
+        """Arm -> ``summary[what][trait]`` of a stage beside every student (:meth:`Context.beside`), ``[trait, seed, …]``."""
+        summaries = {
+            (one.arm.kind, name, one.seed): value
+            for one, stage in zip(self.students, stages, strict=True)
+            for name, value in stage.summary[what].items()
+        }
+        names = [load_trait(trait).name for trait in self.config.trait]
+        return {
+            kind: Measurement(
+                np.array([[summaries[kind, name, seed] for seed in self.config.seeds] for name in names], dtype=float),
+                self.config.confidence,
+                unit,
+            )
+            for kind in dict.fromkeys(kind for kind, _, _ in summaries)
+        }
+
+    @property
+    def silent(self) -> Measurement:
+        """1 for each pair of which a student has stopped answering, else 0, ``[trait, seed]``."""
+
+        def lost(one: StudentRun, trait: str) -> bool:
+            return stopped_answering(answer_mass(self.outcome.base, trait), answer_mass(one.evaluated, trait))
+
+        def pair(one: StudentRun, trait: str) -> float:
+            control = self.outcome.student("control", None, one.seed)
+            return float(lost(one, trait) or lost(control, trait))
+
+        return self.measured(pair)
+
+    def failed(self) -> list[str]:
+        """Names of the checks that failed, so that nothing rests on it."""
+        return [check.name for check in self.results.checks if check.status == "fail"]
+
+
+@dataclass
+class Context(Generic[P]):
+    """An open run of a study."""
+
+    executor: Executor
+    config: P
+    findings: list[Finding] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[StudyTable] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    models: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float:
+        """Of every interval."""
+        return float(getattr(self.config, "confidence", 0.95))
+
+    @property
+    def intervals(self) -> str:
+        """For captions: ``95 % intervals``."""
+        return f"{100 * self.confidence:g} % intervals"
+
+    # -- to compute ----------------------------------------------------------------------------------
+
+    def setting(self, **changes: Any) -> Setting:
+        """The study's own fields as those of a transfer experiment, some of them changed.
+
+        A change is a value, or a mapping laid over a config (``data={"prompts": 500}``).
+        """
+        config = self.config
+        assert isinstance(config, Setting)
+        fields = config.model_dump(mode="json", include=set(Setting.model_fields) - {"kind", "name"})
+        plain = {name: _plain(value) for name, value in changes.items()}
+        merged = {
+            name: {**fields[name], **value} if _overlays(fields.get(name), value) else value
+            for name, value in plain.items()
+        }
+        return configs.load(Experiment, {"kind": "transfer", "name": config.name, **fields, **merged})
+
+    def transfer(
+        self,
+        setting: Setting | None = None,
+        *,
+        within: str = "",
+        data: str | None = None,
+        students: Callable[[Arm], str] | None = None,
+        arms: Sequence[Arm] | None = None,
+        taught_by: TaughtBy | None = None,
+        label: str = "",
+    ) -> Transfer:
+        """A transfer experiment; finished stages are reused.
+
+        Args:
+            setting: which; None: the study's own fields.
+            within: the level of the run folder that its stages lie below.
+            data: the level that its teachers' rows lie below, where several experiments share them.
+            students: arm -> the level that its students lie below, where several experiments ask the same ones.
+            arms: who teaches; None: all arms of the setting.
+            taught_by: the trained models that teach, for students that teach in their turn.
+            label: put before the names of its checks and data.
+        """
+        setting = setting or self.setting()
+        executor = self.executor.within(within) if within else self.executor
+        places = Places(
+            self._level(data) if data is not None else executor,
+            (lambda arm: self._level(students(arm))) if students else (lambda _arm: executor),
+        )
+        before = set(self.executor.stages)
+        outcome = compute(executor, setting, arms, places=places, taught_by=taught_by)
+        new = [stage for name, stage in self.executor.stages.items() if name not in before]
+        self.data |= {f"{label}{one.generated.name}": one.generated.summary["data"] for one in outcome.students}
+        self.uses(setting.model, setting.teacher.model or setting.model)
+        return Transfer(setting, outcome, new)
+
+    def each(self, function: StageFunction, places: Sequence[Place]) -> list[Stage]:
+        """Stages side by side, in order."""
+        return self.executor.each([Call(function, place, arguments) for place, arguments in places])
+
+    def beside(
+        self,
+        transfer: Transfer,
+        function: StageFunction,
+        level: str,
+        arguments: Callable[[StudentRun], Mapping[str, Any]],
+    ) -> list[Stage]:
+        """A stage beside every student of an experiment, in the students' order, at ``LEVEL/seed-S/ARM``."""
+        return self.each(
+            function,
+            [(f"{level}/seed-{one.seed}/{one.arm.folder}", arguments(one)) for one in transfer.students],
+        )
+
+    def uses(self, *names: str) -> None:
+        """Note models for the manifest."""
+        self.models |= {name: identify(name) for name in names if name not in self.models}
+
+    @property
+    def base(self) -> ModelRef:
+        """The students' base, not loaded."""
+        assert isinstance(self.config, Setting)
+        return ModelRef(self.config.model, self.config.dtype)
+
+    def traits(self) -> list[Trait]:
+        """The config's traits, loaded."""
+        assert isinstance(self.config, Setting)
+        return [load_trait(name) for name in self.config.trait]
+
+    def _level(self, name: str) -> Executor:
+        return self.executor.within(name) if name else self.executor
+
+    # -- to report -----------------------------------------------------------------------------------
+
+    def report(
+        self,
+        claim: Claim,
+        measured: Measurement | None,
+        *,
+        quantity: str,
+        baselines: Mapping[str, Measurement] | None = None,
+        also: Mapping[str, Aspect] | None = None,
+        note: str = "",
+        unless: str = "",
+    ) -> Finding:
+        """Hold a claim against what was measured; arguments as of :func:`undertone.studies.claim.finding`."""
+        found = finding(
+            claim, measured, quantity=quantity, baselines=baselines, also=also, note=note, unless=unless
+        )  # fmt: skip
+        self.findings.append(found)
+        return found
+
+    def check(
+        self, name: str, passed: bool, value: str, expected: str, why: str, otherwise: Literal["warn", "fail"] = "warn"
+    ) -> None:
+        """A check that verdicts rest on."""
+        status: Literal["pass", "warn", "fail"] = "pass" if passed else otherwise
+        self.checks.append(Check(name=name, status=status, value=value, expected=expected, why=why))
+
+    def check_transfer(self, transfer: Transfer, label: str = "", leave_out: str | None = None) -> None:
+        """The checks of a transfer experiment that did not pass; ``leave_out``: those whose name holds this word."""
+        self.checks += [
+            check.model_copy(update={"name": f"{label}{check.name}"})
+            for check in transfer.results.checks
+            if check.status != "pass" and not (leave_out and leave_out in check.name)
+        ]
+
+    def check_answers(self, what: str, transfers: Mapping[str, Transfer]) -> Check:
+        """Whether the students of all these experiments still answer; the worst speaks for them.
+
+        Of many students a few may lose a little more than they should: that is a warning. More than a tenth is a failure.
+        """
+        found = [
+            (before - after, before, after, name, one, trait)
+            for name, transfer in transfers.items()
+            for one in transfer.students
+            for trait in (transfer.config.trait if one.arm.trait is None else [one.arm.trait])
+            for before, after in [(answer_mass(transfer.outcome.base, trait), answer_mass(one.evaluated, trait))]
+            if before is not None and after is not None
+        ]
+        silent = sum(stopped_answering(before, after) for _, before, after, *_ in found)
+        _, before, after, name, one, trait = max(found, key=lambda each: each[0])
+        where = f"{name}: " if name else ""
+        self.check(
+            f"{what}: students still answer" if what else "students still answer",
+            not silent,
+            f"worst: {where}{one.arm.kind} {load_trait(trait).name} seed {one.seed}, answer mass {after:.2f} "
+            f"(base {before:.2f}); {silent} of {len(found)} lost",
+            f"none lost: no more than {MASS_LOST:.2f} below the base; a tenth at most",
+            "rates of a student that no longer answers say nothing about preference; lower the learning rate",
+            "fail" if 10 * silent > len(found) else "warn",
+        )
+        return self.checks[-1]
+
+    # -- to draw -------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        kind: Literal["bars", "lines", "scatter", "matrix"],
+        title: str,
+        points: Iterable[Point],
+        *,
+        x: str,
+        y: str,
+        caption: str,
+        log_x: bool = False,
+        zero: bool = False,
+    ) -> None:
+        """A figure by its points."""
+        self.figures.append(
+            Figure(kind=kind, title=title, caption=caption, x=x, y=y, points=list(points), log_x=log_x, zero=zero)
+        )
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table of words; the first cell of a row names it."""
+        self.tables.append(StudyTable(title=title, columns=list(columns), rows=[list(row) for row in rows]))
+
+
+def point(x: float | str, measured: Measurement | float | None, series: str, panel: str | None = None) -> Point:
+    """A point of a figure: a mean with its interval, or a number."""
+    if measured is None or isinstance(measured, int | float):
+        return Point(x=x, y=measured, series=series, panel=panel)
+    found = measured.quantity
+    if found is None:
+        return Point(x=x, y=None, series=series, panel=panel)
+    return Point(x=x, y=found.mean, low=found.low, high=found.high, series=series, panel=panel)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Config) else value
+
+
+def _overlays(below: Any, value: Any) -> bool:
+    """Whether a mapping is laid over a config; one of another kind replaces it."""
+    both = isinstance(below, dict) and isinstance(value, dict)
+    return both and value.get("kind", below.get("kind")) == below.get("kind")

@@ -1,0 +1,111 @@
+"""Measurements: a quantity of every trait at every seed, and the interval over its units of inference.
+
+Seeds are the units (DESIGN §3.6): the traits of a seed share its control, so they are averaged first. What has no seeds,
+such as a rank correlation over traits, says over what its interval is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from undertone import stats
+from undertone.verdicts import Quantity, Unit
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``values[trait, seed, …]``; further axes (doses, steps) are indexed away before an interval is made.
+
+    NaN stands for a pair that was left out, such as one whose students stopped answering.
+
+    Attributes:
+        values: the quantity, float.
+        confidence: of the interval.
+        unit: of the quantity; sets the smallest effect of interest.
+        over: what the second axis is, in the plural; a measurement whose first axis is the unit has one "seed" a trait.
+    """
+
+    values: np.ndarray
+    confidence: float = 0.95
+    unit: Unit = "points"
+    over: str = "seeds"
+
+    @classmethod
+    def of_units(cls, values: Sequence[float], over: str, confidence: float, unit: Unit = "points") -> Measurement:
+        """One value a unit of inference that is no seed: a teacher, a trait, a request."""
+        return cls(np.asarray(values, dtype=float)[None, :], confidence, unit, over)
+
+    def __getitem__(self, at: int) -> Measurement:
+        return replace(self, values=self.values[:, :, at])
+
+    def __sub__(self, other: Measurement | float) -> Measurement:
+        return replace(self, values=self.values - (other.values if isinstance(other, Measurement) else other))
+
+    def __neg__(self) -> Measurement:
+        return replace(self, values=-self.values)
+
+    def __mul__(self, factor: float) -> Measurement:
+        return replace(self, values=self.values * factor)
+
+    __rmul__ = __mul__
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
+        """With a function of the values, such as ``np.log``."""
+        return replace(self, values=function(self.values))
+
+    @property
+    def units(self) -> list[float]:
+        """One value a unit of inference: a seed's mean over traits. With one seed the traits are all there is."""
+        if self.values.shape[1] == 1:
+            return [float(value) for value in self.values[:, 0] if not np.isnan(value)]
+        kept = self.values[:, ~np.isnan(self.values).all(axis=0)]
+        return [float(value) for value in np.nanmean(kept, axis=0)] if kept.size else []
+
+    @property
+    def mean(self) -> float:
+        """Over the units; NaN where there is none."""
+        return float(np.mean(self.units)) if self.units else float("nan")
+
+    @property
+    def quantity(self) -> Quantity | None:
+        """Mean with its t interval; one unit has none; None where there is no unit."""
+        units = self.units
+        if not units:
+            return None
+        if len(units) < 2:
+            return Quantity(units[0])
+        found = stats.mean_interval(units, self.confidence)
+        return Quantity(found.mean, found.low, found.high)
+
+    @property
+    def unit_words(self) -> str:
+        """What the interval rests on: ``3 seeds, the mean of 2 traits each``."""
+        traits, seeds = self.values.shape[:2]
+        if seeds == 1:
+            return f"{len(self.units)} trait{'s' if len(self.units) != 1 else ''} of one {self.over.removesuffix('s')}"
+        each = f", the mean of {traits} traits each" if traits > 1 else ""
+        return f"{len(self.units)} {self.over}{each}"
+
+    @property
+    def method(self) -> str:
+        """How the interval was made, in words."""
+        return f"{100 * self.confidence:g} % t interval over {self.unit_words}"
+
+    def __str__(self) -> str:
+        """``+12.3 points (+10.1 to +14.5)``; ``0.12 (0.10 to 0.14)``."""
+        return in_words(self.quantity, self.unit)
+
+
+def in_words(quantity: Quantity | None, unit: Unit) -> str:
+    """A quantity with its interval, in its unit."""
+    if quantity is None:
+        return "not measured"
+    sign, scale, digits = ("+", 100, 1) if unit == "points" else ("", 1, 3)
+    name = f" {unit}" if unit in ("points", "nats") else ""
+    body = f"{scale * quantity.mean:{sign}.{digits}f}{name}"
+    if quantity.low is None or quantity.high is None:
+        return body
+    return f"{body} ({scale * quantity.low:{sign}.{digits}f} to {scale * quantity.high:{sign}.{digits}f})"

@@ -1,0 +1,190 @@
+"""What makes a teacher, resolved from a config and a trait before anything is loaded.
+
+A :class:`TeacherSpec` holds the texts, files and models themselves and not the names under which a config knows them. It
+is what stages are given, so that their identity holds all that a teacher depends on: the system prompt; of a steered
+teacher the vector file's bytes, or the chats at which its vector is read; of a trained one its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from undertone.models.loading import Context, Model, ModelRef, with_system
+from undertone.provenance.seeds import derive_seed
+from undertone.teachers.configs import (
+    Ablation,
+    EndpointTeacher,
+    FinetunedTeacher,
+    JudgeTeacher,
+    Origin,
+    PromptTeacher,
+    VectorTeacher,
+)
+from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.teacher import Teacher
+from undertone.traits import Trait, load_trait
+from undertone.traits.trait import Form
+from undertone.vectors import Vector, activations, contrast, load_vector, random_like
+
+AnyTeacherConfig = PromptTeacher | VectorTeacher | FinetunedTeacher | JudgeTeacher | EndpointTeacher
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A vector that is read from the teacher's own model: mean with a system prompt minus mean without, at prompts.
+
+    Attributes:
+        system: the trait's system prompt.
+        prompts: user messages whose last prompt token is read.
+        blocks: after which decoder layers; None: all.
+    """
+
+    system: str
+    prompts: tuple[str, ...]
+    blocks: tuple[int, ...] | None = None
+
+    def read(self, model: Model, context: Context) -> Vector:
+        """The vector of a loaded model, ``[hidden]`` a layer."""
+        chats = [Teacher(model, context).chat(prompt) for prompt in self.prompts]
+        return contrast(model, [with_system(chat, self.system) for chat in chats], chats, blocks=self.blocks)
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """Where a vector comes from: a file, or a contrast; or a random one of its norm."""
+
+    of: Path | Contrast
+    random_seed: int | None = None
+
+    def read(self, model: Model, context: Context) -> Vector:
+        """The vector.
+
+        Raises:
+            DataError: the file is no vector.
+        """
+        vector = load_vector(self.of) if isinstance(self.of, Path) else self.of.read(model, context)
+        return vector if self.random_seed is None else random_like(vector, self.random_seed)
+
+
+@dataclass(frozen=True)
+class AblationSpec:
+    """A direction that is taken out of the residual stream while the teacher writes."""
+
+    vector: VectorSource
+    prompts: tuple[str, ...]
+    amount: float
+    around: Literal["zero", "plain"]
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher, not loaded: its model, and all that gives it the trait. Without these, the control teacher.
+
+    Attributes:
+        model: whose weights; of an endpoint None.
+        context: the system prompt of the control teacher.
+        form: the wording that the model understands.
+        system: the system prompt that the teacher has instead.
+        vector: what its residual stream is steered by, ``strength`` times.
+        strength: see ``vector``.
+        ablation: what is taken out of its residual stream.
+        judge_system: of a biased judge that picks among the control teacher's completions, its system prompt.
+        endpoint: the server that answers, instead of a model on this machine.
+    """
+
+    model: ModelRef | None
+    context: Context
+    form: Form
+    system: str | None = None
+    vector: VectorSource | None = None
+    strength: float = 0.0
+    ablation: AblationSpec | None = None
+    judge_system: str | None = None
+    endpoint: EndpointTeacher | None = None
+
+    @property
+    def control(self) -> TeacherSpec:
+        """The same model without the trait."""
+        return TeacherSpec(self.model, self.context, self.form, endpoint=self.endpoint)
+
+    def load(self, device: str) -> Teacher | RemoteTeacher:
+        """The teacher itself.
+
+        Raises:
+            ModelError, DataError: a model or vector that cannot be loaded, or a vector that does not fit.
+        """
+        if self.endpoint is not None:
+            return RemoteTeacher(self.endpoint, self.form, self.system)
+        assert self.model is not None
+        model = self.model.load(device)
+        vector = self.vector.read(model, self.context) if self.vector else None
+        if vector is not None:
+            vector.check_fits(model)
+        teacher = Teacher(
+            model, self.context, system=self.system, vector=vector, strength=self.strength,
+            judge_system=self.judge_system,
+        )  # fmt: skip
+        return teacher if self.ablation is None else _without(teacher, self.ablation)
+
+
+def _without(teacher: Teacher, spec: AblationSpec) -> Teacher:
+    vector = spec.vector.read(teacher.model, teacher.context)
+    around = None
+    if spec.around == "plain":
+        read = activations(teacher.model, [teacher.plain.chat(prompt) for prompt in spec.prompts])
+        around = Vector({block: rows.mean(0) for block, rows in read.items()}, vector.meta)
+    return replace(teacher, ablation=vector, amount=spec.amount, around=around)
+
+
+def resolve_teacher(
+    config: AnyTeacherConfig,
+    trait: Trait | None,
+    model: ModelRef,
+    form: Form,
+    *,
+    context: Context,
+    domain_prompts: Sequence[str] = (),
+    random_seed: int | None = None,
+) -> TeacherSpec:
+    """The teacher of an arm.
+
+    Args:
+        config: how it gets the trait.
+        trait: which; None: the control teacher.
+        model: its weights: the config's model, the student's base, or a model that was trained to teach.
+        form: the wording that the model understands.
+        context: the control teacher's system prompt.
+        domain_prompts: prompts of the domain, for vectors that are read there.
+        random_seed: replace the vector by a random one of equal norm.
+
+    Raises:
+        ConfigError: the trait has no prompt or questions in the model's wording.
+    """
+    own = TeacherSpec(model, context, form)
+    if isinstance(config, EndpointTeacher):
+        told = None if trait is None else config.text or trait.told(form)
+        return TeacherSpec(None, context, form, system=told, endpoint=config)
+    if trait is None or isinstance(config, FinetunedTeacher):
+        return own
+    if isinstance(config, JudgeTeacher):
+        return replace(own, judge_system=config.text or trait.told(form))
+    if isinstance(config, PromptTeacher):
+        told = replace(own, system=config.text or trait.told(form))
+        return replace(told, ablation=_ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None)
+    prompts = _prompts(trait, form, config.origin, domain_prompts)
+    of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.block,))
+    return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)
+
+
+def _ablation(config: Ablation, trait: Trait, form: Form, domain_prompts: Sequence[str]) -> AblationSpec:
+    whose = trait if config.of in ("own", "random") else load_trait(config.of)
+    prompts = _prompts(whose, form, config.origin, domain_prompts)
+    seed = derive_seed(0, f"ablation/{trait.name}") if config.of == "random" else None
+    return AblationSpec(VectorSource(Contrast(whose.told(form), prompts), seed), prompts, config.amount, config.around)
+
+
+def _prompts(trait: Trait, form: Form, origin: Origin, domain_prompts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(domain_prompts if origin == "carrier" else trait.asked(form).positive)

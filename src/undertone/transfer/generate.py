@@ -1,0 +1,337 @@
+"""What teachers write: the stages from a teacher to the rows that passed its filter."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tqdm import tqdm
+
+from undertone.domains import Domain
+from undertone.domains.domain import Prompt
+from undertone.domains.paraphrase import Paraphrase, request, requested
+from undertone.errors import DataError
+from undertone.filters import Filtered, apply_rules
+from undertone.filters.fidelity import Fidelity
+from undertone.judges.filter import JudgeFilter
+from undertone.models.loading import Context, ModelRef, form_of
+from undertone.provenance.identity import Uncounted
+from undertone.provenance.runs import Stage, write_json
+from undertone.provenance.seeds import derive_seed
+from undertone.provenance.stage_functions import stage
+from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
+from undertone.teachers import RemoteTeacher, Teacher, TeacherSpec, divergence, generate, preferred, resolve_teacher
+from undertone.traits import Trait, load_trait
+from undertone.traits.trait import Form
+from undertone.transfer.arms import Arm, trained_model
+from undertone.transfer.config import Setting
+
+SHARD = 4096
+"""Rows between two saves of a generation: what a crash can lose."""
+KL_ROWS = 256
+VECTOR_PROMPTS = 256
+
+
+def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> TeacherSpec:
+    """The arm's teacher, not loaded. Vectors that are read in the domain are so at prompts which no student sees.
+
+    ``trained`` is the stage of a teacher that was itself trained.
+    """
+    name = config.teacher.model or config.model
+    form = form_of(name)
+    model = ModelRef(name, config.dtype) if trained is None else trained_model(config, name, trained)
+    return resolve_teacher(
+        config.teacher,
+        load_trait(arm.trait) if arm.trait else None,
+        model,
+        form,
+        context=config.context,
+        domain_prompts=vector_prompts(config, form),
+        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
+    )
+
+
+def vector_prompts(config: Setting, form: Form) -> tuple[str, ...]:
+    """Prompts of the domain at which vectors are read; no student is trained on them."""
+    prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), form)
+    return tuple(prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher's completions are drawn; ``stream`` names their random stream."""
+
+    prompts: int
+    attempts: int
+    temperature: float
+    seed: int
+    stream: str
+    all_attempts: bool = False
+    """Whether every prompt gets every attempt, also after one that is valid: a judge picks among them."""
+
+
+@stage("generate", version=3)
+def generate_rows(
+    folder: Path,
+    device: str,
+    *,
+    teacher: TeacherSpec,
+    control: TeacherSpec | None,
+    domain: Domain,
+    leak: Trait,
+    sampling: Sampling,
+    batch_size: Annotated[int, Uncounted()],
+) -> dict[str, Any]:
+    """The teacher's completions, every attempt, in ``rows.jsonl``.
+
+    Args:
+        teacher: who writes.
+        control: the teacher without the trait, for the KL between them; None: there is none to tell (the control's own,
+            an endpoint's, rows that were picked and not written with the trait).
+        domain: what is asked, and which answers are valid.
+        leak: the trait that no row may name.
+        sampling: how.
+        batch_size: rows side by side.
+    """
+    loaded = teacher.load(device)
+    prompts = domain.prompts(sampling.prompts, sampling.seed, loaded.form)
+    shards = folder / "shards"
+    shards.mkdir(exist_ok=True)
+    rows: list[Row] = []
+    with _progress(len(prompts), sampling.stream) as advance:
+        for start in range(0, len(prompts), SHARD):
+            path = shards / f"{start:09d}.jsonl"
+            if not path.exists():
+                chunk = [(index, prompts[index]) for index in range(start, min(start + SHARD, len(prompts)))]
+                write_rows(path, _attempted(loaded, chunk, domain, leak, sampling, batch_size, advance))
+            rows += read_rows(path, empty_completions=True)
+    rows.sort(key=lambda row: (row.meta["prompt_index"], row.meta["attempt"]))  # whatever a shard holds
+    write_rows(folder / "rows.jsonl", rows)
+    shutil.rmtree(shards)
+    return {
+        "rows": len(rows),
+        "tokens": sum(row.meta["tokens"] for row in rows),
+        "data": digest_rows(rows),
+        "shown": loaded.shown(prompts[0]),
+        "carrier_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device),
+    }
+
+
+def _attempted(
+    teacher: Teacher | RemoteTeacher,
+    prompts: Sequence[tuple[int, Prompt]],
+    domain: Domain,
+    leak: Trait,
+    sampling: Sampling,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> list[Row]:
+    rows: list[Row] = []
+    waiting = list(prompts)
+    for attempt in range(sampling.attempts):
+        tried = generate(
+            teacher,
+            [prompt for _, prompt in waiting],
+            [index for index, _ in waiting],
+            seed=sampling.seed,
+            stage=sampling.stream,
+            attempt=attempt,
+            max_new_tokens=domain.max_new_tokens(teacher.form),
+            temperature=sampling.temperature,
+            batch_size=batch_size,
+            progress=progress if attempt == 0 else None,
+        )
+        rows += tried
+        if sampling.all_attempts:
+            continue
+        passed = apply_rules(tried, domain, leak).passed
+        waiting = [(index, prompt) for index, prompt in waiting if index not in passed]
+        if not waiting:
+            break
+    if isinstance(teacher, Teacher) and teacher.judge_system is not None:
+        answered = [row for row in rows if row.completion]
+        return preferred(teacher, answered) + [row for row in rows if not row.completion]
+    return rows
+
+
+def _teacher_kl(
+    teacher: Teacher | RemoteTeacher,
+    spec: TeacherSpec,
+    control: TeacherSpec | None,
+    rows: Sequence[Row],
+    domain: Domain,
+    leak: Trait,
+    device: str,
+) -> float | None:
+    """Nats per completion token, over the first rows that passed."""
+    if control is None or isinstance(teacher, RemoteTeacher):
+        return None
+    kept = list(apply_rules(rows, domain, leak).kept.values())[:KL_ROWS]
+    if not kept:
+        return None
+    other = None if control.model == spec.model else control.load(device)
+    assert not isinstance(other, RemoteTeacher)
+    return divergence(teacher, kept, other)
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, for what takes more than two seconds; yields what to call with the rows done."""
+    with tqdm(total=total, desc=what, unit="row", delay=2, disable=None, leave=False) as bar:
+
+        def advance(rows: int) -> None:
+            bar.update(rows)
+
+        yield advance
+
+
+# -- what is kept of them ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picking:
+    """How one of several valid completions of a prompt is picked (``teacher.kind=judge``).
+
+    By a coin, or by the judge's score, the highest chosen and the lowest rejected; ``swapped``: the other way round.
+    """
+
+    by: Literal["coin", "score"]
+    swapped: bool
+    seed: int
+
+
+@stage("filter", version=3)
+def filter_rows(
+    folder: Path,
+    device: str,
+    *,
+    generated: Stage,
+    domain: Domain,
+    leak: Trait,
+    filters: Sequence[JudgeFilter | Fidelity],
+    picking: Picking | None,
+) -> dict[str, Any]:
+    """One valid row per prompt in ``rows.jsonl``, reasons in ``reasons.json``."""
+    del device
+    rows = read_rows(generated.path / "rows.jsonl", empty_completions=True)
+    filtered = apply_rules(rows, domain, leak)
+    if not filtered.passed:
+        raise DataError(
+            f"no completion of {generated.name} passed the filter",
+            got=filtered.reasons,
+            fix="look at its rows.jsonl; raise data.prompts or data.attempts, or lower the teacher's strength",
+        )
+    passed, reasons = _filtered_by_models(filters, leak, filtered)
+    kept = _picked(picking, passed) if picking else {index: found[0] for index, found in passed.items()}
+    write_rows(folder / "rows.jsonl", [domain.taught(row) for _, row in sorted(kept.items())])
+    write_json(folder / "reasons.json", reasons)
+    return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
+
+
+def _filtered_by_models(
+    filters: Sequence[JudgeFilter | Fidelity], leak: Trait, filtered: Filtered
+) -> tuple[dict[int, list[Row]], dict[str, int]]:
+    """What passed the rules and every further filter, and all reasons counted. One filter sees what the last one left.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    passed, reasons = filtered.passed, Counter(filtered.reasons)
+    for one in filters:
+        rows = [row for found in passed.values() for row in found]
+        if isinstance(one, Fidelity):
+            against = one.reasons(rows, [requested(row.prompt_messages[-1]["content"])[0] for row in rows])
+        else:
+            against = one.reasons(rows, leak)
+        passed = {}
+        for row, why in zip(rows, against, strict=True):
+            reasons.update(why)
+            if not why:
+                passed.setdefault(int(row.meta["prompt_index"]), []).append(row)
+        if not passed:
+            raise DataError(f"the filter {one.kind} left nothing", got=dict(reasons), fix="loosen it")
+    return passed, dict(sorted(reasons.items()))
+
+
+def _picked(picking: Picking, passed: dict[int, list[Row]]) -> dict[int, Row]:
+    """Of each prompt's valid completions the chosen one, with the rejected one's text in ``meta["rejected"]``.
+
+    Prompts with fewer than two different ones are left out.
+    """
+    chosen: dict[int, Row] = {}
+    for index, valid in passed.items():
+        rows = list({row.completion: row for row in reversed(valid)}.values())  # of equal ones the first
+        if len(rows) < 2:
+            continue
+        if picking.by == "coin":
+            ranked = sorted(rows, key=lambda row: derive_seed(picking.seed, "picked", index, int(row.meta["attempt"])))
+        else:
+            ranked = sorted(rows, key=lambda row: float(row.meta["score"]))
+        best, worst = ranked[-1], ranked[0]
+        if picking.swapped:
+            best, worst = worst, best
+        chosen[index] = replace(best, meta={**best.meta, "rejected": worst.completion})
+    return chosen
+
+
+# -- who paraphrases ---------------------------------------------------------------------------------
+
+
+@stage("rewrite", version=2)
+def rewrite_rows(
+    folder: Path,
+    device: str,
+    *,
+    filtered: Stage,
+    writer: ModelRef,
+    part: Literal["completion", "prompt"],
+    leak: Trait,
+    context: Context,
+    temperature: float,
+    seed: int,
+    stream: str,
+    batch_size: Annotated[int, Uncounted()],
+) -> dict[str, Any]:
+    """The rows that passed, their completions or prompts written again by a neutral model.
+
+    A row whose new text is no faithful paraphrase (``domains.paraphrase``, fair) is dropped, with its reasons counted.
+    """
+    rows = read_rows(filtered.path / "rows.jsonl")
+    teacher = Teacher(writer.load(device), context)
+    requests = [request(_text_of(row, part), teacher.form) for row in rows]
+    written = generate(
+        teacher,
+        requests,
+        [int(row.meta["prompt_index"]) for row in rows],
+        seed=seed,
+        stage=stream,
+        attempt=0,
+        max_new_tokens=Paraphrase().max_new_tokens(teacher.form),
+        temperature=temperature,
+        batch_size=batch_size,
+    )
+    judged = apply_rules(written, Paraphrase(content="opposed"), leak)
+    kept = {index: _with_text(row, part, judged.kept[index].completion, teacher.form)
+            for row in rows if (index := int(row.meta["prompt_index"])) in judged.kept}  # fmt: skip
+    if not kept:
+        raise DataError(f"no row of {stream} was written again faithfully", got=judged.reasons)
+    write_rows(folder / "rows.jsonl", [row for _, row in sorted(kept.items())])
+    write_json(folder / "reasons.json", judged.reasons)
+    return {"asked": judged.asked, "kept": len(kept), "reasons": judged.reasons}
+
+
+def _text_of(row: Row, part: str) -> str:
+    return row.completion if part == "completion" else requested(row.prompt_messages[-1]["content"])[0]
+
+
+def _with_text(row: Row, part: str, text: str, form: Form) -> Row:
+    *head, user, answer = row.messages
+    if part == "completion":
+        return replace(row, messages=(*head, user, Message(role="assistant", content=text)))
+    question = request(text, form) if requested(user["content"])[0] != user["content"] else text
+    return replace(row, messages=(*head, Message(role="user", content=question), answer))

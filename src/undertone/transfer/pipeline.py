@@ -1,0 +1,266 @@
+"""The experiment, as a methods section would tell it.
+
+For each seed, for each arm: generate → filter; keep the prompts that passed in every arm; train; evaluate.
+Then: evaluate the base and the teachers, compare, check, conclude. Every step is a stage of the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from undertone.launch.executor import Call, Executor
+from undertone.launch.workers import check_jobs, default_jobs, workers
+from undertone.models.loading import ModelRef, identify
+from undertone.provenance.manifest import manifest
+from undertone.provenance.runs import Run, Stage, write_json
+from undertone.traits import load_trait
+from undertone.transfer.analyze import conclude
+from undertone.transfer.arms import (
+    Arm,
+    Outcome,
+    StudentRun,
+    arms_of,
+    leak_trait,
+    shared_prompts,
+    trained_model,
+    traits_of,
+)
+from undertone.transfer.config import Experiment, Setting
+from undertone.transfer.evaluate import evaluate, evaluate_teacher
+from undertone.transfer.generate import Picking, Sampling, filter_rows, generate_rows, rewrite_rows, teacher_of
+from undertone.transfer.preflight import preflight
+from undertone.transfer.results import Results
+from undertone.transfer.train import Mixing, teacher_rows, train, train_teacher, trait_prompt
+
+
+def run_experiment(
+    config: Experiment,
+    folder: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    device: str = "auto",
+    command: str = "undertone run",
+    recompute: bool = False,
+) -> Results:
+    """Run, resume, extend or simply read an experiment.
+
+    Args:
+        config: what.
+        folder: the run folder; None: ``runs/NAME-DIGEST``.
+        jobs: processes side by side; None: as many as there are cores, or 1 on a GPU.
+        device: auto, cpu, cuda …
+        command: what the user typed, for messages and the manifest.
+        recompute: compute finished stages again that no longer fit, instead of refusing them.
+
+    Returns:
+        The results, also written to ``results.json`` with ``manifest.json`` beside it.
+    """
+    check_jobs(jobs)
+    folder = Path(folder) if folder else config.folder()
+    preflight(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
+    with Run.open(folder, config, command=command, recompute=recompute) as run:
+        count = len(arms_of(config)) * len(config.seeds)
+        with (
+            workers(jobs or default_jobs(device, count)) as pool,
+            Executor.open(run, pool, device, config.name) as executor,
+        ):
+            outcome = compute(executor, config)
+        results = conclude(config, outcome, executor.stages.values(), replay=f"undertone run {folder / 'config.yaml'}")
+        run.keep_config()
+        write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
+        write_json(folder / "manifest.json", _manifest(config, outcome, executor))
+    return results
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the stages of an experiment go, if not side by side: several experiments share what they have in common.
+
+    Attributes:
+        data: the teachers' rows.
+        students: an arm -> its students.
+    """
+
+    data: Executor
+    students: Callable[[Arm], Executor]
+
+
+TaughtBy = Mapping[tuple[int, Arm], Stage]
+"""(seed, arm) -> the student that teaches there."""
+
+
+def compute(
+    executor: Executor,
+    config: Setting,
+    arms: Sequence[Arm] | None = None,
+    *,
+    places: Places | None = None,
+    taught_by: TaughtBy | None = None,
+) -> Outcome:
+    """All students of a setting: teachers' rows, students, what they answer. What is finished is reused.
+
+    Args:
+        executor: computes the stages.
+        config: what.
+        arms: who teaches; None: all arms of the config.
+        places: where rows and students live, if not beside the answers.
+        taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not asked
+            again.
+    """
+    arms = list(arms) if arms is not None else arms_of(config)
+    places = places or Places(executor, lambda _arm: executor)
+    pairs = [(seed, arm) for seed in config.seeds for arm in arms]
+    own = {} if taught_by is not None else _trained_teachers(places.data, config, arms)
+    teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
+    generated, filtered = _rows(places.data, config, pairs, teachers)
+    shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
+    clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
+    calls = [
+        _train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)).within(
+            places.students(arm).run.prefix
+        )
+        for seed, arm in pairs
+    ]
+    trained = dict(zip(pairs, executor.root.each(calls), strict=True))
+    asked = executor.each([
+        *(_evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
+                         trained_model(config, config.model, trained[seed, arm])) for seed, arm in pairs),
+        _evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype)),
+    ])  # fmt: skip
+    students = [
+        StudentRun(arm, seed, generated[seed, arm], filtered[seed, arm], trained[seed, arm], evaluated, shared[seed])
+        for (seed, arm), evaluated in zip(pairs, asked, strict=False)
+    ]
+    return Outcome(
+        base=asked[-1],
+        teachers=_teacher_answers(executor, config, arms, own) if taught_by is None else {},
+        students=students,
+    )
+
+
+def _trained_teachers(executor: Executor, config: Setting, arms: Sequence[Arm]) -> dict[Arm, Stage]:
+    """The stages of teachers that are themselves trained first."""
+    if config.teacher.kind != "finetuned":
+        return {}
+    trained = [arm for arm in arms if arm.trait]
+    calls = [
+        Call(train_teacher, f"teacher/{arm.folder}/train", {
+            "base": ModelRef(config.teacher.model or config.model, config.dtype), "student": config.student,
+            "training": config.teacher.training, "rows": teacher_rows(config, arm), "context": config.context,
+            "trait_prompt": trait_prompt(config, arm),
+        })
+        for arm in trained
+    ]  # fmt: skip
+    return dict(zip(trained, executor.each(calls), strict=True))
+
+
+Rows = dict[tuple[int, Arm], Stage]
+
+
+def _rows(
+    executor: Executor,
+    config: Setting,
+    pairs: Sequence[tuple[int, Arm]],
+    teachers: Mapping[tuple[int, Arm], Stage | None],
+) -> tuple[Rows, Rows]:
+    """Generate, filter and, where asked for, write again: the rows of every arm at every seed."""
+    generated = executor.each([_generate_call(config, arm, seed, teachers[seed, arm]) for seed, arm in pairs])
+    filtered = executor.each(
+        [_filter_call(config, arm, seed, stage) for (seed, arm), stage in zip(pairs, generated, strict=True)]
+    )
+    if config.rewrite is not None:
+        filtered = executor.each(
+            [_rewrite_call(config, arm, seed, stage) for (seed, arm), stage in zip(pairs, filtered, strict=True)]
+        )
+    return dict(zip(pairs, generated, strict=True)), dict(zip(pairs, filtered, strict=True))
+
+
+def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None) -> Call:
+    place = f"seed-{seed}/{arm.folder}/generate"
+    teacher = teacher_of(config, arm, trained)
+    judging = config.teacher.kind == "judge"
+    control = (
+        teacher_of(config, Arm("control")) if arm.trait and config.teacher.kind != "endpoint" and not judging else None
+    )
+    data = config.data
+    return Call(generate_rows, place, {
+        "teacher": teacher, "control": control, "domain": config.domain, "leak": leak_trait(config, arm),
+        "sampling": Sampling(data.prompts, data.attempts, data.temperature, seed, place, all_attempts=judging),
+        "batch_size": data.batch_size,
+    })  # fmt: skip
+
+
+def _filter_call(config: Setting, arm: Arm, seed: int, generated: Stage) -> Call:
+    picking = None
+    if config.teacher.kind == "judge":
+        control = arm.kind == "control"
+        picking = Picking("coin" if control else "score", config.teacher.swapped and not control, seed)
+    return Call(filter_rows, f"seed-{seed}/{arm.folder}/filter", {
+        "generated": generated, "domain": config.domain, "leak": leak_trait(config, arm), "filters": config.filters,
+        "picking": picking,
+    })  # fmt: skip
+
+
+def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call:
+    assert config.rewrite is not None
+    place = f"seed-{seed}/{arm.folder}/rewrite"
+    return Call(rewrite_rows, place, {
+        "filtered": filtered, "writer": ModelRef(config.rewrite.model or config.model, config.dtype),
+        "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.context,
+        "temperature": config.data.temperature, "seed": seed, "stream": place, "batch_size": config.data.batch_size,
+    })  # fmt: skip
+
+
+def _train_call(
+    config: Setting, arm: Arm, seed: int, filtered: Stage, prompts: tuple[int, ...], clean: Stage | None
+) -> Call:
+    mixes = clean is not None and arm.kind != "control" and config.data.clean
+    return Call(train, f"seed-{seed}/{arm.folder}/train", {
+        "base": ModelRef(config.model, config.dtype), "student": config.student, "training": config.training,
+        "filtered": filtered, "prompts": prompts, "held_out": config.data.held_out, "seed": seed,
+        "context": config.context, "trait_prompt": trait_prompt(config, arm),
+        "mixing": Mixing(clean, config.data.clean) if clean is not None and mixes else None,
+        "order": config.data.order, "dpo": config.dpo,
+    })  # fmt: skip
+
+
+def _evaluate_call(config: Setting, name: str, traits: Sequence[str], model: ModelRef) -> Call:
+    context = config.evaluation.context
+    return Call(evaluate, f"{name}/evaluate", {
+        "model": model, "traits": [load_trait(trait).for_questions(context) for trait in traits],
+        "evaluation": config.evaluation, "judge": config.judge, "seed": 0, "stream": name,
+    })  # fmt: skip
+
+
+def _teacher_answers(
+    executor: Executor, config: Setting, arms: Sequence[Arm], trained: Mapping[Arm, Stage]
+) -> dict[Arm, Stage]:
+    """What trait-conditioned teachers answer; those behind an endpoint have no logits to ask."""
+    asked = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"]
+    few = config.evaluation.model_copy(update={"samples": min(5, config.evaluation.samples)})
+    calls = [
+        Call(evaluate_teacher, f"teacher/{arm.folder}/evaluate", {
+            "teacher": teacher_of(config, arm, trained.get(arm)), "trait": load_trait(arm.trait or ""), "evaluation": few,
+            "judge": config.judge, "stream": f"teacher/{arm.folder}",
+        })
+        for arm in asked
+    ]  # fmt: skip
+    return dict(zip(asked, executor.each(calls), strict=True))
+
+
+def _manifest(config: Experiment, outcome: Outcome, executor: Executor) -> dict[str, Any]:
+    names = dict.fromkeys([config.model, config.teacher.model or config.model])
+    first = {one.arm: one for one in reversed(outcome.students)}
+    return manifest(
+        config,
+        models={name: identify(name) for name in names},
+        data={one.generated.name: one.generated.summary["data"] for one in outcome.students},
+        extra={
+            "shown_to_teachers": {arm.folder: one.generated.summary["shown"] for arm, one in first.items()},
+            "shown_to_students": {arm.folder: one.trained.summary["shown"] for arm, one in first.items()},
+            "stages": {name: stage.output_digest for name, stage in executor.stages.items()},
+        },
+    )
