@@ -41,6 +41,10 @@ class Measurement:
     def __getitem__(self, at: int) -> Measurement:
         return replace(self, values=self.values[:, :, at])
 
+    def of_traits(self, at: slice | Sequence[int]) -> Measurement:
+        """Of some traits, by their places on the first axis."""
+        return replace(self, values=self.values[at])
+
     def __sub__(self, other: Measurement | float) -> Measurement:
         return replace(self, values=self.values - (other.values if isinstance(other, Measurement) else other))
 
