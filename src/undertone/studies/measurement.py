@@ -69,6 +69,11 @@ class Measurement:
         return [float(value) for value in np.nanmean(kept, axis=0)] if kept.size else []
 
     @property
+    def count(self) -> int:
+        """How many units of inference there are."""
+        return len(self.units)
+
+    @property
     def mean(self) -> float:
         """Over the units; NaN where there is none."""
         return float(np.mean(self.units)) if self.units else float("nan")
@@ -100,6 +105,27 @@ class Measurement:
 
     def __str__(self) -> str:
         """``+12.3 points (+10.1 to +14.5)``; ``0.12 (0.10 to 0.14)``."""
+        return in_words(self.quantity, self.unit)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of all units together, such as a rank correlation, whose interval is no t interval of a mean.
+
+    Attributes:
+        quantity: its value and interval.
+        count: independent units that it rests on.
+        method: how the interval was made, in words.
+        unit: of the quantity; sets the smallest effect of interest.
+    """
+
+    quantity: Quantity
+    count: int
+    method: str
+    unit: Unit
+
+    def __str__(self) -> str:
+        """As of a :class:`Measurement`."""
         return in_words(self.quantity, self.unit)
 
 
