@@ -14,6 +14,9 @@ import numpy as np
 from undertone import stats
 from undertone.verdicts import Quantity, Unit
 
+BOOTSTRAP_NEEDS = 5
+"""Units of inference: of fewer, resampling draws the same few sets again and again."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -123,6 +126,29 @@ class Statistic:
     count: int
     method: str
     unit: Unit
+
+    @classmethod
+    def rank_correlation(
+        cls, first: Sequence[float], second: Sequence[float], *, over: str, confidence: float, seed: int
+    ) -> Statistic:
+        """Spearman's correlation of two values a unit, with a BCa bootstrap over units; none of fewer than five, or of
+        units that are alike."""
+        from scipy.stats import bootstrap, spearmanr
+
+        def statistic(one: np.ndarray, other: np.ndarray) -> float:
+            return float(spearmanr(one, other).statistic)
+
+        pair = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+        method = f"Spearman, {100 * confidence:g} % BCa bootstrap over {over}"
+        found = Quantity(statistic(*pair))
+        if len(first) >= BOOTSTRAP_NEEDS:
+            limits = bootstrap(
+                pair, statistic, paired=True, vectorized=False, n_resamples=2000, confidence_level=confidence,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+            if np.isfinite([limits.low, limits.high]).all():
+                found = Quantity(found.mean, float(limits.low), float(limits.high))
+        return cls(found, len(first), method, "correlation")
 
     def __str__(self) -> str:
         """As of a :class:`Measurement`."""

@@ -139,6 +139,24 @@ def stack(vector: Vector) -> np.ndarray:
     return np.stack([direction.float().numpy() for _, direction in sorted(vector.directions.items())])
 
 
+def stranger(trait: str, others: Sequence[str]) -> str:
+    """The first other trait whose answer is another: its vector is a baseline, the trait's own told differently is none.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    own = load_trait(trait).answer
+    found = next((other for other in others if load_trait(other).answer != own), None)
+    if found is None:
+        raise ConfigError(
+            f"there is no other trait to hold {trait!r} against: all of them have the same answer",
+            got=list(others),
+            allowed="traits with two answers at least",
+            fix="add a trait with another answer to `trait`",
+        )
+    return found
+
+
 # -- layers ------------------------------------------------------------------------------------------
 
 
