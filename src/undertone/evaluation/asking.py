@@ -37,7 +37,9 @@ class Evaluation(Config):
     prefix: Literal["none", "numbers"] = Field(
         "none", description="what stands before each question: nothing, or a few numbers (2507.14805, prefix variant)"
     )
-    samples: Annotated[int, Grows()] = Field(25, ge=0, description="sampled answers a question; 0: exact probabilities only")
+    samples: Annotated[int, Grows()] = Field(
+        25, ge=0, description="sampled answers a question; 0: exact probabilities only"
+    )
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(16, ge=1)
     batch_size: Annotated[int, Uncounted()] = Field(512, ge=1)

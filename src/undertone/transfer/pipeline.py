@@ -6,8 +6,7 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +74,6 @@ def run_experiment(
     return results
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the stages of an experiment go, if not side by side: several experiments share what they have in common.
-
-    Attributes:
-        data: the teachers' rows.
-        students: an arm -> its students.
-    """
-
-    data: Executor
-    students: Callable[[Arm], Executor]
-
-
 TaughtBy = Mapping[tuple[int, Arm], Stage]
 """(seed, arm) -> the student that teaches there."""
 
@@ -97,7 +83,6 @@ def compute(
     config: Setting,
     arms: Sequence[Arm] | None = None,
     *,
-    places: Places | None = None,
     taught_by: TaughtBy | None = None,
 ) -> Outcome:
     """All students of a setting: teachers' rows, students, what they answer. What is finished is reused.
@@ -106,25 +91,18 @@ def compute(
         executor: computes the stages.
         config: what.
         arms: who teaches; None: all arms of the config.
-        places: where rows and students live, if not beside the answers.
         taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not asked
             again.
     """
     arms = list(arms) if arms is not None else arms_of(config)
-    places = places or Places(executor, lambda _arm: executor)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    own = {} if taught_by is not None else _trained_teachers(places.data, config, arms)
+    own = {} if taught_by is not None else _trained_teachers(executor, config, arms)
     teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
-    generated, filtered = _rows(places.data, config, pairs, teachers)
+    generated, filtered = _rows(executor, config, pairs, teachers)
     shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
-    calls = [
-        _train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)).within(
-            places.students(arm).run.prefix
-        )
-        for seed, arm in pairs
-    ]
-    trained = dict(zip(pairs, executor.root.each(calls), strict=True))
+    calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)) for seed, arm in pairs]
+    trained = dict(zip(pairs, executor.each(calls), strict=True))
     asked = executor.each([
         *(_evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
                          trained_model(config, config.model, trained[seed, arm])) for seed, arm in pairs),

@@ -26,7 +26,9 @@ class OptimizerArm(Config):
     """An optimiser, and the learning rates that it may choose from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+-]*$", description="names the arm")
-    optimizer: str = Field(description="a class of torch.optim or undertone.training.optimizers that works element by element")
+    optimizer: str = Field(
+        description="a class of torch.optim or undertone.training.optimizers that works element by element"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="its further arguments")
     rates: tuple[float, ...] = Field(min_length=1, description="learning rates tried on the tuning seeds")
     adaptive: bool = Field(description="whether it scales a weight's step by the size of its gradient")
