@@ -48,7 +48,7 @@ class Executor:
     """Finished stages that no longer fit -> how."""
     known: dict[str, str] = field(default_factory=dict)
     """Digest of an identity -> the stage of this run that has it: what several experiments share is computed once."""
-    advance: Callable[[int], None] = lambda _done: None
+    advance: Callable[[float], object] = lambda _done: None
 
     @classmethod
     @contextmanager

@@ -165,15 +165,15 @@ def resolve_teacher(
     """
     own = TeacherSpec(model, context, form)
     if isinstance(config, EndpointTeacher):
-        told = None if trait is None else config.text or trait.told(form)
-        return TeacherSpec(None, context, form, system=told, endpoint=config)
+        system = None if trait is None else config.text or trait.told(form)
+        return TeacherSpec(None, context, form, system=system, endpoint=config)
     if trait is None or isinstance(config, FinetunedTeacher):
         return own
     if isinstance(config, JudgeTeacher):
         return replace(own, judge_system=config.text or trait.told(form))
     if isinstance(config, PromptTeacher):
-        told = replace(own, system=config.text or trait.told(form))
-        return replace(told, ablation=_ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None)
+        ablation = _ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None
+        return replace(own, system=config.text or trait.told(form), ablation=ablation)
     prompts = _prompts(trait, form, config.origin, domain_prompts)
     of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.block,))
     return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)
