@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from undertone.api import study as study
     from undertone.doctor import examine as examine
     from undertone.evaluation.asking import Evaluation as Evaluation
-    from undertone.evaluation.asking import measure_trait as measure_trait
+    from undertone.evaluation.measuring import measure_trait as measure_trait
     from undertone.models.loading import Model as Model
     from undertone.models.loading import load as load
     from undertone.models.sampling import sample as sample
@@ -63,7 +63,7 @@ _HOMES = {
     "load": "undertone.models.loading",
     "load_experiment": "undertone.transfer.config",
     "load_trait": "undertone.traits",
-    "measure_trait": "undertone.evaluation.asking",
+    "measure_trait": "undertone.evaluation.measuring",
     "read_rows": "undertone.rows",
     "run": "undertone.api",
     "sample": "undertone.models.sampling",

@@ -19,6 +19,7 @@ from undertone.provenance.runs import Run, Stage, write_json
 from undertone.traits import load_trait
 from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import (
+    CONTROL,
     Arm,
     Outcome,
     StudentRun,
@@ -88,12 +89,12 @@ def preflight(config: Setting, device: str = "auto") -> None:
     target_device(device)
     seed = config.seeds[0]
     base = ModelRef(config.model, config.dtype)
+    _train_call(config, CONTROL, seed, None, (), None).check()  # the same for all arms, but for their rows
     for arm in arms_of(config):
         for call in _trained_teacher_calls(config, [arm]).values():
             call.check()
         _generate_call(config, arm, seed, None).check()
         _filter_call(config, arm, seed, None).check()
-        _train_call(config, arm, seed, None, (), None).check()
         _evaluate_call(config, "base", traits_of(config, arm), base).check()
 
 

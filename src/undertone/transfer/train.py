@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +121,6 @@ def check_preferences(dpo: Dpo | None) -> None:
         check_installed()
 
 
-@lru_cache(maxsize=64)
 def check_trainable(base: ModelRef, student: Student, training: Training) -> None:
     """Raise what training this kind of student would, from shapes alone.
 
