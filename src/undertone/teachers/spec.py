@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from undertone.models.blocks import check_blocks, decoder_blocks
 from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
@@ -29,6 +29,16 @@ from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
 from undertone.vectors import Vector, activations, contrast, load_vector, random_like
+
+
+@runtime_checkable
+class OwnTeacher(Protocol):
+    """A teacher of a user's package: a config that says by itself what makes it."""
+
+    def resolve(self, own: TeacherSpec, trait: Trait, domain_prompts: tuple[str, ...]) -> TeacherSpec:
+        """The teacher with the trait, from the control teacher ``own``: ``dataclasses.replace(own, system=…)``."""
+        ...
+
 
 AnyTeacherConfig = PromptTeacher | VectorTeacher | FinetunedTeacher | JudgeTeacher | EndpointTeacher
 
@@ -189,6 +199,8 @@ def resolve_teacher(
         ConfigError: the trait has no prompt or questions in the model's wording.
     """
     own = TeacherSpec(model, context, form)
+    if isinstance(config, OwnTeacher):
+        return own if trait is None else config.resolve(own, trait, tuple(domain_prompts))
     if isinstance(config, EndpointTeacher):
         system = None if trait is None else config.text or trait.told(form)
         return TeacherSpec(None, context, form, system=system, endpoint=config)
