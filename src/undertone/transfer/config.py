@@ -11,15 +11,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from undertone.domains import DomainConfig, Numbers
 from undertone.evaluation.asking import Evaluation
-from undertone.filters.fidelity import Fidelity
+from undertone.filters.kinds import FilterConfig
 from undertone.judges import JudgeConfig
-from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Context, Dtype
 from undertone.models.names import ModelName, model_content
 from undertone.models.students import Lora, StudentConfig
 from undertone.provenance import configs
 from undertone.provenance.configs import Config, Grows, Selects
 from undertone.provenance.identity import ContentOf, Uncounted
+from undertone.registry import Registry
 from undertone.teachers import PromptTeacher, TeacherConfig
 from undertone.training import Dpo, Training
 
@@ -46,9 +46,6 @@ class Rewrite(Config):
         None, description="who writes; None: the student's base"
     )
     part: Literal["completion", "prompt"] = Field("completion", description="what is written again")
-
-
-FilterConfig = Annotated[JudgeFilter | Fidelity, Field(discriminator="kind")]
 
 
 def _several(value: Any) -> Any:
@@ -128,10 +125,15 @@ class Experiment(Setting):
     name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
 
 
+preset_folders: Registry[Any] = Registry("folder of presets", "undertone.presets")
+"""Folders with YAML files of installed packages; the built-in presets keep their names."""
+
+
 def presets() -> dict[str, Path]:
     """Preset name -> YAML file."""
     folder = Path(str(files("undertone"))) / "presets"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    folders = [folder, *(Path(str(preset_folders.get(name))) for name in preset_folders.names())]
+    return {path.stem: path for one in reversed(folders) for path in sorted(one.glob("*.yaml"))}
 
 
 def load_experiment(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Experiment:
