@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -73,6 +73,11 @@ def run(
             name="--gate", negative="", help="exit 1 unless the verdict is `transferred` (a study: no check failed)"
         ),
     ] = False,
+    until: Annotated[
+        Literal["decided"] | None,
+        Parameter(help="decided: add seeds until the verdict is, by a stopping rule that allows for every look"),
+    ] = None,
+    max_seeds: Annotated[int | None, Parameter(help="with --until: the most seeds (default 12)")] = None,
     recompute: Annotated[
         bool,
         Parameter(
@@ -99,7 +104,8 @@ def run(
     if presets:
         return _print_presets(known(), as_json)
     source = words[0] if words and "=" not in words[0] else "owl-numbers"
-    overrides = words[1:] if words and "=" not in words[0] else words
+    overrides = list(words[1:] if words and "=" not in words[0] else words)
+    overrides += [f"{name}={value}" for name, value in (("until", until), ("max_seeds", max_seeds)) if value]
     config = load_plan(source, overrides)
     if show_config:
         sys.stdout.write(config.to_yaml())

@@ -67,12 +67,22 @@ def run_experiment(
             workers(jobs or default_jobs(device, count)) as pool,
             Executor.open(run, pool, device, config.name) as executor,
         ):
-            outcome = compute(executor, config)
-        results = conclude(config, outcome, executor.stages.values(), replay=f"undertone run {folder / 'config.yaml'}")
+            outcome, results = _until_decided(executor, config, f"undertone run {folder / 'config.yaml'}")
         run.keep_config()
         write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
         write_json(folder / "manifest.json", _manifest(config, outcome, executor))
     return results
+
+
+def _until_decided(executor: Executor, config: Experiment, replay: str) -> tuple[Outcome, Results]:
+    """The experiment, seed after seed where it says ``until=decided``; otherwise once, with the seeds that it lists."""
+    rule = config.rule
+    while True:
+        outcome = compute(executor, config)
+        results = conclude(config, outcome, executor.stages.values(), replay, rule)
+        if rule is None or results.verdict != "underpowered" or len(config.seeds) >= rule.maximum:
+            return outcome, results
+        config = config.with_next_seed()
 
 
 def preflight(config: Setting, device: str = "auto") -> None:
