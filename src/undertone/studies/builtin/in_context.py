@@ -24,7 +24,7 @@ from undertone.studies.claim import Claim
 from undertone.studies.context import Context, point
 from undertone.studies.frame import study
 from undertone.traits import Behaviour, Trait, load_trait
-from undertone.transfer.arms import StudentRun, traits_of
+from undertone.transfer.arms import StudentRun
 from undertone.transfer.checks import MASS_LOST, stopped_answering
 from undertone.transfer.config import Setting
 from undertone.verdicts import Rule
@@ -104,8 +104,7 @@ def in_context(ctx: Context[InContext]) -> str:
     trained = ctx.transfer()
 
     def arguments(one: StudentRun) -> dict[str, Any]:
-        traits = [load_trait(name) for name in traits_of(config, one.arm)]
-        return {"base": ctx.base, "traits": traits, "rows": one.shared_rows(), "shots": shots, "draws": config.draws,
+        return {"base": ctx.base, "traits": one.traits(config), "rows": one.shared_rows(), "shots": shots, "draws": config.draws,
                 "seed": one.seed, "evaluation": config.evaluation, "context": config.context}  # fmt: skip
 
     shown = ctx.beside(trained, show_rows, "in-context", arguments)
