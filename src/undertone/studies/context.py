@@ -20,7 +20,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction
 from undertone.studies.claim import Aspect, Claim, finding
-from undertone.studies.measurement import Measurement
+from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
 from undertone.traits import Trait, load_trait
 from undertone.transfer.analyze import conclude
@@ -211,7 +211,7 @@ class Context(Generic[P]):
     def report(
         self,
         claim: Claim,
-        measured: Measurement | None,
+        measured: Measurement | Statistic | None,
         *,
         quantity: str,
         baselines: Mapping[str, Measurement] | None = None,

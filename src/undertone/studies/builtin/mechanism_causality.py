@@ -1,0 +1,290 @@
+"""Part `causality`: are the teacher's and the student's vectors sufficient and necessary?
+
+2606.00995, sections 3 and 4. Teacher: students of a teacher steered by the vector, and of a prompted teacher whose
+residual stream has it taken out after every layer. Student: the base with the student's shift added, and the student with
+its component taken out, or replaced by the base's. Every arm stands beside a random direction and another trait's vector,
+asked the same questions, judged by the same matcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from undertone.models.loading import Context as Prompting
+from undertone.models.loading import Model, ModelRef
+from undertone.provenance.runs import Stage
+from undertone.provenance.seeds import derive_seed
+from undertone.provenance.stage_functions import stage
+from undertone.studies.builtin.mechanism import Mechanism
+from undertone.studies.builtin.mechanism_vectors import (
+    ORIGINS,
+    block_at,
+    check_block,
+    probability,
+    stranger,
+    student_shifts,
+    vector_in,
+)
+from undertone.studies.claim import Aspect, Claim
+from undertone.studies.context import Context, Transfer, point
+from undertone.studies.measurement import Measurement
+from undertone.teachers import Ablation, Origin, VectorTeacher
+from undertone.traits import Trait, load_trait
+from undertone.vectors import ablated, random_like, replaced, steered
+from undertone.verdicts import Rule
+
+SOURCE: Final = "2606.00995, sections 3–4"
+BEYOND: Final = Rule("above", beyond_baselines=True)
+SUFFICIENT: Final = "sufficient (bar heights not known)"
+OPERATIONS: Final = {"ablated": "taken out of", "replaced": "replaced by the base's in"}
+SILENT: Final = "more than a tenth of the students no longer answer"
+RIVALS: Final = {"own": "own shift", "random": "random direction", "other": "another trait's shift"}
+
+
+def _claims(what: str, claim: str, published: str) -> dict[Origin, Claim]:
+    return {origin: Claim(f"{what}-{origin}", claim, SOURCE, published, BEYOND) for origin in ORIGINS}
+
+
+STEERED_TEACHER = _claims(
+    "teacher-vector-sufficient", "A teacher that is only steered by the vector passes the trait on.", SUFFICIENT
+)
+ABLATED_TEACHER = _claims(
+    "teacher-vector-necessary",
+    "A prompted teacher without the vector passes (nearly) nothing on.",
+    "removes nearly all",
+)
+STEERED_BASE = _claims(
+    "student-vector-sufficient", "The base with the student's vector added shows the trait.", SUFFICIENT
+)
+CHANGED_STUDENT = {
+    operation: _claims(
+        f"student-vector-{operation}",
+        "The student without its vector's component loses the trait.",
+        "more than half is lost",
+    )
+    for operation in OPERATIONS
+}
+
+
+def preflight(config: Mechanism, device: str) -> None:
+    """Every trait has another one to be held against, and the layer is there."""
+    del device
+    for name in config.trait:
+        stranger(name, config.trait)
+    block = block_at(config.model, config.causality.block)
+    check_block("causality.block", block, [config.model, config.teacher.model or config.model])
+
+
+def causality(ctx: Context[Mechanism], students: Transfer) -> None:
+    """Teachers' arms, then what is done to the students of the transfer experiment."""
+    few = slice(ctx.config.few)
+    effects, unless = _teach(ctx)
+    _report_teachers(ctx, {"prompted": students.effect.of_traits(few), **effects}, unless)
+    unless = SILENT if students.silent.of_traits(few).mean > 0.1 else ""
+    _report_students(ctx, _operate(ctx, students), unless)
+
+
+# -- teachers ----------------------------------------------------------------------------------------
+
+
+def _teach(ctx: Context[Mechanism]) -> tuple[dict[str, Measurement], str]:
+    """Teacher -> treated minus control of its students, ``[few traits, seed]``; and why nothing can be said of them."""
+    config, few = ctx.config, ctx.config.few_traits
+    effects: dict[str, Measurement] = {}
+    transfers: dict[str, Transfer] = {}
+    for origin in ORIGINS:
+        teacher = VectorTeacher(
+            origin=origin,
+            block=block_at(config.model, config.causality.block),
+            strength=config.causality.teacher_strength,
+            model=config.teacher.model,
+        )
+        setting = ctx.setting(trait=few, teacher=teacher, random_vector=True)
+        one = transfers[f"steered, {origin}"] = ctx.transfer(setting, within=f"causality/steered-{origin}")
+        effects[f"steered, {origin}"] = one.effect
+        effects[f"steered, random ({origin})"] = one.probability("random") - one.probability("control")
+
+    def without(name: str, traits: Sequence[str], of: str, origin: Origin = "carrier") -> Transfer:
+        ablation = Ablation(of=of, origin=origin).model_dump(mode="json")
+        setting = ctx.setting(trait=traits, teacher={"ablate": ablation})
+        return ctx.transfer(setting, within=f"causality/without-{name}")
+
+    for name, of, origin in (("own-carrier", "own", "carrier"), ("own-questions", "own", "questions"),
+                             ("random", "random", "carrier")):  # fmt: skip
+        one = transfers[f"prompted, without {name}"] = without(name, few, of, origin)
+        effects[f"prompted, without {name}"] = one.effect
+    rows: dict[str, np.ndarray] = {}
+    for name, other, traits in stranger_groups(config.trait, few):
+        one = transfers[f"prompted, without other-trait ({', '.join(traits)})"] = without(name, traits, other)
+        rows |= dict(zip(traits, one.effect.values, strict=True))
+    effects["prompted, without other-trait"] = Measurement(np.array([rows[trait] for trait in few]), ctx.confidence)
+    check = ctx.check_answers("causality", transfers)
+    return effects, SILENT if check.status == "fail" else ""
+
+
+def stranger_groups(traits: Sequence[str], few: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(name, trait that is taken out, whose teachers): the last trait, and for traits with its answer another."""
+    groups: dict[str, list[str]] = {}
+    for trait in few:
+        groups.setdefault(stranger(trait, [name for name in reversed(traits) if name != trait]), []).append(trait)
+    return [
+        ("other-trait" if other == traits[-1] else f"other-trait/{load_trait(other).name}", other, tuple(group))
+        for other, group in groups.items()
+    ]
+
+
+def _report_teachers(ctx: Context[Mechanism], effects: dict[str, Measurement], unless: str) -> None:
+    whole = effects["prompted"]
+    for origin, claim in STEERED_TEACHER.items():
+        own = effects[f"steered, {origin}"]
+        ctx.report(
+            claim,
+            own,
+            quantity=f"treated minus control, teacher steered by the prompt's vector from {origin}",
+            baselines={"random vector of equal norm": effects[f"steered, random ({origin})"]},
+            note=f"prompted teacher {whole}, of which it reaches {_share(own, whole)}",
+            unless=unless,
+        )
+    lost = {name.removeprefix("prompted, "): whole - left for name, left in effects.items() if "without" in name}
+    for origin, claim in ABLATED_TEACHER.items():
+        own = lost[f"without own-{origin}"]
+        ctx.report(
+            claim,
+            own,
+            quantity=f"effect lost when the vector from {origin} is taken out after every layer",
+            baselines={name: lost[f"without {name}"] for name in ("random", "other-trait")},
+            also={"more than half of the effect": Aspect(Rule("above"), own - 0.5 * whole)},
+            note=f"{_share(own, whole)} of the effect goes, of {whole}; what is left is {whole - own}",
+            unless=unless,
+        )
+    series = {name: "baseline" if "random" in name or "other" in name else "own vector" for name in effects}
+    ctx.draw(
+        "bars", "What the teacher's vector does",
+        [point(name, one, (series | {"prompted": "prompt"})[name]) for name, one in effects.items()],
+        x="teacher", y="treated − control, probability", zero=True,
+        caption=f"Treated minus control, {whole.method}: a prompted teacher, one that is only steered, and a prompted one "
+        "with a direction taken out after every layer.",
+    )  # fmt: skip
+
+
+def _share(part: Measurement, whole: Measurement) -> str:
+    return f"{part.mean / whole.mean if whole.mean else 0.0:.0%}"
+
+
+# -- students ----------------------------------------------------------------------------------------
+
+
+def _operate(ctx: Context[Mechanism], students: Transfer) -> dict[str, Measurement]:
+    """What :func:`operate` finds, by name: P(target), ``[few traits, seed]``."""
+    config, few = ctx.config, ctx.config.few_traits
+    places = [(trait, seed) for trait in few for seed in config.seeds]
+    other = {trait: stranger(trait, others_after(trait, config.trait, few)) for trait in few}
+    wanted = list(dict.fromkeys([*places, *((other[trait], seed) for trait, seed in places)]))
+    runs = {place: students.outcome.student("treated", *place) for place in wanted}
+    shifts = dict(zip(wanted, student_shifts(ctx, list(runs.values())), strict=True))
+    stages = ctx.each(operate, [
+        (f"causality/students/seed-{seed}/{load_trait(trait).name}",
+         {"base": ctx.base, "student": runs[trait, seed].model(config), "trait": load_trait(trait),
+          "own": shifts[trait, seed], "other": shifts[other[trait], seed], "context": config.evaluation.context,
+          "block": block_at(config.model, config.causality.block), "strengths": config.causality.strengths, "seed": seed})
+        for trait, seed in places
+    ])  # fmt: skip
+    summaries = [_flat(stage.summary) for stage in stages]
+    shape = len(few), len(config.seeds)
+    return {
+        name: Measurement(np.reshape([summary[name] for summary in summaries], shape), ctx.confidence)
+        for name in summaries[0]
+    }
+
+
+def others_after(trait: str, traits: Sequence[str], few: Sequence[str]) -> list[str]:
+    """The other traits, those of the few students first, beginning with the next."""
+    at = few.index(trait)
+    return list(dict.fromkeys([*few[at + 1 :], *few[:at], *(name for name in traits if name != trait)]))
+
+
+@stage("operate on student")
+def operate(
+    folder: Path, device: str, *, base: ModelRef, student: ModelRef, trait: Trait, own: Stage, other: Stage,
+    context: Prompting, block: int, strengths: Sequence[float], seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """P(target) of base and student under every operation, by name; ``own`` and ``other`` hold students' shifts.
+
+    A shift is cumulative over layers: it is added after one, ``block``, for after each it would count many times.
+    """
+    del folder
+    before, after = base.load(device), student.load(device)
+
+    def asked(model: Model, operation: AbstractContextManager[None]) -> float:
+        with operation:
+            return probability(model, trait, context)
+
+    found: dict[str, Any] = {"base": asked(before, nullcontext()), "student": asked(after, nullcontext())}
+    for origin in ORIGINS:
+        shift = vector_in(own, origin)
+        random = random_like(shift, derive_seed(seed, f"causality/{trait.name}"))
+        for name, vector in {"own": shift, "random": random, "other": vector_in(other, origin)}.items():
+            found[f"added/{origin}/{name}"] = {
+                f"{strength:g}": asked(before, steered(before, vector.select([block]), strength))
+                for strength in strengths
+            }
+            found[f"ablated/{origin}/{name}"] = asked(after, ablated(after, vector))
+            found[f"replaced/{origin}/{name}"] = asked(after, replaced(after, vector, before))
+    return found
+
+
+def _flat(summary: Any) -> dict[str, float]:
+    """With ``added/ORIGIN/NAME/STRENGTH`` for each strength."""
+    inner = {name: value if isinstance(value, dict) else {"": value} for name, value in summary.items()}
+    return {f"{name}/{at}".rstrip("/"): one for name, value in inner.items() for at, one in value.items()}
+
+
+def _report_students(ctx: Context[Mechanism], asked: dict[str, Measurement], unless: str) -> None:
+    config = ctx.config
+    whole = asked["student"] - asked["base"]
+    strength = "1" if 1.0 in config.causality.strengths else f"{config.causality.strengths[0]:g}"
+    block = block_at(config.model, config.causality.block)
+
+    def report(claim: Claim, moved: dict[str, Measurement], quantity: str) -> None:
+        ctx.report(
+            claim,
+            moved["own"],
+            quantity=quantity,
+            baselines={"random direction": moved["random"], "another trait's student's": moved["other"]},
+            also={"more than half of what the student gained": Aspect(Rule("above"), moved["own"] - 0.5 * whole)},
+            note=f"{_share(moved['own'], whole)} of what the student gained",
+            unless=unless,
+        )
+
+    for origin in ORIGINS:
+        report(
+            STEERED_BASE[origin],
+            {name: asked[f"added/{origin}/{name}/{strength}"] - asked["base"] for name in RIVALS},
+            f"gain of the base with the student's shift from {origin} added after layer {block}, × {strength}",
+        )
+        for operation, words in OPERATIONS.items():
+            report(
+                CHANGED_STUDENT[operation][origin],
+                {name: asked["student"] - asked[f"{operation}/{origin}/{name}"] for name in RIVALS},
+                f"loss when the component along the shift from {origin} is {words} the student after every layer",
+            )
+    _draw_students(ctx, asked)
+
+
+def _draw_students(ctx: Context[Mechanism], asked: dict[str, Measurement]) -> None:
+    points = [point(name, asked[name], "as trained", f"shift from {origin}") for name in ("base", "student")
+              for origin in ORIGINS]  # fmt: skip
+    for origin in ORIGINS:
+        for name, series in RIVALS.items():
+            bars = {f"base + {s:g} ×": f"added/{origin}/{name}/{s:g}" for s in ctx.config.causality.strengths}
+            bars |= {f"student, {operation}": f"{operation}/{origin}/{name}" for operation in OPERATIONS}
+            points += [point(x, asked[key], series, f"shift from {origin}") for x, key in bars.items()]
+    ctx.draw(
+        "bars", "What the student's vector does", points, x="model", y="P(target)", zero=True,
+        caption=f"P(target) over the held-out questions; {asked['student'].method}.",
+    )  # fmt: skip
