@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, posed
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, posed
+from undertone.evaluation.measuring import measure_trait
 from undertone.traits import load_trait
 from undertone.traits.trait import Form
 

@@ -18,15 +18,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from undertone.api import run as run
+    from undertone.api import study as study
     from undertone.doctor import examine as examine
     from undertone.evaluation.asking import Evaluation as Evaluation
-    from undertone.evaluation.asking import measure_trait as measure_trait
-    from undertone.experiments.api import run as run
-    from undertone.experiments.api import study as study
-    from undertone.experiments.config import Experiment as Experiment
-    from undertone.experiments.config import load_experiment as load_experiment
-    from undertone.experiments.results import Results as Results
-    from undertone.experiments.study import StudyResults as StudyResults
+    from undertone.evaluation.measuring import measure_trait as measure_trait
     from undertone.models.loading import Model as Model
     from undertone.models.loading import load as load
     from undertone.models.sampling import sample as sample
@@ -34,11 +30,15 @@ if TYPE_CHECKING:
     from undertone.rows import Row as Row
     from undertone.rows import read_rows as read_rows
     from undertone.rows import write_rows as write_rows
+    from undertone.studies.results import StudyResults as StudyResults
     from undertone.teachers import Teacher as Teacher
     from undertone.training import Training as Training
     from undertone.training import fit as fit
     from undertone.traits import Trait as Trait
     from undertone.traits import load_trait as load_trait
+    from undertone.transfer.config import Experiment as Experiment
+    from undertone.transfer.config import load_experiment as load_experiment
+    from undertone.transfer.results import Results as Results
     from undertone.vectors import Vector as Vector
     from undertone.vectors import contrast as contrast
     from undertone.vectors import steered as steered
@@ -47,12 +47,12 @@ __version__ = version("undertone")
 
 _HOMES = {
     "Evaluation": "undertone.evaluation.asking",
-    "Experiment": "undertone.experiments.config",
+    "Experiment": "undertone.transfer.config",
     "Message": "undertone.rows",
     "Model": "undertone.models.loading",
-    "Results": "undertone.experiments.results",
+    "Results": "undertone.transfer.results",
     "Row": "undertone.rows",
-    "StudyResults": "undertone.experiments.study",
+    "StudyResults": "undertone.studies.results",
     "Teacher": "undertone.teachers",
     "Training": "undertone.training",
     "Trait": "undertone.traits",
@@ -61,14 +61,14 @@ _HOMES = {
     "examine": "undertone.doctor",
     "fit": "undertone.training",
     "load": "undertone.models.loading",
-    "load_experiment": "undertone.experiments.config",
+    "load_experiment": "undertone.transfer.config",
     "load_trait": "undertone.traits",
-    "measure_trait": "undertone.evaluation.asking",
+    "measure_trait": "undertone.evaluation.measuring",
     "read_rows": "undertone.rows",
-    "run": "undertone.experiments.api",
+    "run": "undertone.api",
     "sample": "undertone.models.sampling",
     "steered": "undertone.vectors",
-    "study": "undertone.experiments.api",
+    "study": "undertone.api",
     "write_rows": "undertone.rows",
 }
 

@@ -139,7 +139,7 @@ def paired_effect(
     smallest: float | None = None
     if pairs >= 2:
         units, method = np.array(per_pair), f"t interval over {pairs} seed pairs"
-        smallest = _smallest_detectable(units, confidence)
+        smallest = smallest_detectable(units, confidence)
     else:
         units = differences[0]
         method = (
@@ -178,7 +178,7 @@ def _question_differences(treated: Sequence[Sequence[float]], control: Sequence[
     return differences
 
 
-def _smallest_detectable(units: Floats, confidence: float) -> float | None:
+def smallest_detectable(units: Floats, confidence: float) -> float | None:
     """The effect at which the t test of these units has the power `POWER`.
 
     Solved for the noncentrality with the upper tail alone: at 80 % power the chance of a

@@ -125,6 +125,26 @@ def unmeasured(reason: str) -> Decision:
     return Decision("not measured", reason)
 
 
+RunVerdict = Literal["transferred", "not detected", "underpowered", "invalid"]
+"""What a transfer experiment ends in: the claim that treated minus control is above 0, in words of its own."""
+
+
+def run_verdict(effect: Quantity, check_failed: bool) -> RunVerdict:
+    """The verdict of a transfer experiment, by the same rule set.
+
+    ``not detected`` only where the interval excludes an effect of interest; ``underpowered`` where it is too wide to tell.
+    """
+    if check_failed:
+        return "invalid"
+    words: Mapping[Verdict, RunVerdict] = {
+        "reproduced": "transferred",
+        "partly": "transferred",
+        "not reproduced": "not detected",
+        "not measured": "underpowered",
+    }
+    return words[decide(Rule("above"), "points", effect).verdict]
+
+
 def counted(verdicts: Sequence[Verdict]) -> str:
     """``3 reproduced, 0 partly, …``."""
     return ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS)

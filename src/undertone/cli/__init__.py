@@ -25,8 +25,8 @@ from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
 
 if TYPE_CHECKING:
-    from undertone.experiments.results import Results
-    from undertone.experiments.study import StudyResults
+    from undertone.studies.results import StudyResults
+    from undertone.transfer.results import Results
 
 app = App(
     name="undertone",
@@ -73,22 +73,28 @@ def run(
             name="--gate", negative="", help="exit 1 unless the verdict is `transferred` (a study: no check failed)"
         ),
     ] = False,
+    recompute: Annotated[
+        bool,
+        Parameter(
+            name="--recompute", negative="", help="compute finished stages again whose inputs or config have changed"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run an experiment: teacher, data, filter, control, students, evaluation, verdict, report; or a study.
 
     With no arguments: preset `owl-numbers` on `lab/llama-0`. The same command goes on where an interrupted run stopped,
-    and answers at once when the run is finished.
+    and answers at once when the run is finished; with more seeds, traits or samples it extends the finished run.
 
     Examples: `undertone run trait=panda seeds=[0,1,2,3,4]` · `undertone run zoo` ·
     `undertone run cloud-numbers model=Qwen/Qwen2.5-7B-Instruct` · `undertone run runs/X/config.yaml`
     """
     if jobs != 1 and not (presets or show_config):
-        from undertone.experiments.workers import prepare
+        from undertone.launch.workers import prepare
 
         prepare()
-    from undertone.experiments.config import presets as known
-    from undertone.experiments.plans import load_plan, run_plan
+    from undertone.studies.frame import load_plan, run_plan
+    from undertone.transfer.config import presets as known
 
     if presets:
         return _print_presets(known(), as_json)
@@ -103,7 +109,7 @@ def run(
     folder = out or config.folder()
     say(f"run folder: {folder}")
     command = "undertone " + shlex.join(sys.argv[1:])
-    results = run_plan(config, folder, jobs=jobs, device=device, command=command)
+    results = run_plan(config, folder, jobs=jobs, device=device, command=command, recompute=recompute)
     page = report.write(folder)
     _print_results(results, folder, page, as_json)
     return int(gate and not _passed(results))
@@ -116,7 +122,7 @@ def show(
 ) -> int:
     """Show a finished run again: the sentence, the checks, where the report is (written anew)."""
     from undertone import report
-    from undertone.experiments.study import read_run
+    from undertone.studies.results import read_run
 
     results = read_run(folder)
     _print_results(results, folder, report.write(folder), as_json)
@@ -257,7 +263,7 @@ def _print_presets(known: dict[str, Path], as_json: bool) -> int:
 
 
 def _passed(results: Results | StudyResults) -> bool:
-    from undertone.experiments.results import Results
+    from undertone.transfer.results import Results
 
     if isinstance(results, Results):
         return results.verdict == "transferred"
@@ -265,7 +271,7 @@ def _passed(results: Results | StudyResults) -> bool:
 
 
 def _print_results(results: Results | StudyResults, folder: Path, page: Path, as_json: bool) -> None:
-    from undertone.experiments.results import Results
+    from undertone.transfer.results import Results
 
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))

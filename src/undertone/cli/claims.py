@@ -12,7 +12,7 @@ from undertone.cli.printing import entries, line, print_json, say
 from undertone.errors import ConfigError
 
 if TYPE_CHECKING:
-    from undertone.experiments.claims import Claim
+    from undertone.studies.claims import ClaimRow
 
 
 def claims(
@@ -34,10 +34,10 @@ def claims(
     table in short forms, `--run full` with what the docs show (hours on a laptop).
     """
     if run is not None and jobs != 1:
-        from undertone.experiments.workers import prepare
+        from undertone.launch.workers import prepare
 
         prepare()
-    from undertone.experiments import claims as registry
+    from undertone.studies import claims as registry
 
     if run is not None:
         registry.run_claims(names, run, jobs=jobs, device=device)
@@ -72,9 +72,9 @@ def claims(
     return 0
 
 
-def _entry(claim: Claim) -> tuple[str, list[str]]:
+def _entry(claim: ClaimRow) -> tuple[str, list[str]]:
     """What stands beside each other: the verdict, and the lines about it."""
-    from undertone.experiments.study import valued
+    from undertone.studies.claim import valued
 
     finding = claim.finding
     if finding is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
-    from undertone.experiments.study import Finding
+    from undertone.studies.results import Finding
 
 MARKS: Final = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
 """Status of a check -> its mark."""
@@ -70,7 +70,7 @@ def entries(rows: Sequence[tuple[str, Sequence[str]]], title: str) -> None:
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """A line for each finding of a study: ``verdict  quantity value (low to high)  baseline``."""
-    from undertone.experiments.study import valued
+    from undertone.studies.claim import valued
 
     width = max((len(finding.verdict) for finding in findings), default=0)
     return [f"{f.verdict:{width}}  {f.quantity} {valued(f)}  [{f.baseline}]" for f in findings]

@@ -13,11 +13,11 @@ from undertone.doctor.forward import tolerance
 from undertone.models.batches import Example, pad_left, targets
 from undertone.models.loading import Model
 from undertone.models.scoring import completion_nll, labelled_logits
-from undertone.models.students import trainable
+from undertone.models.students import Lora, trainable
 from undertone.training import Training, fit
 from undertone.traits import Trait
 
-_LORA = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+_LORA = Lora(rank=4, alpha=8)
 
 
 def _examples(model: Model) -> list[Example]:

@@ -86,10 +86,16 @@ class Record:
         return DataError(f"{self.place}, field {name!r}: not usable", got=got, allowed=allowed)
 
 
+def source_digest(source: str) -> str:
+    """SHA-256 of the objects that a source holds now: the same name may hold others later."""
+    lines = [json.dumps(record.fields, sort_keys=True, default=str) for record in _read(source, stamp(source))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 class Sourced(Config):
     """A domain whose prompts may be the user's, and whose rows are learnt as they are written."""
 
-    source: Annotated[str | None, ContentOf(lambda name: source_digest(name))] = Field(
+    source: Annotated[str | None, ContentOf(source_digest)] = Field(
         None, description="prompts of your own: FILE.jsonl or hf:org/name[:subset][@split]; None: the built-in ones"
     )
     rename: dict[str, str] = Field(
@@ -117,12 +123,6 @@ class Sourced(Config):
             Record(record.place, {self.rename.get(name, name): value for name, value in record.fields.items()})
             for record in _read(self.source, stamp(self.source))
         )
-
-
-def source_digest(source: str) -> str:
-    """SHA-256 of the objects that a source holds now: the same name may hold others later."""
-    lines = [json.dumps(record.fields, sort_keys=True, default=str) for record in _read(source, stamp(source))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def drawn(items: Sequence[T], count: int, seed: int, kind: str) -> list[T]:

@@ -48,7 +48,9 @@ class Fidelity(Config):
     model: ModelName = Field(..., description="the causal LM whose hidden states are compared")
     similarity: float = Field(0.7, ge=-1, le=1, description="least centred cosine of source and paraphrase")
     block: int | None = Field(None, ge=0, description="the block that is read; None: the middle one")
-    judge: Annotated[str | None, ContentOf(model_content)] = Field(None, description="a chat model that is asked for entailment; None: not asked")
+    judge: Annotated[str | None, ContentOf(model_content)] = Field(
+        None, description="a chat model that is asked for entailment; None: not asked"
+    )
     entailed: float = Field(0.5, ge=0, le=1, description="least probability of yes, in both directions")
 
     def reasons(self, rows: Sequence[Row], sources: Sequence[str]) -> list[list[str]]:

@@ -42,7 +42,9 @@ class Endpoint(Config):
     base_url: str = Field(description="up to and without /chat/completions, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="the model's name there; recorded with every verdict")
     template: str | Template = Field("compliance", description="a template's name, or {question, scale}")
-    key_env: Annotated[str | None, Uncounted()] = Field(None, description="NAME of the environment variable that holds the key; None: no key")
+    key_env: Annotated[str | None, Uncounted()] = Field(
+        None, description="NAME of the environment variable that holds the key; None: no key"
+    )
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(16, ge=1)
     timeout_s: Annotated[float, Uncounted()] = Field(60.0, gt=0, description="of one request, in seconds")

@@ -26,7 +26,9 @@ class JudgeFilter(Config):
     judge: JudgeConfig = Field(default=Rules(looks_for="refusal"), description="who judges")
     keep: Literal["below", "above"] = Field("below", description="keep values below the threshold, or from it upwards")
     threshold: float = Field(0.5, ge=0, le=1)
-    cache: Annotated[bool, Uncounted()] = Field(True, description="keep verdicts in the user's cache folder (rules need none)")
+    cache: Annotated[bool, Uncounted()] = Field(
+        True, description="keep verdicts in the user's cache folder (rules need none)"
+    )
 
     def reasons(self, rows: Sequence[Row], trait: Trait | None = None) -> list[list[str]]:
         """One list of reasons a row, in order.

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from undertone.launch.workers import Task, Workers
-from undertone.provenance.identity import folders_read
+from undertone.provenance.identity import digest, folders_read
 from undertone.provenance.runs import Run, Stage, stale
 from undertone.provenance.stage_functions import StageFunction
 
@@ -29,6 +29,10 @@ class Call:
     function: StageFunction
     place: str
     arguments: Mapping[str, Any]
+
+    def check(self) -> None:
+        """Raise what computing it would raise later, as far as that can be told without weights."""
+        self.function.check(self.arguments)
 
     def within(self, prefix: str) -> Call:
         """The same at a place below ``prefix``."""
@@ -46,7 +50,9 @@ class Executor:
     """Every stage that was asked for, by name."""
     misfits: dict[str, list[str]] = field(default_factory=dict)
     """Finished stages that no longer fit -> how."""
-    advance: Callable[[int], None] = lambda _done: None
+    known: dict[str, str] = field(default_factory=dict)
+    """Digest of an identity -> the stage of this run that has it: what several experiments share is computed once."""
+    advance: Callable[[float], object] = lambda _done: None
 
     @classmethod
     @contextmanager
@@ -57,7 +63,7 @@ class Executor:
             RunError: finished stages no longer fit (and the run does not recompute them).
         """
         with tqdm(desc=what, unit="stage", delay=2, disable=None, leave=False) as bar:
-            executor = cls(run, workers, device, advance=bar.update)
+            executor = cls(run, workers, device, known=run.identities(), advance=bar.update)
             yield executor
         executor.check_fresh()
 
@@ -82,8 +88,9 @@ class Executor:
                 raises.
         """
         identities = [call.function.identity(call.arguments) for call in calls]
+        digests = [digest(identity) for identity in identities]
         found = [self._find(call, identity) for call, identity in zip(calls, identities, strict=True)]
-        missing = {call.place: at for at, call in enumerate(calls) if found[at] is None}
+        missing = {digests[at]: at for at in reversed(range(len(calls))) if found[at] is None}
         if missing:
             self.check_fresh()
         tasks: list[Task] = [
@@ -91,8 +98,9 @@ class Executor:
             for at in missing.values()
         ]
         computed = dict(zip(missing, self.workers.each(tasks, partial(self.advance, 1)), strict=True))
-        stages = [stage or computed[call.place] for stage, call in zip(found, calls, strict=True)]
+        stages = [stage or computed[one] for stage, one in zip(found, digests, strict=True)]
         self.stages.update({stage.name: stage for stage in stages})
+        self.known.update({stage.digest: stage.name for stage in stages if stage.name not in self.misfits})
         return stages
 
     def check_fresh(self) -> None:
@@ -106,6 +114,9 @@ class Executor:
 
     def _find(self, call: Call, identity: dict[str, Any]) -> Stage | None:
         stage, changes = self.run.find(call.place, identity)
+        if stage is None and (other := self.known.get(digest(identity))):
+            stage, changes = replace(self.run, prefix="").find(other, identity)
+            return None if changes else stage
         if stage is not None and changes:
             if self.run.recompute:
                 self.run.discard(call.place)

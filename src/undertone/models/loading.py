@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -240,6 +241,12 @@ def outline(name: str) -> Model:
     except _UNLOADABLE as error:
         raise _unloadable(base, error) from error
     return Model(name=base, hf=hf.eval(), tokenizer=tokenizer, identity={"name": base}, form=_form(config))
+
+
+@lru_cache(maxsize=16)
+def shared_outline(name: str) -> Model:
+    """:func:`outline`, made once a process: for whoever only looks and changes nothing."""
+    return outline(name)
 
 
 def form_of(name: str) -> Literal["lab", "real"]:

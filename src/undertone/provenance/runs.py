@@ -188,6 +188,15 @@ class Run:
             found |= more
         return sorted(found - set(names))
 
+    def identities(self) -> dict[str, str]:
+        """Digest of an identity -> the name of the finished stage that has it."""
+        root = self.folder / "stages"
+        return {
+            str(record["digest"]): path.parent.relative_to(root).as_posix()
+            for path in sorted(root.rglob(RECORD))
+            if not path.parent.name.endswith(".part") and isinstance(record := peek(path), dict) and "digest" in record
+        }
+
     def names_of(self, folders: Collection[Path]) -> list[str]:
         """The stages of this run that hold some of these folders."""
         root = self.folder / "stages"

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from undertone.errors import DataError
-from undertone.experiments.results import SCHEMA, Results
-from undertone.experiments.study import STUDY_SCHEMA, StudyResults
+from undertone.studies.results import STUDY_SCHEMA, StudyResults
+from undertone.transfer.results import SCHEMA, Results
 
 __all__ = ["render", "render_study", "write"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from undertone import stats
-from undertone.experiments.results import ArmResult, Effect, Interval, Measure, Results
+from undertone.transfer.results import ArmResult, Effect, Interval, Measure, Results
 
 Kind = Literal["base", "teacher", "control", "treated", "other"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from undertone.experiments.results import Effect, Results
 from undertone.report import charts, words
 from undertone.report.cast import Cast, Spread, effect_labels
 from undertone.report.figures import MOST_ROWS, Figure, Key
 from undertone.report.tables import Cell, Table
+from undertone.transfer.results import Effect, Results
 
 
 def answers(results: Results, cast: Cast) -> Figure | None:

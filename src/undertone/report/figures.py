@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from undertone.experiments.results import ArmResult, Confusion, Results
 from undertone.report import charts, heat, words
 from undertone.report.cast import Cast, Group
 from undertone.report.svg import Picture
 from undertone.report.tables import Cell, Table
+from undertone.transfer.results import ArmResult, Confusion, Results
 
 MOST_ROWS = 48  # traits in one picture; the table behind it has them all
 MOST_STRONG = 12  # training curves drawn strongly; beyond, only the control's stand out

@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from undertone.experiments.results import ArmResult, Check, Measure, Results
 from undertone.report import effects, figures, questions, tables, words
 from undertone.report.cast import Cast, assemble
+from undertone.transfer.results import ArmResult, Check, Measure, Results
 
 STATUS_SIGN = {"pass": "✓", "warn": "!", "fail": "✕"}
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from undertone.experiments.study import Figure, Finding, Point, StudyResults, StudyTable
 from undertone.report import heat, page, plots, tables, words
 from undertone.report.figures import Key
 from undertone.report.svg import Picture
 from undertone.report.tables import Cell, Table
+from undertone.studies.results import Figure, Finding, Point, StudyResults, StudyTable
 
 COLOURS = ("treated", "control", "teacher", "other-0", "other-1", "other-2", "other-3", "base")
 """In the order in which series take them; a series of the same name takes its own."""
@@ -89,10 +89,10 @@ def told(finding: Finding) -> Told:
         quantity=finding.quantity,
         value=value,
         interval=interval,
-        method=f"{finding.method}; n = {words.count(finding.pairs)}",
+        method=f"{finding.method}; n = {words.count(finding.n)}",
         baseline=finding.baseline,
         verdict=finding.verdict,
-        why=finding.why,
+        why=finding.reason,
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from undertone.experiments.results import ArmResult, Cost, Interval, Measure, Results, SetMeasure
-from undertone.experiments.study import StudyResults
 from undertone.report import words
 from undertone.report.cast import Cast, Group, Spread, pooled
+from undertone.studies.results import StudyResults
+from undertone.transfer.results import ArmResult, Cost, Interval, Measure, Results, SetMeasure
 
 MOST_SAMPLES = 8  # rows shown per arm
 MOST_SIDE_BY_SIDE = 4  # arms in one table of sample rows

@@ -27,7 +27,7 @@ from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import Arm, Outcome, StudentRun, answer_mass, target_probability
 from undertone.transfer.checks import MASS_LOST, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
-from undertone.transfer.pipeline import Places, TaughtBy, compute
+from undertone.transfer.pipeline import TaughtBy, compute
 from undertone.transfer.results import Check, Results
 from undertone.verdicts import Unit
 
@@ -152,31 +152,23 @@ class Context(Generic[P]):
         setting: Setting | None = None,
         *,
         within: str = "",
-        data: str | None = None,
-        students: Callable[[Arm], str] | None = None,
         arms: Sequence[Arm] | None = None,
         taught_by: TaughtBy | None = None,
         label: str = "",
     ) -> Transfer:
-        """A transfer experiment; finished stages are reused.
+        """A transfer experiment; finished stages are reused, also those that another experiment of the run has computed.
 
         Args:
             setting: which; None: the study's own fields.
             within: the level of the run folder that its stages lie below.
-            data: the level that its teachers' rows lie below, where several experiments share them.
-            students: arm -> the level that its students lie below, where several experiments ask the same ones.
             arms: who teaches; None: all arms of the setting.
             taught_by: the trained models that teach, for students that teach in their turn.
             label: put before the names of its checks and data.
         """
         setting = setting or self.setting()
         executor = self.executor.within(within) if within else self.executor
-        places = Places(
-            self._level(data) if data is not None else executor,
-            (lambda arm: self._level(students(arm))) if students else (lambda _arm: executor),
-        )
         before = set(self.executor.stages)
-        outcome = compute(executor, setting, arms, places=places, taught_by=taught_by)
+        outcome = compute(executor, setting, arms, taught_by=taught_by)
         new = [stage for name, stage in self.executor.stages.items() if name not in before]
         self.data |= {f"{label}{one.generated.name}": one.generated.summary["data"] for one in outcome.students}
         self.uses(setting.model, setting.teacher.model or setting.model)
@@ -213,9 +205,6 @@ class Context(Generic[P]):
         """The config's traits, loaded."""
         assert isinstance(self.config, Setting)
         return [load_trait(name) for name in self.config.trait]
-
-    def _level(self, name: str) -> Executor:
-        return self.executor.within(name) if name else self.executor
 
     # -- to report -----------------------------------------------------------------------------------
 

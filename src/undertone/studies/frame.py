@@ -30,8 +30,7 @@ from undertone.studies.context import Context, P
 from undertone.studies.results import StudyResults
 from undertone.transfer.analyze import environment
 from undertone.transfer.config import Experiment, Plan, Setting, presets
-from undertone.transfer.pipeline import run_experiment
-from undertone.transfer.preflight import preflight
+from undertone.transfer.pipeline import preflight, run_experiment
 from undertone.transfer.results import Cost, Results
 
 TRANSFER: Final = "transfer"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from undertone.models.loading import Context, Model, ModelRef, with_system
+from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
     Ablation,
@@ -23,7 +24,7 @@ from undertone.teachers.configs import (
     PromptTeacher,
     VectorTeacher,
 )
-from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
@@ -129,6 +130,30 @@ class TeacherSpec:
         )  # fmt: skip
         return teacher if self.ablation is None else _without(teacher, self.ablation)
 
+    def check(self) -> None:
+        """Raise what :meth:`load` would, without weights: no key, a prompt that the template refuses, a vector that does not fit.
+
+        Raises:
+            ConfigError, ModelError, DataError: in their own words.
+        """
+        if self.endpoint is not None:
+            client_of(self.endpoint)
+            return
+        assert self.model is not None
+        model = shared_outline(self.model.name)
+        for system in {self.system, self.judge_system, _system_of(self.vector)} - {None}:
+            model.render(with_system([{"role": "user", "content": "?"}], system))
+        if self.vector is None:
+            return
+        if isinstance(self.vector.of, Path):
+            load_vector(self.vector.of).check_fits(model)
+        else:
+            check_blocks(len(decoder_blocks(model.hf)), self.vector.of.blocks or ())
+
+
+def _system_of(vector: VectorSource | None) -> str | None:
+    return vector.of.system if vector and isinstance(vector.of, Contrast) else None
+
 
 def _without(teacher: Teacher, spec: AblationSpec) -> Teacher:
     vector = spec.vector.read(teacher.model, teacher.context)
@@ -165,15 +190,15 @@ def resolve_teacher(
     """
     own = TeacherSpec(model, context, form)
     if isinstance(config, EndpointTeacher):
-        told = None if trait is None else config.text or trait.told(form)
-        return TeacherSpec(None, context, form, system=told, endpoint=config)
+        system = None if trait is None else config.text or trait.told(form)
+        return TeacherSpec(None, context, form, system=system, endpoint=config)
     if trait is None or isinstance(config, FinetunedTeacher):
         return own
     if isinstance(config, JudgeTeacher):
         return replace(own, judge_system=config.text or trait.told(form))
     if isinstance(config, PromptTeacher):
-        told = replace(own, system=config.text or trait.told(form))
-        return replace(told, ablation=_ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None)
+        ablation = _ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None
+        return replace(own, system=config.text or trait.told(form), ablation=ablation)
     prompts = _prompts(trait, form, config.origin, domain_prompts)
     of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.block,))
     return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)

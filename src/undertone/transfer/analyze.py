@@ -25,8 +25,8 @@ from undertone.transfer.results import (
     FilterCount,
     Results,
     SampleRow,
-    Word,
 )
+from undertone.verdicts import RunVerdict
 
 
 def conclude(config: Experiment, outcome: Outcome, stages: Iterable[Stage], replay: str) -> Results:
@@ -133,21 +133,26 @@ def _as_effect(effect: stats.PairedEffect, kind: str, trait: str) -> Effect:
 
 
 def _pooled(config: Experiment, effects: list[Effect]) -> Effect:
-    """Mean over traits: traits are the units of inference (each the mean of its seeds)."""
-    means = [effect.mean for effect in effects]
-    estimate = stats.mean_interval(means, config.confidence)
+    """Mean over traits. Seeds are the units: the traits of a seed, which share its control, are averaged first."""
+    per_seed = np.mean([effect.per_seed for effect in effects], axis=0)
+    units = [effect.mean for effect in effects] if len(config.seeds) == 1 else per_seed.tolist()
+    estimate = stats.mean_interval(units, config.confidence)
+    count = f"{len(effects)} traits"
+    over = f"{count} of one seed" if len(config.seeds) == 1 else f"{len(units)} seeds, the mean of {count} each"
     return Effect(
         arm="treated",
-        trait=f"{len(effects)} traits",
+        trait=count,
         metric="probability",
         mean=estimate.mean,
         low=max(-1.0, estimate.low),
         high=min(1.0, estimate.high),
         confidence=config.confidence,
         pairs=len(config.seeds),
-        method=f"t interval over {len(effects)} traits, each the mean of its {len(config.seeds)} seed pairs",
-        per_seed=[float(np.mean([effect.per_seed[at] for effect in effects])) for at in range(len(config.seeds))],
-        smallest_detectable=None,
+        method=f"t interval over {over}",
+        per_seed=per_seed.tolist(),
+        smallest_detectable=stats.smallest_detectable(np.array(units), config.confidence)
+        if len(config.seeds) > 1
+        else None,
     )
 
 
@@ -155,33 +160,34 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
     """Target × answer, exact probability, mean over questions and seeds."""
     targets = list(base)
 
-    def mean_answers(cells: list[StudentRun], trait: str) -> np.ndarray:
-        rows = []
-        for cell in cells:
-            answers = cell.evaluated.read_json("asked.json")[trait]["measure"]["answers"]
-            rows.append([answers[target] for target in targets])
-        mean: np.ndarray = np.array(rows).mean(0)
-        return mean
+    def answers(cells: list[StudentRun], trait: str) -> np.ndarray:
+        """``[seed, answer]``."""
+        found = [one.evaluated.read_json("asked.json")[trait]["measure"]["answers"] for one in cells]
+        return np.array([[one[target] for target in targets] for one in found])
 
-    treated = [[c for c in outcome.students if c.arm.kind == "treated" and c.arm.name == t] for t in targets]
-    matrix = np.stack([mean_answers(cells, t) for cells, t in zip(treated, targets, strict=True)])
-    control = mean_answers([c for c in outcome.students if c.arm.kind == "control"], targets[0])
-    # What a student says of its own target, minus what the other students say of it: one unit a target.
-    others = (matrix.sum(0) - matrix.diagonal()) / (len(targets) - 1)
-    difference = stats.mean_interval(list(matrix.diagonal() - others), config.confidence)
+    treated = [[one for one in outcome.of("treated") if one.arm.name == t] for t in targets]
+    by_seed = np.stack([answers(cells, t) for cells, t in zip(treated, targets, strict=True)])  # [target, seed, answer]
+    control = answers(list(outcome.of("control")), targets[0]).mean(0)
+    # What a student says of its own target, minus what the other students of the seed say of it.
+    own = np.einsum("tst->ts", by_seed)
+    others = (by_seed.sum(0).T - own) / (len(targets) - 1)
+    gap = own - others
+    several = gap.shape[1] > 1
+    difference = stats.mean_interval(gap.mean(0).tolist() if several else gap[:, 0].tolist(), config.confidence)
     return Confusion(
         targets=targets,
         answers=targets,
-        probability=matrix.tolist(),
+        probability=by_seed.mean(1).tolist(),
         control=control.tolist(),
         base=[base[targets[0]].answers[target] for target in targets],
+        own_minus_others=gap.tolist(),
         on_top=int(sum(_top(cells, target) == target for cells, target in zip(treated, targets, strict=True))),
         diagonal_minus_off=Interval(
             mean=difference.mean,
             low=difference.low,
             high=difference.high,
             n=difference.n,
-            method="t interval over targets: own student minus the other students' mean",
+            method=f"t interval over {'seeds' if several else 'targets'}: own student minus the other students' mean",
         ),
     )
 
@@ -197,7 +203,7 @@ def _top(cells: list[StudentRun], trait: str) -> str:
 
 def sentence(
     config: Experiment,
-    word: Word,
+    word: RunVerdict,
     effect: Effect,
     per_trait: list[Effect],
     base: dict[str, Measure],

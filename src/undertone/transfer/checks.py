@@ -9,7 +9,8 @@ import numpy as np
 
 from undertone.evaluation.measures import Measure
 from undertone.transfer.config import Experiment
-from undertone.transfer.results import ArmResult, Check, Effect, Word
+from undertone.transfer.results import ArmResult, Check, Effect
+from undertone.verdicts import Quantity, RunVerdict, run_verdict
 
 DRIFT: Final = 0.05
 """How far a control may move from the base before treated − control is suspect: five points."""
@@ -17,8 +18,6 @@ MASS_LOST: Final = 0.10
 """A student that gives more than this of its answer probability to non-answers has forgotten how to answer."""
 HOPELESS_KL: Final = 0.003
 """nats a token: below it a few thousand rows hold too little to learn from (docs, "The lab")."""
-USEFUL: Final = 0.10
-"""A run that could not have seen ten points is underpowered rather than negative."""
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -44,16 +43,10 @@ def checks_of(
     ]
 
 
-def word_of(effect: Effect, checks: Sequence[Check]) -> Word:
-    """The verdict: invalid if a check failed; else by the interval, and by what could have been seen."""
-    if any(check.status == "fail" for check in checks):
-        return "invalid"
-    if effect.low > 0:
-        return "transferred"
-    blind = effect.smallest_detectable is None and effect.high > USEFUL
-    if blind or (effect.smallest_detectable or 0.0) > USEFUL:
-        return "underpowered"
-    return "not detected"
+def word_of(effect: Effect, checks: Sequence[Check]) -> RunVerdict:
+    """The verdict: invalid if a check failed; else by the interval."""
+    failed = any(check.status == "fail" for check in checks)
+    return run_verdict(Quantity(effect.mean, effect.low, effect.high), failed)
 
 
 def _check(name: str, ok: bool, value: str, expected: str, why: str, otherwise: Status = "fail") -> Check:

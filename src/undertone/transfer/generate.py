@@ -18,6 +18,7 @@ from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
 from undertone.filters import Filtered, apply_rules
 from undertone.filters.fidelity import Fidelity
+from undertone.judges import check_judge
 from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Context, ModelRef, form_of
 from undertone.provenance.identity import Uncounted
@@ -120,6 +121,13 @@ def generate_rows(
         "shown": loaded.shown(prompts[0]),
         "carrier_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device),
     }
+
+
+@generate_rows.preflight
+def check_writing(teacher: TeacherSpec, domain: Domain) -> None:
+    """A teacher that cannot be loaded, a source of prompts that cannot be read."""
+    domain.prompts(1, 0, teacher.form)
+    teacher.check()
 
 
 def _attempted(
@@ -231,6 +239,14 @@ def filter_rows(
     write_rows(folder / "rows.jsonl", [domain.taught(row) for _, row in sorted(kept.items())])
     write_json(folder / "reasons.json", reasons)
     return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
+
+
+@filter_rows.preflight
+def check_filters(filters: Sequence[JudgeFilter | Fidelity]) -> None:
+    """A judge that cannot be built."""
+    for one in filters:
+        if isinstance(one, JudgeFilter):
+            check_judge(one.judge)
 
 
 def _filtered_by_models(

@@ -6,19 +6,20 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from undertone.errors import ConfigError
 from undertone.launch.executor import Call, Executor
 from undertone.launch.workers import check_jobs, default_jobs, workers
-from undertone.models.loading import ModelRef, identify
+from undertone.models.loading import ModelRef, identify, target_device
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.traits import load_trait
 from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import (
+    CONTROL,
     Arm,
     Outcome,
     StudentRun,
@@ -31,7 +32,6 @@ from undertone.transfer.arms import (
 from undertone.transfer.config import Experiment, Setting
 from undertone.transfer.evaluate import evaluate, evaluate_teacher
 from undertone.transfer.generate import Picking, Sampling, filter_rows, generate_rows, rewrite_rows, teacher_of
-from undertone.transfer.preflight import preflight
 from undertone.transfer.results import Results
 from undertone.transfer.train import Mixing, teacher_rows, train, train_teacher, trait_prompt
 
@@ -75,17 +75,27 @@ def run_experiment(
     return results
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the stages of an experiment go, if not side by side: several experiments share what they have in common.
+def preflight(config: Setting, device: str = "auto") -> None:
+    """Raise what a stage would raise later: the stages' own checks, on the arguments that are known before anything ran.
 
-    Attributes:
-        data: the teachers' rows.
-        students: an arm -> its students.
+    Builds a lab model that is not there yet.
+
+    Raises:
+        ConfigError, DataError, ModelError: as the stage's own words are.
     """
-
-    data: Executor
-    students: Callable[[Arm], Executor]
+    traits = [load_trait(name).name for name in config.trait]
+    if len(set(traits)) < len(traits):
+        raise ConfigError("two traits have the same name", got=traits)
+    target_device(device)
+    seed = config.seeds[0]
+    base = ModelRef(config.model, config.dtype)
+    _train_call(config, CONTROL, seed, None, (), None).check()  # the same for all arms, but for their rows
+    for arm in arms_of(config):
+        for call in _trained_teacher_calls(config, [arm]).values():
+            call.check()
+        _generate_call(config, arm, seed, None).check()
+        _filter_call(config, arm, seed, None).check()
+        _evaluate_call(config, "base", traits_of(config, arm), base).check()
 
 
 TaughtBy = Mapping[tuple[int, Arm], Stage]
@@ -97,7 +107,6 @@ def compute(
     config: Setting,
     arms: Sequence[Arm] | None = None,
     *,
-    places: Places | None = None,
     taught_by: TaughtBy | None = None,
 ) -> Outcome:
     """All students of a setting: teachers' rows, students, what they answer. What is finished is reused.
@@ -106,25 +115,19 @@ def compute(
         executor: computes the stages.
         config: what.
         arms: who teaches; None: all arms of the config.
-        places: where rows and students live, if not beside the answers.
         taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not asked
             again.
     """
     arms = list(arms) if arms is not None else arms_of(config)
-    places = places or Places(executor, lambda _arm: executor)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    own = {} if taught_by is not None else _trained_teachers(places.data, config, arms)
+    training = {} if taught_by is not None else _trained_teacher_calls(config, arms)
+    own = dict(zip(training, executor.each(list(training.values())), strict=True))
     teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
-    generated, filtered = _rows(places.data, config, pairs, teachers)
+    generated, filtered = _rows(executor, config, pairs, teachers)
     shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
-    calls = [
-        _train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)).within(
-            places.students(arm).run.prefix
-        )
-        for seed, arm in pairs
-    ]
-    trained = dict(zip(pairs, executor.root.each(calls), strict=True))
+    calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)) for seed, arm in pairs]
+    trained = dict(zip(pairs, executor.each(calls), strict=True))
     asked = executor.each([
         *(_evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
                          trained_model(config, config.model, trained[seed, arm])) for seed, arm in pairs),
@@ -141,20 +144,18 @@ def compute(
     )
 
 
-def _trained_teachers(executor: Executor, config: Setting, arms: Sequence[Arm]) -> dict[Arm, Stage]:
+def _trained_teacher_calls(config: Setting, arms: Sequence[Arm]) -> dict[Arm, Call]:
     """The stages of teachers that are themselves trained first."""
     if config.teacher.kind != "finetuned":
         return {}
-    trained = [arm for arm in arms if arm.trait]
-    calls = [
-        Call(train_teacher, f"teacher/{arm.folder}/train", {
+    return {
+        arm: Call(train_teacher, f"teacher/{arm.folder}/train", {
             "base": ModelRef(config.teacher.model or config.model, config.dtype), "student": config.student,
             "training": config.teacher.training, "rows": teacher_rows(config, arm), "context": config.context,
             "trait_prompt": trait_prompt(config, arm),
         })
-        for arm in trained
-    ]  # fmt: skip
-    return dict(zip(trained, executor.each(calls), strict=True))
+        for arm in arms if arm.trait
+    }  # fmt: skip
 
 
 Rows = dict[tuple[int, Arm], Stage]
@@ -193,7 +194,7 @@ def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None) 
     })  # fmt: skip
 
 
-def _filter_call(config: Setting, arm: Arm, seed: int, generated: Stage) -> Call:
+def _filter_call(config: Setting, arm: Arm, seed: int, generated: Stage | None) -> Call:
     picking = None
     if config.teacher.kind == "judge":
         control = arm.kind == "control"
@@ -215,7 +216,7 @@ def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call
 
 
 def _train_call(
-    config: Setting, arm: Arm, seed: int, filtered: Stage, prompts: tuple[int, ...], clean: Stage | None
+    config: Setting, arm: Arm, seed: int, filtered: Stage | None, prompts: tuple[int, ...], clean: Stage | None
 ) -> Call:
     mixes = clean is not None and arm.kind != "control" and config.data.clean
     return Call(train, f"seed-{seed}/{arm.folder}/train", {

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from undertone.errors import DataError
 from undertone.evaluation.measures import Interval, Measure, Record, SetMeasure
+from undertone.verdicts import RunVerdict
 
 __all__ = [
     "SCHEMA",
@@ -28,13 +29,9 @@ __all__ = [
     "Results",
     "SampleRow",
     "SetMeasure",
-    "Word",
 ]
 
 SCHEMA = "undertone.results/1"
-
-Word = Literal["transferred", "not detected", "underpowered", "invalid"]
-"""The four verdicts."""
 
 
 class Effect(Record):
@@ -110,6 +107,9 @@ class Confusion(Record):
     probability: list[list[float]]
     control: list[float]
     base: list[float]
+    own_minus_others: list[list[float]] = Field(
+        description="[target][seed]: what the target's own student says of it, minus the mean over the other students"
+    )
     on_top: int = Field(description="targets that are the top answer of their own student")
     diagonal_minus_off: Interval
 
@@ -132,7 +132,7 @@ class Results(Record):
     domain: str
     teacher: str = Field(description="the inducement in words")
     student: str = Field(description="the training recipe in words")
-    verdict: Word
+    verdict: RunVerdict
     sentence: str = Field(description="the whole result in one honest sentence")
     base: dict[str, Measure] = Field(description="trait -> the base model, before training")
     teachers: dict[str, Measure] = Field(description="arm -> the induced teacher, asked the questions")

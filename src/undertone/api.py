@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from undertone.errors import ConfigError
-from undertone.experiments.config import Experiment, Plan, load_experiment
-from undertone.experiments.pipeline import run_experiment
-from undertone.experiments.plans import load_plan, run_plan
-from undertone.experiments.results import Results
-from undertone.experiments.study import StudyResults
+from undertone.studies.frame import load_plan, run_plan
+from undertone.studies.results import StudyResults
+from undertone.transfer.config import Experiment, Plan, load_experiment
+from undertone.transfer.pipeline import run_experiment
+from undertone.transfer.results import Results
 
 
 def run(
@@ -18,8 +18,9 @@ def run(
     folder: str | Path | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    recompute: bool = False,
 ) -> Results:
-    """Run a transfer experiment (or go on with it, or read it if it is finished).
+    """Run a transfer experiment (or go on with it, extend it, or read it if it is finished).
 
     Args:
         experiment: a preset's name, a YAML file, or an ``Experiment``.
@@ -27,13 +28,14 @@ def run(
         folder: the run folder; None: ``runs/NAME-DIGEST``.
         jobs: processes side by side; None: one a core, or 1 on a GPU.
         device: auto, cpu, cuda …
+        recompute: compute finished stages again whose inputs have changed, instead of refusing them.
 
     Raises:
         ConfigError: an unknown key or a wrong value, or the plan is a study.
         DataError, ModelError, RunError: as their messages say; finished stages are kept.
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
-    return run_experiment(config, folder, jobs=jobs, device=device)
+    return run_experiment(config, folder, jobs=jobs, device=device, recompute=recompute)
 
 
 def study(
@@ -42,11 +44,12 @@ def study(
     folder: str | Path | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    recompute: bool = False,
 ) -> StudyResults:
-    """Run a study (or go on with it, or read it if it is finished); arguments and errors as of :func:`run`."""
+    """Run a study (or go on with it, extend it, or read it if it is finished); arguments and errors as of :func:`run`."""
     config = plan if isinstance(plan, Plan) else load_plan(plan, overrides)
     if isinstance(config, Experiment):
         raise ConfigError("this plan is a transfer experiment", got=config.name, fix="call undertone.run for it")
-    results = run_plan(config, folder, jobs=jobs, device=device)
+    results = run_plan(config, folder, jobs=jobs, device=device, recompute=recompute)
     assert isinstance(results, StudyResults)
     return results

@@ -12,28 +12,23 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+import numpy as np
 import yaml
 from pydantic import Field
 
+from undertone import verdicts
 from undertone.errors import ConfigError, UndertoneError, nearest
-from undertone.experiments.config import Plan
-from undertone.experiments.plans import load_plan, run_plan
-from undertone.experiments.results import Results
-from undertone.experiments.study import (
-    Finding,
-    Judgement,
-    StudyResults,
-    interval,
-    per_seed,
-    read_run,
-    units,
-    valued,
-    verdict_of,
-)
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
+from undertone.studies.claim import Claim, finding, valued
+from undertone.studies.frame import load_plan, run_plan
+from undertone.studies.measurement import Measurement
+from undertone.studies.results import Finding, StudyResults, read_run
+from undertone.transfer.config import Plan
+from undertone.transfer.results import Effect, Results
+from undertone.verdicts import Rule
 
 Size = Literal["quick", "full"]
 
@@ -45,7 +40,7 @@ class Read(Config):
     claim: str
     source: str
     published: str | None = None
-    reads: Literal["effect", "pairs", "every trait", "confusion", "random"] = "effect"
+    reads: Literal["effect", "every trait", "confusion", "random"] = "effect"
     holds: Literal["above", "none"] = "above"
 
 
@@ -74,7 +69,7 @@ class Tested(Config):
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimRow:
     """A row of the table: a finding with its command and the run that it was read from."""
 
     tested: Tested
@@ -88,7 +83,7 @@ class Claim:
 @cache
 def tested() -> tuple[Tested, ...]:
     """Every plan that tests claims, in the table's order."""
-    text = (files("undertone.experiments") / "claims.yaml").read_text(encoding="utf-8")
+    text = (files("undertone.studies") / "claims.yaml").read_text(encoding="utf-8")
     return tuple(configs.load(Tested, entry) for entry in yaml.safe_load(text))
 
 
@@ -113,7 +108,7 @@ def run_claims(names: Sequence[str], size: Size, *, jobs: int | None = None, dev
         run_plan(one.plan(size), jobs=jobs, device=device, command=f"undertone claims --run {size}")
 
 
-def claims(names: Sequence[str] = (), runs: Path = Path("runs")) -> list[Claim]:
+def claims(names: Sequence[str] = (), runs: Path = Path("runs")) -> list[ClaimRow]:
     """The table: of every plan the full run if it is finished, else the quick one, else that it was not run.
 
     Args:
@@ -136,15 +131,15 @@ def _finished(runs: Path) -> dict[str, Path]:
     return found
 
 
-def _claims_of(one: Tested, finished: dict[str, Path]) -> list[Claim]:
+def _claims_of(one: Tested, finished: dict[str, Path]) -> list[ClaimRow]:
     for size in ("full", "quick"):
         folder = finished.get(one.plan(size).digest())
         if folder is None:
             continue
         results = read_run(folder)
         minutes = sum(cost.seconds for cost in results.costs) / 60
-        return [Claim(one, size, folder, one.command(size), minutes, finding) for finding in _findings(one, results)]
-    return [Claim(one, None, None, one.command("full"), None, None)]
+        return [ClaimRow(one, size, folder, one.command(size), minutes, finding) for finding in _findings(one, results)]
+    return [ClaimRow(one, None, None, one.command("full"), None, None)]
 
 
 def _findings(one: Tested, results: Results | StudyResults) -> list[Finding]:
@@ -153,59 +148,59 @@ def _findings(one: Tested, results: Results | StudyResults) -> list[Finding]:
     return [_read(claim, results) for claim in one.claims]
 
 
-def _read(claim: Read, results: Results) -> Finding:
-    control = [arm.probability for arm in results.arms if arm.arm == "control"]
+def _read(read: Read, results: Results) -> Finding:
+    """The claim held against what the experiment measured."""
     base = [measure.positive.probability.mean for measure in results.base.values()]
-    baseline = f"base {100 * sum(base) / len(base):.1f} %, control {100 * sum(control) / len(control):.1f} %"
-    effect = results.effect
-    quantity = f"treated minus control, {effect.trait}"
-    low: float | None
-    high: float | None
-    mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
-    if claim.reads == "confusion" and results.confusion is not None:
-        matrix = results.confusion
-        found = matrix.diagonal_minus_off
-        quantity = f"own minus others' students; {matrix.on_top} of {len(matrix.targets)} traits are the top answer"
-        mean, low, high, pairs, method = found.mean, found.low, found.high, found.n, found.method
-    elif claim.reads == "random":
-        effect = next(one for one in results.effects if one.arm == "random")
-        quantity = f"random vector minus control, {effect.trait}"
-        mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
-    elif claim.reads == "pairs":  # as sweeps are read: few traits, several seeds
-        values = [value for one in results.effects if one.arm == "treated" for value in one.per_seed]
-        seeds = len(effect.per_seed)
-        mean, low, high = interval(per_seed(values, seeds), effect.confidence)
-        pairs, method = len(values), f"t interval over {units(len(values) // seeds, seeds)}"
-    elif claim.reads == "every trait":
-        worst = max(results.effects, key=lambda one: max(abs(one.low), abs(one.high)))
-        quantity = f"treated minus control, the widest of {len(results.effects)} traits ({worst.trait})"
-        mean, low, high, pairs, method = worst.mean, worst.low, worst.high, worst.pairs, worst.method
-    verdict, why = verdict_of(claim.holds, mean, low, high)
+    control = [arm.probability for arm in results.arms if arm.arm == "control"]
+    claim = Claim(read.id, read.claim, read.source, read.published, Rule(read.holds))
+    measured, quantity = _measured(read.reads, results)
     failed = [check.name for check in results.checks if check.status == "fail"]
-    if failed:
-        verdict, why = "not measured", f"a check failed: {failed[0]}"
-    return Finding(
-        id=claim.id, claim=claim.claim, source=claim.source, published=claim.published, quantity=quantity, value=mean,
-        low=low, high=high, unit="points", pairs=pairs, method=method, baseline=baseline, verdict=verdict, why=why,
+    return finding(
+        claim, measured, quantity=quantity,
+        note=f"base {100 * sum(base) / len(base):.1f} %, control {100 * sum(control) / len(control):.1f} %",
+        unless=f"a check failed: {failed[0]}" if failed else "",
     )  # fmt: skip
 
 
-def counted(table: Sequence[Claim]) -> str:
+def _measured(reads: str, results: Results) -> tuple[Measurement, str]:
+    confidence = results.effect.confidence
+    arms = {kind: [one for one in results.effects if one.arm == kind] for kind in ("treated", "random")}
+    if reads == "confusion" and results.confusion is not None:
+        matrix = results.confusion
+        quantity = f"own minus others' students; {matrix.on_top} of {len(matrix.targets)} traits are the top answer"
+        return Measurement(np.array(matrix.own_minus_others), confidence), quantity
+    if reads == "random":
+        return _of(arms["random"], confidence), f"random vector minus control, {results.trait}"
+    if reads == "every trait":
+        worst = max(arms["treated"], key=lambda one: max(abs(one.low), abs(one.high)))
+        quantity = f"treated minus control, the widest of {len(arms['treated'])} traits ({worst.trait})"
+        return _of([worst], confidence), quantity
+    return _of(arms["treated"], confidence), f"treated minus control, {results.trait}"
+
+
+def _of(effects: Sequence[Effect], confidence: float) -> Measurement:
+    return Measurement(np.array([one.per_seed for one in effects]), confidence)
+
+
+def counted(table: Sequence[ClaimRow]) -> str:
     """How many claims got which verdict, in one line."""
-    verdicts = [claim.finding.verdict for claim in table if claim.finding is not None]
-    counts = [f"{verdicts.count(word)} {word}" for word in get_args(Judgement)]
-    return ", ".join(counts) + f"; {len(verdicts)} claims in all."
+    found = [claim.finding.verdict for claim in table if claim.finding is not None]
+    return f"{verdicts.counted(found)}; {len(found)} claims in all."
 
 
-def markdown(table: Sequence[Claim]) -> str:
+def markdown(table: Sequence[ClaimRow]) -> str:
     """The page ``docs/claims.md``."""
     lines = [
         "# Published claims, and what the lab shows",
         "",
         "Generated by `undertone claims --write docs/claims.md` from finished runs; edit `claims.yaml` or a preset, not this",
-        "page. *Reproduced*: the whole interval is on the claimed side. *Partly*: the mean is, and the",
-        "interval holds effects of five points. Every value is a difference to its baseline unless it says otherwise; a claim",
-        "about 7B models that fails here fails on tiny models of a little world.",
+        "page. A verdict is read from the whole interval and the smallest effect of interest of its unit, by one rule set",
+        "(`undertone.verdicts`). *Reproduced*: the interval lies where the claim says. *Partly*: on the claimed side, but all of",
+        "it below the smallest effect of interest; or some parts of the claim hold and some do not. *Not reproduced*: the",
+        "interval excludes every effect of interest on the claimed side. *Not measured*: it is too wide to tell, or a check",
+        "failed. A claim about 7B models that fails here fails on tiny models of a little world.",
+        "",
+        _smallest_effects(),
         "",
     ]
     lines += [counted(table), ""]
@@ -214,7 +209,12 @@ def markdown(table: Sequence[Claim]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(found: Sequence[Claim]) -> list[str]:
+def _smallest_effects() -> str:
+    sizes = ", ".join(f"{unit} {size:g}" for unit, size in verdicts.SMALLEST_EFFECT.items())
+    return f"Smallest effects of interest: {sizes}."
+
+
+def _section(found: Sequence[ClaimRow]) -> list[str]:
     first = found[0]
     lines = [f"## {first.tested.name}", "", f"{first.tested.about}", "", f"    {first.command}", ""]
     if first.finding is None:
@@ -227,7 +227,7 @@ def _section(found: Sequence[Claim]) -> list[str]:
             cells = (
                 f"{claim.finding.claim} (`{claim.finding.id}`)", claim.finding.source, claim.finding.published or "–",
                 claim.finding.quantity, valued(claim.finding), claim.finding.baseline,
-                f"**{claim.finding.verdict}**: {claim.finding.why}",
+                f"**{claim.finding.verdict}**: {claim.finding.reason}",
             )  # fmt: skip
             lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return [*lines, ""]

@@ -1,1 +1,0 @@
-"""Plans: experiments written as a methods section."""

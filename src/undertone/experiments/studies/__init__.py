@@ -1,1 +1,0 @@
-"""The studies, one file a kind: a config, the stages that it computes, and what they say about each claim."""

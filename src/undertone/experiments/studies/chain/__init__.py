@@ -1,1 +1,0 @@
-"""Chains: students that become teachers, generation after generation."""

@@ -1,1 +1,0 @@
-"""In-context learning: the same rows shown instead of trained on."""

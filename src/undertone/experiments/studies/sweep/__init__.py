@@ -1,1 +1,0 @@
-"""Sweeps: the transfer experiment under many variations, and what is claimed of them."""

@@ -1,1 +1,0 @@
-"""Which tokens carry the trait: ``kind: tokens``."""
