@@ -19,7 +19,7 @@ from undertone.studies.context import Context
 from undertone.studies.frame import study
 from undertone.traits import Behaviour, load_trait
 from undertone.transfer.config import Setting
-from undertone.transfer.preflight import preflight
+from undertone.transfer.pipeline import preflight
 from undertone.verdicts import counted
 
 Part = Literal[
