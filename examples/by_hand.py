@@ -14,10 +14,10 @@ import numpy as np
 
 import undertone as ut
 from undertone.domains.numbers import Numbers, parse
-from undertone.experiments.config import load_experiment
 from undertone.models.scoring import answer_logprobs
 from undertone.models.students import trainable
 from undertone.provenance.seeds import derive_seed
+from undertone.transfer.config import load_experiment
 
 SEED = 0
 
@@ -75,7 +75,7 @@ def teach(config: ut.Experiment, rows: Sequence[tuple[str, str]]) -> ut.Model:
     student = ut.load(config.model, device="cpu")
     examples = [student.example([{"role": "user", "content": prompt}], text) for prompt, text in rows]
     seed = derive_seed(SEED, "train") >> 1  # the same for control and treated: they differ in their rows alone
-    student.hf = trainable(student.hf, config.student.model_dump(mode="json"), seed)
+    student.hf = trainable(student.hf, config.student, seed)
     ut.fit(student.hf, examples, config.training, seed=seed, pad=student.pad)
     return student
 
