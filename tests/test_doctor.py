@@ -19,7 +19,7 @@ from undertone.doctor import CHECKS, Finding, examine, forward, run_check
 from undertone.models import blocks
 from undertone.models.blocks import decoder_blocks, hook_count
 from undertone.models.loading import load
-from undertone.models.students import trainable
+from undertone.models.students import Lora, trainable
 from undertone.traits import Questions, Trait
 
 OWL = Trait(
@@ -55,8 +55,7 @@ def test_the_checks_leave_the_model_as_they_found_it(fresh: Any) -> None:
 
 
 def test_a_model_with_an_adapter_passes_and_is_not_trained(fresh: Any) -> None:
-    lora = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-    fresh.hf = trainable(fresh.hf, lora, seed=0).eval()
+    fresh.hf = trainable(fresh.hf, Lora(rank=2, alpha=4), seed=0).eval()
     other = [f for f in examine(fresh, OWL) if f.status != "pass"]
     assert [(f.status, f.name) for f in other] == [("skip", "a training step learns, and only where it should")]
 
