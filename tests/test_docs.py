@@ -145,8 +145,9 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
 
 def check_undertone(words: list[str], files: set[str]) -> None:
     """The command parses, and the config that it names is valid at its full size."""
+    from undertone.studies.frame import load_plan
+
     from undertone.cli import app
-    from undertone.experiments.plans import load_plan
 
     if "--help" in words:
         return
@@ -183,7 +184,8 @@ def test_every_fence_is_one_that_can_be_run_and_every_command_is_known(
 
 def load_yaml(fence: Fence) -> str:
     """Write the file that the page shows, and read it as what it is."""
-    from undertone.experiments.plans import load_plan
+    from undertone.studies.frame import load_plan
+
     from undertone.traits import load_trait
 
     assert fence.title, f'{fence}: say which file it is: ```yaml title="…"'
@@ -294,9 +296,10 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, in which models are the speaker, experiments are small, and cells run in this process."""
-    from undertone.evaluation import abilities
     from undertone.experiments import api, conduct, config, pipeline, plans
-    from undertone.experiments.workers import workers
+    from undertone.launch.workers import workers
+
+    from undertone.evaluation import abilities
     from undertone.lab import store
     from undertone.models import loading
 
@@ -448,7 +451,8 @@ def test_the_page_of_results_leaves_out_no_record() -> None:
 
 def config_parts() -> dict[str, tuple[Any, str]]:
     """Heading on the page of the config -> the class it lists, and what stands before its fields."""
-    from undertone.experiments.config import Experiment
+    from undertone.transfer.config import Experiment
+
     from undertone.provenance.fields import is_model, kinds_of, members_of
 
     parts: dict[str, tuple[Any, str]] = {"The experiment": (Experiment, "")}

@@ -10,10 +10,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from undertone.transfer.config import Experiment
 
 from undertone import cli, domains
 from undertone.domains.reasons import EVERYWHERE, REASONS
-from undertone.experiments.config import Experiment
 from undertone.filters import rules
 from undertone.provenance.fields import kinds_of, members_of
 

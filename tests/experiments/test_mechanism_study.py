@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from undertone.experiments.plans import load_plan, run_plan
+from undertone.studies.frame import load_plan, run_plan
 from undertone.experiments.studies.mechanism.config import Mechanism
 
 pytestmark = pytest.mark.slow

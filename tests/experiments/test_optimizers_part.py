@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from undertone.errors import ConfigError
-from undertone.experiments.plans import load_plan, run_plan
+from undertone.studies.frame import load_plan, run_plan
 from undertone.experiments.studies.mechanism import optimizers
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.matching import (
@@ -25,6 +23,8 @@ from undertone.experiments.studies.mechanism.matching import (
     tolerance_of,
 )
 from undertone.experiments.studies.mechanism.plan import foresee_parts
+
+from undertone.errors import ConfigError
 
 ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3, 3e-3], "adaptive": True}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.experiments.plans import load_plan, run_plan
+from undertone.studies.frame import load_plan, run_plan
 from undertone.experiments.studies.harm import stages as harm_stages
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.findings import _beliefs, _shape

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from undertone.errors import ConfigError
 from undertone.experiments.cells import Arm, Cell
-from undertone.experiments.plans import load_plan
+from undertone.studies.frame import load_plan
 from undertone.experiments.studies.mechanism import (
     approximability,
     causality,
@@ -22,6 +20,8 @@ from undertone.experiments.studies.mechanism import (
 )
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import answering, answers_kept, block_at
+
+from undertone.errors import ConfigError
 from undertone.mechanism.approximation import Fit
 
 SOME: Any = SimpleNamespace(confidence=0.95, few=1, seeds=(0, 1, 2, 3), gradients=SimpleNamespace(shares=(0.1,)))

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from undertone.transfer.results import Interval, Results
 
 from undertone.errors import DataError
-from undertone.experiments.results import Interval, Results
 from undertone.report import charts, heat, render, words, write
 from undertone.report.cast import assemble, over_seeds
 from undertone.report.page import distinct

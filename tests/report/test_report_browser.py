@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from undertone.transfer.results import Results
+from undertone.studies.results import StudyResults
 
-from undertone.experiments.results import Results
-from undertone.experiments.study import StudyResults
 from undertone.report import render, render_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.report.test_report import HOSTILE, Structure
+from undertone.studies.results import Figure, Finding, Point, StudyResults
 
-from undertone.experiments.study import Figure, Finding, Point, StudyResults
 from undertone.report import plots, render_study, words
 from undertone.report.study import COLOURS, colours, drawn, told
 
