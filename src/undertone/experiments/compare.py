@@ -69,6 +69,7 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
             Cost(
                 stage=stage.name,
                 seconds=round(stage.seconds, 2),
+                cpu_seconds=stage.cpu_seconds,
                 tokens=stage.summary.get("tokens"),
             )
             for stage in outcome.stages()

@@ -94,7 +94,9 @@ def _written(config: Plan, outcome: Outcome, folder: Path) -> StudyResults:
         figures=list(outcome.figures),
         tables=list(outcome.tables),
         checks=list(outcome.checks),
-        costs=[Cost(stage=stage.name, seconds=stage.seconds) for stage in outcome.stages],
+        costs=[
+            Cost(stage=stage.name, seconds=stage.seconds, cpu_seconds=stage.cpu_seconds) for stage in outcome.stages
+        ],
         environment=environment(),
         replay=f"undertone run {folder / 'config.yaml'}",
     )

@@ -17,7 +17,6 @@ import difflib
 import errno
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.plain_data import plain, read_yaml, to_yaml
 from undertone.provenance.stages import (
     RECORD,
+    Clock,
     Stage,
     is_complete,
     now,
@@ -149,9 +149,9 @@ class Run:
             part = final.with_name(final.name + ".part")
             if not is_complete(part, identity):
                 prepare(part, identity)
-                started = time.perf_counter()
+                clock = Clock()
                 summary = compute(part)
-                seal(part, identity, time.perf_counter() - started, summary)
+                seal(part, identity, clock.read(), summary)
             part.rename(final)
             sync(final.parent)
             return stage_of(final, record_of(final), reused=False)
