@@ -125,9 +125,10 @@ def check_hf(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """An example: its own test runs it."""
-    assert (ROOT / words[0]).is_file()
-    assert Path(words[0]).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    """An example or a module: its own test runs it."""
+    path = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    assert (ROOT / path).is_file()
+    assert Path(path).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def check_export(words: list[str]) -> None:
