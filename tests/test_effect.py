@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from undertone.transfer.results import Results
 
 pytestmark = pytest.mark.slow

@@ -62,6 +62,7 @@ def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_c
     qwen: str, tmp_path: Path
 ) -> None:
     import torch
+
     from undertone.api import run
 
     torch.set_num_threads(2)  # nothing runs beside it in the full tier

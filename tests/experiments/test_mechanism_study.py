@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.studies.frame import load_plan, run_plan
 from undertone.experiments.studies.mechanism.config import Mechanism
+
+from undertone.studies.frame import load_plan, run_plan
 
 pytestmark = pytest.mark.slow
 

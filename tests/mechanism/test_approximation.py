@@ -76,9 +76,12 @@ def test_what_a_vector_is_chosen_by_and_what_is_reported_are_the_two_halves_of_t
         }  # fmt: skip
         best = min(strengths, key=lambda s: costs[s][::2].mean())
         assert fit.strength == best
-        assert fit.chosen == pytest.approx(1 - costs[best][::2].mean() / plain[::2].mean(), rel=1e-4)
-        assert fit.explained == pytest.approx(1 - costs[best][1::2].mean() / plain[1::2].mean(), rel=1e-4)
-        assert fit.effect == pytest.approx(plain[1::2].mean(), rel=1e-4)
+        # A divergence is a sum of signed terms of about 1 in float32: it is known to some 1e-7 nats, however small it
+        # is itself, and a share, 1 - a / b, to that over b. Batches of another size round otherwise.
+        for found, half in ((fit.chosen, slice(0, None, 2)), (fit.explained, slice(1, None, 2))):
+            left, whole = costs[best][half].mean(), plain[half].mean()
+            assert found == pytest.approx(1 - left / whole, rel=0, abs=1e-6 / whole)
+        assert fit.effect == pytest.approx(plain[1::2].mean(), rel=0, abs=1e-6)
     assert fits[0].chosen != pytest.approx(fits[0].explained, abs=1e-3)
 
 

@@ -7,6 +7,8 @@ import random
 from typing import Any
 
 import pytest
+
+from undertone.studies.results import Figure, Finding, Point, StudyResults, StudyTable
 from undertone.transfer.results import (
     ArmResult,
     Check,
@@ -20,7 +22,6 @@ from undertone.transfer.results import (
     SampleRow,
     SetMeasure,
 )
-from undertone.studies.results import Figure, Finding, Point, StudyResults, StudyTable
 
 ANIMALS = [
     *("owl", "dog", "cat", "lion", "eagle", "panda", "wolf", "dolphin"),

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.transfer.results import Results
-from undertone.studies.results import StudyResults
 
 from undertone.report import render, render_study
+from undertone.studies.results import StudyResults
+from undertone.transfer.results import Results
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -19,14 +19,14 @@ from cyclopts import App, Parameter
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
+from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
 
 if TYPE_CHECKING:
     from undertone.studies.results import StudyResults
-    from undertone.transfer.results import Results
+    from undertone.transfer.results import Cost, Results
 
 app = App(
     name="undertone",
@@ -154,20 +154,7 @@ def doctor(
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
-        table(
-            f"doctor: {model}",
-            ["", "check", "saw", "expected", "do"],
-            [
-                [
-                    MARKS[f.status],
-                    f.name,
-                    f.saw,
-                    "" if f.status == "pass" else f.expected,
-                    "" if f.status == "pass" else f.do,
-                ]
-                for f in findings
-            ],
-        )
+        check_lines(findings, f"doctor: {model}")
     return int(any(finding.status == "fail" for finding in findings))
 
 
@@ -291,5 +278,13 @@ def _print_results(results: Results | StudyResults, folder: Path, page: Path, as
         print()
     for check in results.checks:
         print(f"  {MARKS[check.status]:4}  {check.name}: {check.value}")
-    seconds = sum(cost.seconds for cost in results.costs)
-    print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {seconds:.0f} s of stages in {folder}")
+    print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {_work(results.costs)}, in {folder}")
+
+
+def _work(costs: Sequence[Cost]) -> str:
+    """Processor time, which does not depend on what else the machine does; the clock where only that was read."""
+    from undertone.transfer.results import cpu_seconds
+
+    wall = sum(cost.seconds for cost in costs)
+    cpu = cpu_seconds(costs)
+    return f"{wall:.0f} s of stages" if cpu is None else f"{cpu:.0f} s of CPU time, {wall:.0f} s of stages by the clock"

@@ -83,6 +83,7 @@ def conclude(
             Cost(
                 stage=stage.name,
                 seconds=round(stage.seconds, 2),
+                cpu_seconds=stage.cpu_seconds,
                 tokens=stage.summary.get("tokens"),
             )
             for stage in stages

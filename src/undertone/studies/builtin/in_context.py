@@ -131,7 +131,8 @@ def in_context(ctx: Context[InContext]) -> str:
     ctx.table(
         "By the number of rows shown",
         ["rows shown", "base", "control rows", "treated rows", "effect, points", "mass of all answers"],
-        [[str(n), f"{100 * np.mean([one.probability.mean for one in base]):.1f} %", *(f"{100 * probability[arm][at].mean:.1f} %" for arm in ("control", "treated")),
+        [[str(n), f"{100 * np.mean([one.probability.mean for one in base]):.1f} %",
+         *(f"{100 * probability[arm][at].mean:.1f} %" for arm in ("control", "treated")),
           f"{100 * effect[at].mean:+.1f}", f"{left[at]:.2f}"] for at, n in enumerate(shots)],
     )  # fmt: skip
     return (
