@@ -1,0 +1,1 @@
+"""The transfer experiment: teachers, data, filters, students, controls, evaluation, verdict."""
