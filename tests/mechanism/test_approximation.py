@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from undertone.mechanism.approximation import Pair, answer_pairs, best_fits, divergences
-from undertone.mechanism.shift import by_block, centred, rank_of_own
+from undertone.mechanism.shift import centred, cosines, rank_of_own
 from undertone.models.batches import Example
 from undertone.vectors import Vector, random_like, steered
 
@@ -90,7 +90,7 @@ def test_centring_leaves_an_arm_out_of_its_own_mean_and_removes_what_all_share()
     shared = 10 * generator.normal(size=(2, 32))
     own = {name: generator.normal(size=(2, 32)) for name in "abcd"}
     shifts = {name: shared + value for name, value in own.items()}
-    raw = by_block(shifts["a"], shared + own["b"])
+    raw = cosines(shifts["a"], shared + own["b"])
     assert min(raw) > 0.95  # raw cosines cannot tell the arms apart
     apart = centred(shifts, list(shifts))
     np.testing.assert_allclose(apart["a"], own["a"] - (own["b"] + own["c"] + own["d"]) / 3)
