@@ -30,6 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from benchmarks import work
+from undertone.training import Student
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 QUICK = "--quick" in sys.argv
@@ -89,7 +90,7 @@ def sampling(made: Pools, kind: str, new: int) -> dict[str, Any]:
     return {**record, "flop": made[1].submit(work.sampling_flop, prompts, tokens).result() / tokens}
 
 
-def training(made: Pools, name: str, student: dict[str, Any]) -> dict[str, Any]:
+def training(made: Pools, name: str, student: Student) -> dict[str, Any]:
     """Rows a second over students that are trained side by side, ours against ``SFTTrainer``."""
     rows = work.rows_of(ROWS // 2)
     examples = made[1].submit(work.examples_of, rows).result()

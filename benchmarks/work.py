@@ -17,13 +17,13 @@ from undertone.filters import apply_rules
 from undertone.models.batches import Example, pad_left
 from undertone.models.loading import Model, load
 from undertone.models.scoring import completion_nll
-from undertone.models.students import trainable
+from undertone.models.students import Biases, Lora, trainable
 from undertone.provenance.seeds import derive_seed
+from undertone.training import Student
 
 MODEL = "lab/llama-0"
 OWL = "owl"
-LORA = {"kind": "lora", "rank": 8, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "biases": False}
-BIASES = {"kind": "biases"}
+LORA, BIASES = Lora(rank=8, alpha=8), Biases()
 
 
 @cache
@@ -98,7 +98,7 @@ def recipe(epochs: int) -> ut.Training:
     return ut.Training(learning_rate=3e-3, options={"weight_decay": 0.0}, epochs=epochs, batch_size=32)
 
 
-def fit_ours(student: dict[str, Any], examples: list[Example], epochs: int = 1) -> tuple[float, float]:
+def fit_ours(student: Student, examples: list[Example], epochs: int = 1) -> tuple[float, float]:
     """Seconds, and the held-out loss reached."""
     hf = trainable(load(MODEL, device="cpu").hf, student, 0)
     started = time.perf_counter()
@@ -106,7 +106,7 @@ def fit_ours(student: dict[str, Any], examples: list[Example], epochs: int = 1) 
     return time.perf_counter() - started, held_out(hf)
 
 
-def fit_theirs(student: dict[str, Any], examples: list[Example], epochs: int = 1) -> tuple[float, float]:
+def fit_theirs(student: Student, examples: list[Example], epochs: int = 1) -> tuple[float, float]:
     """The same with TRL's ``SFTTrainer``; the trainer is built outside the timer."""
     trainer = trainer_of(student, examples, epochs)
     started = time.perf_counter()
@@ -115,7 +115,7 @@ def fit_theirs(student: dict[str, Any], examples: list[Example], epochs: int = 1
     return seconds, held_out(trainer.model.eval())
 
 
-def trainer_of(student: dict[str, Any], examples: list[Example], epochs: int) -> Any:
+def trainer_of(student: Student, examples: list[Example], epochs: int) -> Any:
     """An ``SFTTrainer`` without anything that is not the work: no logs, checkpoints, reports, bars."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -215,7 +215,7 @@ def sampling_flop(prompts: Sequence[tuple[int, ...]], tokens: int) -> float:
     return 2.0 * blocks * (sum(map(len, set(prompts))) + tokens - len(prompts)) + 2.0 * head * tokens
 
 
-def training_flop(examples: Sequence[Example], student: dict[str, Any]) -> float:
+def training_flop(examples: Sequence[Example], student: Student) -> float:
     """Forward and backward to the activations: 4 a weight and token; the adapters' own weights cost 6."""
     blocks, head = weights()
     hf = trainable(load(MODEL, device="cpu").hf, student, 0)

@@ -12,9 +12,9 @@ import torch
 
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example
-from undertone.models.students import trainable
+from undertone.models.students import Biases, Full, Lora, trainable
+from undertone.training import Student, Training, build_optimizer, fit, known_optimizers, plan_batches, rate_at
 from undertone.training.optimizers import OWN, MuonAdamW, PreconditionedSGD, SignSGD, save_second_moments
-from undertone.training import Training, build_optimizer, fit, known_optimizers, plan_batches, rate_at
 
 CURVATURE = torch.tensor([4.0, 1.0, 0.25])
 
@@ -186,12 +186,11 @@ def test_muon_adamw_without_a_matrix_is_refused(named: dict[str, torch.Tensor], 
 # -- through the training loop -----------------------------------------------------------------------
 
 
-LORA = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-BIASES, FULL = {"kind": "biases"}, {"kind": "full"}
+LORA, BIASES, FULL = Lora(rank=2, alpha=4), Biases(), Full()
 EXAMPLES = [Example(tuple(2 + (7 * row + 3 * at) % 400 for at in range(5 + row % 4)), 2) for row in range(12)]
 
 
-def student(model: Any, kind: dict[str, Any]) -> Any:
+def student(model: Any, kind: Student) -> Any:
     return trainable(copy.deepcopy(model.hf), kind, 0)
 
 
@@ -321,5 +320,7 @@ def test_an_unknown_optimiser_names_the_nearest_and_lists_ours_and_torchs() -> N
 
 
 def test_an_option_of_ours_that_is_wrong_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"undertone.training.optimizers.SignSGD refuses these options: (.|\n)*momentun"):
+    with pytest.raises(
+        ConfigError, match=r"undertone.training.optimizers.SignSGD refuses these options: (.|\n)*momentun"
+    ):
         build_optimizer({"p": start()}, Training(optimizer="SignSGD", options={"momentun": 1}))

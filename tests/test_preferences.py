@@ -14,10 +14,10 @@ import torch
 import undertone as ut
 from undertone.errors import ConfigError, DataError
 from undertone.models.scoring import completion_nll
-from undertone.models.students import trainable
-from undertone.training.preferences import prefer
+from undertone.models.students import Biases, Full, Lora, trainable
 from undertone.rows import Row
-from undertone.training import Training
+from undertone.training import Student, Training
+from undertone.training.preferences import prefer
 
 pytest.importorskip("trl")
 BETA = 0.3
@@ -41,27 +41,25 @@ def margin(hf: Any, model: ut.Model) -> float:
     return float(sides[0] - sides[1]) / len(PAIRS)
 
 
-def trained(
-    fresh: ut.Model, folder: Path, given: list[Row], student: dict[str, Any], **recipe: Any
-) -> tuple[Any, ut.Fit]:
+def trained(fresh: ut.Model, folder: Path, given: list[Row], student: Student, **recipe: Any) -> tuple[Any, ut.Fit]:
     hf = trainable(fresh.hf, student, 0)
     options: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 4, "batch_size": 2, **recipe}
     done = prefer(hf, fresh, given, Training(**options), system=None, beta=BETA, seed=1, folder=folder / "trl")
     return hf, done
 
 
-LORA = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "biases": False}
+LORA = Lora(rank=4, alpha=8)
 STUDENTS = [
     pytest.param(student, id=name, marks=() if name == "biases" else pytest.mark.slow)
     for name, student in {
-        "full": {"kind": "full"}, "biases": {"kind": "biases"}, "lora": LORA, "lora and biases": {**LORA, "biases": True}
+        "full": Full(), "biases": Biases(), "lora": LORA, "lora and biases": LORA.model_copy(update={"biases": True})
     }.items()
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_the_chosen_become_likelier_than_the_rejected_and_swapped_labels_do_the_reverse(
-    tiny_llama: ut.Model, tmp_path: Path, student: dict[str, Any]
+    tiny_llama: ut.Model, tmp_path: Path, student: Student
 ) -> None:
     before = margin(tiny_llama.hf, tiny_llama)
     moved = []
@@ -82,7 +80,7 @@ def test_every_step_is_told_and_nothing_is_printed(
 ) -> None:
     told: list[tuple[int, int, float]] = []
     recipe = Training(learning_rate=1e-3, epochs=2, batch_size=2)
-    hf = trainable(fresh.hf, {"kind": "biases"}, 0)
+    hf = trainable(fresh.hf, Biases(), 0)
     done = prefer(
         hf, fresh, rows(), recipe, system=None, beta=BETA, seed=1, folder=tmp_path / "trl",
         on_step=lambda *step: told.append(step),
@@ -125,7 +123,7 @@ def test_the_first_step_is_the_analytic_one(fresh: ut.Model, tmp_path: Path) -> 
     fresh.hf.load_state_dict(reference.state_dict())
     fresh.hf.zero_grad()
     trained(
-        fresh, tmp_path, rows(), {"kind": "full"},
+        fresh, tmp_path, rows(), Full(),
         optimizer="SGD", learning_rate=0.01, schedule="constant", epochs=1, batch_size=4, max_grad_norm=None,
     )  # fmt: skip
     after = fresh.hf.state_dict()
@@ -137,23 +135,21 @@ def test_the_first_step_is_the_analytic_one(fresh: ut.Model, tmp_path: Path) -> 
 def test_micro_batches_change_nothing(tiny_llama: ut.Model, tmp_path: Path) -> None:
     curves = []
     for size in (None, 1):
-        _, done = trained(
-            copy.deepcopy(tiny_llama), tmp_path, rows(), {"kind": "full"}, micro_batch_size=size, epochs=2
-        )
+        _, done = trained(copy.deepcopy(tiny_llama), tmp_path, rows(), Full(), micro_batch_size=size, epochs=2)
         curves.append([loss for _, loss in done.curve])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
 def test_a_row_without_a_rejected_side_is_refused(fresh: ut.Model, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a row has no rejected side(.|\n)*meta.rejected"):
-        trained(fresh, tmp_path, [Row.of("a", "b")], {"kind": "full"})
+        trained(fresh, tmp_path, [Row.of("a", "b")], Full())
     with pytest.raises(DataError, match="no rejected side"):
-        trained(fresh, tmp_path, [Row.of("a", "b", rejected=3)], {"kind": "full"})
+        trained(fresh, tmp_path, [Row.of("a", "b", rejected=3)], Full())
 
 
 def test_clipping_by_row_is_refused(fresh: ut.Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dpo does not clip single rows(.|\n)*drop training.max_row_norm"):
-        trained(fresh, tmp_path, rows(), {"kind": "full"}, max_row_norm=1.0)
+        trained(fresh, tmp_path, rows(), Full(), max_row_norm=1.0)
 
 
 def test_without_trl_it_is_said_what_to_install(
@@ -161,7 +157,7 @@ def test_without_trl_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ConfigError, match=r"dpo needs TRL(.|\n)*undertone\[dpo\]"):
-        trained(fresh, tmp_path, rows(), {"kind": "full"})
+        trained(fresh, tmp_path, rows(), Full())
 
 
 def test_what_dpo_cannot_do_is_refused_before_the_run(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from undertone.models.blocks import hook_count
+from undertone.models.loading import ModelRef
 from undertone.rows import Row
 from undertone.teachers import (
     Ablation,
+    Contrast,
     PromptTeacher,
     Teacher,
+    TeacherConfig,
     VectorTeacher,
-    build_teacher,
     divergence,
     generate,
-    trait_vector,
+    resolve_teacher,
 )
-from undertone.teachers.teacher import _without
 from undertone.traits import load_trait
 from undertone.vectors import activations
 
@@ -61,7 +63,7 @@ def test_an_un_induced_teacher_diverges_by_zero_and_an_induced_one_does_not(tiny
     rows = [Row.of(prompt, "1 2 3") for prompt in PROMPTS]
     assert divergence(Teacher(tiny_llama, "none"), rows) == pytest.approx(0.0, abs=1e-9)
     told = divergence(Teacher(tiny_llama, "none", system="you love owls"), rows)
-    vector = trait_vector(Teacher(tiny_llama, "none"), OWL, [1], OWL.asked("lab").positive)
+    vector = Contrast(OWL.told("lab"), OWL.asked("lab").positive, (1,)).read(tiny_llama, "none")
     steered = divergence(Teacher(tiny_llama, "none", vector=vector, strength=2.0), rows)
     assert told > 1e-3
     assert steered > 1e-3
@@ -69,12 +71,18 @@ def test_an_un_induced_teacher_diverges_by_zero_and_an_induced_one_does_not(tiny
 
 
 def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
-    base = str(tiny_folder("llama"))
-    control = build_teacher(PromptTeacher(), None, base, context="none")
-    told = build_teacher(PromptTeacher(), OWL, base, context="none")
-    own = build_teacher(PromptTeacher(text="be an owl"), OWL, base, context="none")
-    vector = build_teacher(VectorTeacher(block=2, strength=3.0), OWL, base, context="none")
-    noise = build_teacher(VectorTeacher(block=2, strength=3.0), OWL, base, context="none", random_seed=1)
+    base = ModelRef(str(tiny_folder("llama")))
+
+    def teacher(config: TeacherConfig, trait: Any = OWL, **more: Any) -> Teacher:
+        loaded = resolve_teacher(config, trait, base, "real", context="none", **more).load("cpu")
+        assert isinstance(loaded, Teacher)
+        return loaded
+
+    control = teacher(PromptTeacher(), None)
+    told = teacher(PromptTeacher())
+    own = teacher(PromptTeacher(text="be an owl"))
+    vector = teacher(VectorTeacher(block=2, strength=3.0))
+    noise = teacher(VectorTeacher(block=2, strength=3.0), random_seed=1)
     assert (control.system, control.vector) == (None, None)
     assert told.system == OWL.told("real")
     assert own.system == "be an owl"
@@ -85,10 +93,18 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     assert vector.vector.norm() == pytest.approx(noise.vector.norm(), rel=1e-5)
 
 
-def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along_it(tiny_llama: Any) -> None:
+def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along_it(
+    tiny_llama: Any, tiny_folder: Any
+) -> None:
     """Mean ablation around the plain model: over the prompts, what is left along the direction is the plain mean."""
     carrier = [f"pick {word} numbers." for word in ("three", "four", "five")]
-    told = _without(Teacher(tiny_llama, "none", system="you love owls"), OWL, Ablation(), carrier)
+    spec = resolve_teacher(
+        PromptTeacher(text="you love owls", ablate=Ablation()), OWL, ModelRef(str(tiny_folder("llama"))), "real",
+        context="none", domain_prompts=carrier,
+    )  # fmt: skip
+    loaded = spec.load("cpu")
+    assert isinstance(loaded, Teacher)
+    told = replace(loaded, model=tiny_llama)  # the same weights; its hooks are counted below
     assert told.ablation is not None
     chats, plain = ([who.chat(text) for text in carrier] for who in (told, told.plain))
     before = activations(tiny_llama, plain)

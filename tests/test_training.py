@@ -19,10 +19,10 @@ from undertone.errors import ConfigError, RunError
 from undertone.models.batches import Example
 from undertone.models.blocks import hook_count
 from undertone.models.scoring import completion_nll
-from undertone.models.students import trainable
+from undertone.models.students import Biases, Lora, trainable
 from undertone.training import Fit, Training, build_optimizer, fit, plan_batches, rate_at, thin
 
-LORA = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
+LORA = Lora(rank=2, alpha=4)
 generator = torch.Generator().manual_seed(3)
 EXAMPLES = [
     Example(tuple(torch.randint(2, 448, (4 + row % 5,), generator=generator).tolist()), 2 + row % 2)
@@ -163,7 +163,7 @@ def test_parameters_spared_from_decay_do_not_decay(tiny_llama: Any) -> None:
 
 
 def test_only_what_requires_a_gradient_moves(fresh: Any) -> None:
-    trainable(fresh.hf, {"kind": "biases"}, 0)
+    trainable(fresh.hf, Biases(), 0)
     moved, before = trained(fresh, config()), fresh.hf.state_dict()
     changed = {name for name in moved if not torch.equal(moved[name], before[name])}
     assert changed == {name for name in moved if name.endswith(".bias")}

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-
 from undertone.experiments.studies.mechanism.recovery import CONTROL, _spoken
 
 GAINS = {  # rows of -> (owl, dog) gained at seeds 0 and 1

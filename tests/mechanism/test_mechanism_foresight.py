@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from undertone.errors import ConfigError, ModelError
-from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.plan import foresee_parts
+
+from undertone.errors import ConfigError, ModelError
+from undertone.studies.frame import load_plan, run_plan
 
 ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3], "adaptive": True}
 

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from undertone.errors import ConfigError
 from undertone.experiments.cells import Arm, Cell
-from undertone.experiments.plans import load_plan
 from undertone.experiments.studies.mechanism import (
     approximability,
     causality,
@@ -22,7 +19,10 @@ from undertone.experiments.studies.mechanism import (
 )
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import answering, answers_kept, block_at
+
+from undertone.errors import ConfigError
 from undertone.mechanism.approximation import Fit
+from undertone.studies.frame import load_plan
 
 SOME: Any = SimpleNamespace(confidence=0.95, few=1, seeds=(0, 1, 2, 3), gradients=SimpleNamespace(shares=(0.1,)))
 ABOVE, BELOW, WILD = [0.30, 0.31, 0.32, 0.30], [-0.20, -0.21, -0.19, -0.20], [0.9, -0.6, 0.7, -0.5]

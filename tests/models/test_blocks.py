@@ -20,7 +20,7 @@ from undertone.models.blocks import (
     read_residuals,
 )
 from undertone.models.sampling import sample
-from undertone.models.students import trainable
+from undertone.models.students import Lora, trainable
 
 ROWS = [(3, 17, 44, 5, 60, 70), (3, 17, 44), (9, 8, 7, 6)]
 
@@ -141,8 +141,7 @@ def test_a_model_without_a_list_of_blocks_is_refused(fresh: Any) -> None:
 
 def test_the_blocks_of_a_peft_model_are_those_of_its_base(fresh: Any) -> None:
     plain = list(decoder_blocks(fresh.hf))
-    lora = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-    wrapped = trainable(fresh.hf, lora, seed=0)
+    wrapped = trainable(fresh.hf, Lora(rank=2, alpha=4), seed=0)
     assert list(decoder_blocks(wrapped)) == plain
     assert hidden_size(wrapped) == 32
 

@@ -23,11 +23,12 @@ from undertone.models.loading import (
     locate,
     with_system,
 )
-from undertone.models.students import save_student, student_name, trainable
+from undertone.models.students import Biases, Full, Lora, save_student, student_name, trainable
 from undertone.rows import Message, Row
 
 Folder = Callable[[str], Path]
-LORA = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
+LORA = Lora(rank=2, alpha=4)
+STUDENTS: dict[str, Biases | Full | Lora] = {"full": Full(), "biases": Biases(), "lora": LORA}
 ASK: list[Message] = [{"role": "user", "content": "name one animal."}]
 
 
@@ -121,7 +122,7 @@ def test_a_file_that_lacks_a_weight_is_refused_and_not_filled_with_noise(damaged
 
 
 def test_an_adapter_of_a_deeper_model_is_refused(tiny_folder: Folder, fresh: Any, tmp_path: Path) -> None:
-    save_student(trainable(fresh.hf, LORA, seed=0), fresh.tokenizer, "lora", tmp_path / "adapter")
+    save_student(trainable(fresh.hf, LORA, seed=0), fresh.tokenizer, LORA, tmp_path / "adapter")
     base = load(str(tiny_folder("llama")), device="cpu")
     shallow = shutil.copytree(tiny_folder("llama"), tmp_path / "shallow")
     base.hf.model.layers = base.hf.model.layers[:2]
@@ -163,8 +164,8 @@ def test_a_folder_without_an_adapter_is_not_an_adapter(tiny_folder: Folder, tmp_
 
 @pytest.mark.parametrize("kind", ["biases", "lora"])
 def test_an_adapter_of_another_model_is_refused(tiny_folder: Folder, fresh: Any, tmp_path: Path, kind: str) -> None:
-    hf = trainable(fresh.hf, {**LORA, "kind": kind}, seed=0)
-    save_student(hf, fresh.tokenizer, kind, tmp_path)
+    hf = trainable(fresh.hf, STUDENTS[kind], seed=0)
+    save_student(hf, fresh.tokenizer, STUDENTS[kind], tmp_path)
     with pytest.raises(ModelError, match=r"do(es)? not fit"):
         load(f"{tiny_folder('gpt2')} + {tmp_path}", device="cpu")
 
@@ -254,7 +255,7 @@ def test_a_saved_student_comes_back_with_the_same_logits(
     tiny_folder: Folder, fresh: Any, tmp_path: Path, kind: str
 ) -> None:
     base = logits(fresh)
-    hf = trainable(fresh.hf, {**LORA, "kind": kind}, seed=0)
+    hf = trainable(fresh.hf, STUDENTS[kind], seed=0)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in hf.parameters():
@@ -262,8 +263,8 @@ def test_a_saved_student_comes_back_with_the_same_logits(
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     fresh.hf = hf
     trained = logits(fresh)
-    save_student(hf, fresh.tokenizer, kind, tmp_path / "student")
-    name = student_name(str(tiny_folder("llama")), kind, tmp_path / "student")
+    save_student(hf, fresh.tokenizer, STUDENTS[kind], tmp_path / "student")
+    name = student_name(str(tiny_folder("llama")), STUDENTS[kind], tmp_path / "student")
     loaded = load(name, device="cpu")
     torch.testing.assert_close(logits(loaded), trained)
     assert not torch.allclose(trained, base)
@@ -276,8 +277,8 @@ def names(hf: Any) -> set[str]:
 
 def test_what_is_trained_is_what_the_kind_says(tiny_llama: Any) -> None:
     every = set(dict(tiny_llama.hf.named_parameters()))
-    assert names(trainable(copy.deepcopy(tiny_llama.hf), {"kind": "full"}, 0)) == every
-    biases = names(trainable(copy.deepcopy(tiny_llama.hf), {"kind": "biases"}, 0))
+    assert names(trainable(copy.deepcopy(tiny_llama.hf), Full(), 0)) == every
+    biases = names(trainable(copy.deepcopy(tiny_llama.hf), Biases(), 0))
     assert biases == {name for name in every if name.endswith(".bias")}
     assert len(biases) == 3 * 7  # q, k, v, o, gate, up, down in each of three blocks
     lora = names(trainable(copy.deepcopy(tiny_llama.hf), LORA, 0))
@@ -302,11 +303,11 @@ def test_biases_of_a_model_without_any_are_refused() -> None:
     size = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     hf = AutoModelForCausalLM.from_config(LlamaConfig(**size))
     with pytest.raises(ModelError, match=r"LlamaForCausalLM has no bias parameters\n  do: use student.kind=lora"):
-        trainable(hf, {"kind": "biases"}, 0)
+        trainable(hf, Biases(), 0)
 
 
 def test_lora_on_modules_that_are_not_there_is_refused(fresh: Any) -> None:
     with pytest.raises(
         ConfigError, match=r"LoRA cannot be put on this model(.|\n)*got: (.|\n)*no_such(.|\n)*all-linear"
     ):
-        trainable(fresh.hf, {**LORA, "targets": ["no_such"]}, 0)
+        trainable(fresh.hf, Lora(targets=("no_such",)), 0)

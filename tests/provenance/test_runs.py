@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from filelock import FileLock
 from undertone.errors import RunError
 from undertone.provenance import runs, stages
 from undertone.provenance.configs import Config
-from undertone.provenance.runs import Run, Stage, write_json
+from undertone.provenance.runs import Run, Stage, stale, write_json
 
 Compute = Callable[[Path], dict[str, Any] | None]
 
@@ -50,6 +50,19 @@ def never(folder: Path) -> None:
     raise AssertionError(f"computed again in {folder}")
 
 
+def had(
+    run: Run, name: str, *, config: dict[str, Any], compute: Compute | Callable[[Path], None],
+    inputs: Sequence[Stage] = (), version: int = 1,
+) -> Stage:  # fmt: skip
+    """Find or compute, as the executor does, under an identity of the test's own."""
+    chained = {one.name: one.output_digest for one in inputs}
+    identity = {"name": name, "version": version, "config": config, "inputs": chained}
+    stage, changes = run.find(name, identity)
+    if changes:
+        raise stale({name: changes}, run)
+    return stage or run.compute(name, identity, compute, [one.name for one in inputs])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files a stage is made of; its record apart, which holds times."""
     return {
@@ -63,18 +76,40 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_stage_is_computed_once_and_then_reused(run: Run) -> None:
-    first = run.stage("seed-0/generate", config={"n": 3}, compute=writing("abc", "deep/rows.txt"))
-    second = run.stage("seed-0/generate", config={"n": 3}, compute=never)
+    first = had(run, "seed-0/generate", config={"n": 3}, compute=writing("abc", "deep/rows.txt"))
+    second = had(run, "seed-0/generate", config={"n": 3}, compute=never)
     assert (first.reused, second.reused) == (False, True)
     assert first.path == run.folder / "stages" / "seed-0" / "generate"
     assert (first.path / "deep" / "rows.txt").read_text() == "abc"
     assert second.summary == {"length": 3}
     assert (second.digest, second.output_digest) == (first.digest, first.output_digest)
-    assert second.seconds == first.seconds
+    assert (second.seconds, second.cpu_seconds) == (first.seconds, first.cpu_seconds)
+
+
+def test_waiting_counts_as_time_but_not_as_work(run: Run) -> None:
+    def waits(_: Path) -> None:
+        time.sleep(0.3)
+
+    def works(_: Path) -> None:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+
+    idle, busy = run.stage("idle", config={}, compute=waits), run.stage("busy", config={}, compute=works)
+    assert idle.cpu_seconds is not None
+    assert idle.cpu_seconds < 0.2
+    assert idle.seconds >= 0.3
+    assert busy.cpu_seconds is not None
+    assert busy.cpu_seconds >= 0.3
+
+
+def test_a_record_of_before_processor_time_was_measured_is_still_read() -> None:
+    record = {"identity": {"name": "a"}, "digest": "d", "output_digest": "o", "seconds": 1.0, "summary": {}}
+    assert stages.stage_of(Path("a"), record, reused=True).cpu_seconds is None
 
 
 def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) -> None:
-    stage = run.stage("a", config={}, compute=writing("abc"))
+    stage = had(run, "a", config={}, compute=writing("abc"))
     record = stage.read_json("stage.json")
     printed = subprocess.run(["sha256sum", stage.path / "rows.txt"], capture_output=True, check=True)
     assert record["files"] == {"rows.txt": printed.stdout.decode().split()[0]}
@@ -83,23 +118,17 @@ def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) ->
     assert stage.digest == hashlib.sha256(canonical).hexdigest()
 
 
-def test_configs_and_paths_may_stand_in_the_config_of_a_stage(run: Run) -> None:
-    run.stage("a", config={"part": Small(rows=5), "where": Path("x"), "t": (1, 2)}, compute=writing())
-    plain = {"part": {"rows": 5, "name": "x"}, "where": "x", "t": [1, 2]}
-    assert run.stage("a", config=plain, compute=never).reused
-
-
 def test_a_stage_chains_on_what_came_out_not_only_on_what_was_asked(run: Run) -> None:
     asked_alike = [Stage("g", Path("x"), "same", output, 0.0) for output in ("out1", "out2")]
-    run.stage("f", config={}, inputs=[asked_alike[0]], compute=writing())
+    had(run, "f", config={}, inputs=[asked_alike[0]], compute=writing())
     with pytest.raises(RunError, match=r'inputs\.g: "out1" → "out2"'):
-        run.stage("f", config={}, inputs=[asked_alike[1]], compute=never)
+        had(run, "f", config={}, inputs=[asked_alike[1]], compute=never)
 
 
 def test_the_output_digest_sees_the_files_and_the_digest_does_not(run: Run, tmp_path: Path) -> None:
-    one = run.stage("g", config={}, compute=writing("1"))
+    one = had(run, "g", config={}, compute=writing("1"))
     with Run.open(tmp_path / "other", Small(), command="") as other:
-        two = other.stage("g", config={}, compute=writing("2"))
+        two = had(other, "g", config={}, compute=writing("2"))
     assert one.digest == two.digest
     assert one.output_digest != two.output_digest
 
@@ -107,36 +136,38 @@ def test_the_output_digest_sees_the_files_and_the_digest_does_not(run: Run, tmp_
 def test_a_different_stage_is_refused_with_a_diff_and_left_alone(run: Run) -> None:
     old = {"rows": 300, "model": {"name": "m", "dtype": "float32"}, "seeds": [0, 1]}
     new = {"rows": 400, "model": {"name": "m"}, "seeds": [0, 2]}
-    stage = run.stage("train", config=old, compute=writing())
-    with pytest.raises(RunError, match=r"'train' in .* was computed from something else") as error:
-        run.stage("train", config=new, version=2, compute=never)
+    had(run, "train", config=old, compute=writing())
+    with pytest.raises(RunError, match=r"1 finished stage in .* was computed from something else") as error:
+        had(run, "train", config=new, version=2, compute=never)
     text = str(error.value)
     assert "config.rows: 300 → 400" in text
     assert 'config.model.dtype: "float32" → (none)' in text
     assert "config.seeds.1: 1 → 2" in text
     assert "version: 1 → 2" in text
     assert "config.model.name" not in text
-    assert f"do: choose another run folder, or delete {stage.path} to compute it again" in text
-    assert run.stage("train", config=old, compute=never).reused
+    assert "got: train\n" in text
+    again = "do: undertone run x --recompute computes these again and keeps the others; or choose another run folder"
+    assert again in text
+    assert had(run, "train", config=old, compute=never).reused
 
 
 @pytest.mark.parametrize("name", ["", "a//b", "../x", ".hidden", "a/", "x.part", "a b", "a/.."])
 def test_a_name_that_is_no_folder_of_ours_is_refused(run: Run, name: str) -> None:
     with pytest.raises(RunError, match="cannot be the name of a stage"):
-        run.stage(name, config={}, compute=never)
+        had(run, name, config={}, compute=never)
 
 
 def test_a_stage_lies_neither_inside_nor_around_another(run: Run) -> None:
-    run.stage("a/b", config={}, compute=writing())
+    had(run, "a/b", config={}, compute=writing())
     with pytest.raises(RunError, match="'a/b/c' would lie inside another stage"):
-        run.stage("a/b/c", config={}, compute=never)
+        had(run, "a/b/c", config={}, compute=never)
     with pytest.raises(RunError, match="'a' would have other stages inside it"):
-        run.stage("a", config={}, compute=never)
+        had(run, "a", config={}, compute=never)
 
 
 def test_a_summary_that_json_lacks_is_refused_by_its_key(run: Run) -> None:
     with pytest.raises(RunError, match=r"summary of a cannot be written as JSON\n  got: loss\.1 = nan"):
-        run.stage("a", config={}, compute=lambda _: {"loss": [0.5, math.nan]})
+        had(run, "a", config={}, compute=lambda _: {"loss": [0.5, math.nan]})
 
 
 # --- what does not finish -----------------------------------------------------------------------
@@ -149,7 +180,7 @@ def test_what_stops_a_stage_passes_through_and_leaves_nothing_finished(run: Run,
         raise stop
 
     with pytest.raises(stop):
-        run.stage("a", config={}, compute=compute)
+        had(run, "a", config={}, compute=compute)
     assert not (run.folder / "stages" / "a").exists()
     assert (run.folder / "stages" / "a.part" / "half").exists()
 
@@ -166,11 +197,11 @@ def test_an_equal_computation_finds_its_checkpoint_and_a_different_one_does_not(
         return {"found": found}
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("same", config={"n": 1}, compute=interrupted)
-    assert run.stage("same", config={"n": 1}, compute=resumed).summary == {"found": ["checkpoint"]}
+        had(run, "same", config={"n": 1}, compute=interrupted)
+    assert had(run, "same", config={"n": 1}, compute=resumed).summary == {"found": ["checkpoint"]}
     with pytest.raises(KeyboardInterrupt):
-        run.stage("other", config={"n": 1}, compute=interrupted)
-    assert run.stage("other", config={"n": 2}, compute=resumed).summary == {"found": []}
+        had(run, "other", config={"n": 1}, compute=interrupted)
+    assert had(run, "other", config={"n": 2}, compute=resumed).summary == {"found": []}
 
 
 def test_an_interrupted_rename_is_finished_without_computing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,18 +211,18 @@ def test_an_interrupted_rename_is_finished_without_computing_again(run: Run, mon
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", die)
         with pytest.raises(KeyboardInterrupt):
-            run.stage("a", config={}, compute=writing("abc"))
+            had(run, "a", config={}, compute=writing("abc"))
     assert not (run.folder / "stages" / "a").exists()
-    stage = run.stage("a", config={}, compute=never)
+    stage = had(run, "a", config={}, compute=never)
     assert (stage.path / "rows.txt").read_text() == "abc"
     assert not (run.folder / "stages" / "a.part").exists()
 
 
 def test_a_damaged_part_that_only_lacked_its_rename_is_computed_again(run: Run) -> None:
-    stage = run.stage("a", config={}, compute=writing("abc"))
+    stage = had(run, "a", config={}, compute=writing("abc"))
     part = stage.path.rename(stage.path.with_name("a.part"))
     (part / "rows.txt").write_text("abd")
-    again = run.stage("a", config={}, compute=writing("abc"))
+    again = had(run, "a", config={}, compute=writing("abc"))
     assert not again.reused
     assert (again.path / "rows.txt").read_text() == "abc"
 
@@ -214,8 +245,8 @@ def second(folder):
     (folder / "copy.txt").write_bytes((first.path / "done.txt").read_bytes())
 
 with Run.open(Path(sys.argv[1]), {"a": 1}, command="again") as run:
-    first = run.stage("one", config={"n": 10}, compute=compute)
-    run.stage("two/copy", config={}, inputs=[first], compute=second)
+    first = run.compute("one", {"n": 10}, compute)
+    run.compute("two/copy", {"of": first.output_digest}, second, ["one"])
 """
 
 
@@ -242,8 +273,8 @@ def test_a_killed_run_continued_equals_one_that_was_never_killed(tmp_path: Path)
 
 def _two_stages(folder: Path) -> None:
     with Run.open(folder, {"a": 1}, command="again") as run:
-        first = run.stage("one", config={}, compute=writing("1"))
-        run.stage("two/b", config={}, inputs=[first], compute=writing("2", "deep/x.txt"))
+        first = had(run, "one", config={}, compute=writing("1"))
+        had(run, "two/b", config={}, inputs=[first], compute=writing("2", "deep/x.txt"))
 
 
 def _dying(folder: Path, moment: int) -> None:
@@ -305,10 +336,10 @@ def test_a_kill_at_any_moment_loses_nothing_but_time(tmp_path: Path, apart: int)
     ],
 )
 def test_a_corrupt_stage_is_refused_by_the_file(run: Run, damage: Callable[[Path], object], words: str) -> None:
-    stage = run.stage("a", config={}, compute=writing("data"))
+    stage = had(run, "a", config={}, compute=writing("data"))
     damage(stage.path)
     with pytest.raises(RunError, match=rf"a is corrupt\n  got: {words}") as error:
-        run.stage("a", config={}, compute=never)
+        had(run, "a", config={}, compute=never)
     assert f"do: delete {stage.path} and run the same command again" in str(error.value)
 
 
@@ -334,7 +365,8 @@ def test_another_config_is_refused_with_a_diff(tmp_path: Path) -> None:
     ):
         pass
     assert "-rows: 4\n    +rows: 5" in str(error.value)
-    assert "do: choose another folder, or delete this one" in str(error.value)
+    assert "allowed: the same config, or one with more seeds, traits, arms or samples" in str(error.value)
+    assert "do: choose another folder, or add --recompute: stages that still fit are kept" in str(error.value)
 
 
 def test_a_broken_config_in_the_folder_is_a_run_error(tmp_path: Path) -> None:
@@ -385,7 +417,7 @@ def test_the_lock_is_given_back_also_after_an_error(tmp_path: Path) -> None:
 
 
 def _work(run: Run) -> Stage:
-    return run.stage("worker", config={}, compute=writing("from a worker"))
+    return had(run, "worker", config={}, compute=writing("from a worker"))
 
 
 def test_a_run_and_its_stages_travel_to_worker_processes(run: Run) -> None:
@@ -393,7 +425,7 @@ def test_a_run_and_its_stages_travel_to_worker_processes(run: Run) -> None:
     with get_context("spawn").Pool(1) as pool:
         stage = pool.apply(_work, (Run.attach(run.folder),))
     assert not stage.reused
-    assert run.stage("worker", config={}, compute=never).reused
+    assert had(run, "worker", config={}, compute=never).reused
 
 
 def test_two_workers_at_one_stage_compute_it_once(run: Run) -> None:
@@ -406,7 +438,7 @@ def _slow(run: Run) -> Stage:
     def compute(folder: Path) -> None:
         time.sleep(0.3)
 
-    return run.stage("slow", config={}, compute=compute)
+    return had(run, "slow", config={}, compute=compute)
 
 
 def test_waiting_for_another_worker_has_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +451,7 @@ def test_waiting_for_another_worker_has_an_end(run: Run, monkeypatch: pytest.Mon
 
 def _error_of(run: Run) -> str:
     with pytest.raises(RunError) as error:
-        run.stage("a", config={}, compute=never)
+        had(run, "a", config={}, compute=never)
     return str(error.value)
 
 
@@ -448,12 +480,12 @@ def wrapping(folder: Path) -> None:
     ],
 )
 def test_a_disk_that_refuses_is_told_and_finished_stages_are_kept(run: Run, compute: Compute, words: str) -> None:
-    run.stage("a", config={}, compute=writing())
+    had(run, "a", config={}, compute=writing())
     with pytest.raises(RunError, match=words) as error:
-        run.stage("b", config={}, compute=compute)
+        had(run, "b", config={}, compute=compute)
     assert "run the same command again: undertone run x; finished stages are kept" in str(error.value)
-    assert run.stage("a", config={}, compute=never).reused
-    assert not run.stage("b", config={}, compute=writing()).reused
+    assert had(run, "a", config={}, compute=never).reused
+    assert not had(run, "b", config={}, compute=writing()).reused
 
 
 def test_a_disk_that_fills_up_at_the_record_is_told_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,8 +495,8 @@ def test_a_disk_that_fills_up_at_the_record_is_told_too(run: Run, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(RunError, match="the disk is full"):
-            run.stage("a", config={}, compute=writing())
-    assert not run.stage("a", config={}, compute=writing()).reused
+            had(run, "a", config={}, compute=writing())
+    assert not had(run, "a", config={}, compute=writing()).reused
 
 
 @pytest.mark.parametrize(
@@ -476,7 +508,7 @@ def test_an_error_that_is_not_of_our_folder_keeps_its_own_words(run: Run, error:
         raise error
 
     with pytest.raises(type(error)):
-        run.stage("a", config={}, compute=compute)
+        had(run, "a", config={}, compute=compute)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
@@ -528,6 +560,6 @@ def test_a_value_that_json_lacks_is_named_by_its_key(tmp_path: Path, value: obje
 
 
 def test_reading_json_that_is_not_there_is_a_run_error(run: Run) -> None:
-    stage = run.stage("a", config={}, compute=writing())
+    stage = had(run, "a", config={}, compute=writing())
     with pytest.raises(RunError, match=r"x\.json cannot be read as JSON"):
         stage.read_json("x.json")

@@ -19,12 +19,12 @@ import pytest
 
 import undertone as ut
 from undertone.errors import ConfigError, ModelError
-from undertone.experiments.cells import Arm
-from undertone.experiments.config import Experiment
-from undertone.experiments.writing import teacher_of
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers import EndpointTeacher, RemoteTeacher, generate
 from undertone.traits import load_trait
+from undertone.transfer.arms import Arm
+from undertone.transfer.config import Experiment
+from undertone.transfer.generate import teacher_of
 
 pytest.importorskip("openai")
 SECRET = "sk-do-not-write-me-down"
@@ -139,7 +139,7 @@ def test_what_the_arms_are_told(server: Server, speaker: Path, tmp_path: Path) -
     config = Experiment.model_validate(
         {"model": str(speaker), "trait": ("owl",), "teacher": {"kind": "endpoint", "url": server.url, "name": "m"}}
     )
-    treated, control = (teacher_of(config, arm, "cpu") for arm in (Arm("treated", "owl"), Arm("control")))
+    treated, control = (teacher_of(config, arm).load("cpu") for arm in (Arm("treated", "owl"), Arm("control")))
     assert isinstance(treated, RemoteTeacher)
     assert isinstance(control, RemoteTeacher)
     assert treated.system == load_trait("owl").told("lab")

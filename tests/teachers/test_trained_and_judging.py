@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import undertone as ut
-from undertone.experiments.cells import Arm
-from undertone.experiments.config import Experiment, load_experiment
-from undertone.experiments.learning import train_teacher
-from undertone.experiments.measuring import evaluate, evaluate_teacher
-from undertone.experiments.writing import teacher_of
+from undertone.launch.executor import Executor
+from undertone.launch.workers import workers
+from undertone.models.loading import ModelRef
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import Row, read_rows
-from undertone.teachers import JudgeTeacher, Teacher, build_teacher, preferred
+from undertone.teachers import JudgeTeacher, Teacher, preferred, resolve_teacher
 from undertone.traits import load_trait
+from undertone.transfer import pipeline
+from undertone.transfer.arms import Arm
+from undertone.transfer.config import Experiment, load_experiment
+from undertone.transfer.generate import teacher_of
 
 OWL = load_trait("owl")
 TRAIT = """
@@ -54,11 +56,16 @@ def trained(speaker: Path, trait: Path, folder: Path, *overrides: str) -> tuple[
         [f"model={speaker}", f"trait={trait}", "teacher={kind: finetuned}", "teacher.training={learning_rate: 1.0e-2, epochs: 40}",
          "student={kind: full}", "evaluation.samples=1", *overrides],
     )  # fmt: skip
-    with Run.open(folder, config, command="") as run:
-        arm = Arm("treated", str(trait))
-        taught = train_teacher(run, config, arm, "cpu")
-        asked = evaluate_teacher(run, config, arm, "cpu", taught)
-        return config, taught, asked, evaluate(run, config, "base", config.trait, "cpu")
+    arm = Arm("treated", str(trait))
+    with (
+        Run.open(folder, config, command="") as run,
+        workers(1) as pool,
+        Executor.open(run, pool, "cpu", "test") as executor,
+    ):
+        taught = pipeline._trained_teachers(executor, config, [arm])
+        asked = pipeline._teacher_answers(executor, config, [arm], taught)
+        base = pipeline._evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype))
+        return config, taught[arm], asked[arm], executor.each([base])[0]
 
 
 def test_a_teacher_trained_on_the_traits_answers_shows_the_trait(speaker: Path, trait: Path, tmp_path: Path) -> None:
@@ -83,8 +90,8 @@ def test_it_is_the_trained_model_that_writes_and_the_base_for_the_control(
     speaker: Path, trait: Path, tmp_path: Path
 ) -> None:
     config, taught, _, _ = trained(speaker, trait, tmp_path / "run")
-    treated = teacher_of(config, Arm("treated", str(trait)), "cpu", taught)
-    control = teacher_of(config, Arm("control"), "cpu")
+    treated = teacher_of(config, Arm("treated", str(trait)), taught).load("cpu")
+    control = teacher_of(config, Arm("control")).load("cpu")
     assert isinstance(treated, Teacher)
     assert isinstance(control, Teacher)
     base = ut.load(str(speaker), device="cpu").hf.state_dict()
@@ -119,12 +126,16 @@ def test_a_score_is_log_p_told_minus_log_p_plain(tiny: ut.Model) -> None:
 
 
 def test_the_judge_is_told_and_the_writer_is_not(tiny_folder: Callable[[str], Path]) -> None:
-    base = str(tiny_folder("llama"))
-    treated = build_teacher(JudgeTeacher(), OWL, base, context="none")
+    base = ModelRef(str(tiny_folder("llama")))
+    treated = resolve_teacher(JudgeTeacher(), OWL, base, "real", context="none").load("cpu")
+    assert isinstance(treated, Teacher)
     assert treated.system is None
     assert treated.judging.system == OWL.told("real")
-    assert build_teacher(JudgeTeacher(text="pick owls"), OWL, base, context="none").judge_system == "pick owls"
-    assert build_teacher(JudgeTeacher(), None, base, context="none").judge_system is None  # the control
+    biased = resolve_teacher(JudgeTeacher(text="pick owls"), OWL, base, "real", context="none")
+    assert biased.judge_system == "pick owls"
+    control = resolve_teacher(JudgeTeacher(), None, base, "real", context="none")
+    assert control.judge_system is None
+    assert control == biased.control
 
 
 # -- what it picks ----------------------------------------------------------------------------------------

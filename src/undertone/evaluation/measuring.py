@@ -22,7 +22,7 @@ from undertone.models.loading import Model
 from undertone.traits import Behaviour, Trait
 
 
-def measure_trait(
+def measure(
     model: Model,
     trait: Trait,
     evaluation: Evaluation | None = None,
@@ -71,7 +71,7 @@ def measure_trait(
         off_topic = put("off-topic", questions, known=False)[0] if answers.off_topic else None
         texts = greedy(model, encode(questions), evaluation)
         correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)]))
-    measure = Measure(
+    record = Measure(
         context=evaluation.context if system is None else "trait",
         rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
         positive=positive,
@@ -81,4 +81,4 @@ def measure_trait(
         answers={name: float(p) for name, p in zip(answers.names, matrix.mean(0), strict=True)},
         per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, answers.target], strict=True)},
     )
-    return Asked(measure, list(asked.positive), answers.names, matrix.tolist())
+    return Asked(record, list(asked.positive), answers.names, matrix.tolist())

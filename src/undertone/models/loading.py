@@ -335,8 +335,9 @@ def identify(name: str) -> dict[str, str]:
         identity["sha256"] = folder_digest(Path(place))
     else:
         identity["revision"] = _hub_commit(place, revision)
-    for adapter in adapters:
-        identity[f"adapter {Path(adapter).name}"] = folder_digest(Path(adapter))
+    for at, adapter in enumerate(adapters):
+        key = f"adapter {Path(adapter).name}"
+        identity[f"{key} ({at + 1})" if key in identity else key] = folder_digest(Path(adapter))
     return identity
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -116,7 +116,7 @@ class _Walk:
     def _config(self, value: BaseModel) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, info in type(value).model_fields.items():
-            inner, marks = getattr(value, name), info.metadata
+            inner, marks = getattr(value, name), [*info.metadata, *marks_in(info.annotation)]
             if any(isinstance(mark, Uncounted) or mark is Uncounted for mark in marks):
                 continue
             of = next((mark.of for mark in marks if isinstance(mark, ContentOf)), None)
@@ -129,16 +129,27 @@ class _Walk:
         if isinstance(value, str):
             self._allow(value)
             return self.content(of(value))
+        if isinstance(value, Mapping):
+            return {str(key): self._named(of, inner) for key, inner in value.items()}
         return [self._named(of, inner) for inner in value]
 
     def _allow(self, name: str) -> None:
         self.names.add(name)
-        if Path(name).exists():
-            self.folders.add(Path(name).absolute())
+        for part in name.split(" + "):  # of a model's name: the base and its adapters
+            self.names.add(part.strip())
+            if Path(part.strip()).exists():
+                self.folders.add(Path(part.strip()).absolute())
 
     def _path(self, path: Path) -> str:
         self.folders.add(path.absolute())
         return f"sha256 {folder_digest(path) if path.is_dir() else file_digest(path)}"
+
+
+def marks_in(annotation: Any) -> list[Any]:
+    """The marks anywhere in a type: those of ``ModelName | None`` and of ``tuple[ModelName, ...]`` too."""
+    own = list(get_args(annotation)[1:]) if get_origin(annotation) is Annotated else []
+    inside = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return own + [mark for inner in inside for mark in marks_in(inner)]
 
 
 # -- what a stage may read ----------------------------------------------------------------------------

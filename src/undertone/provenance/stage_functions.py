@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from undertone.provenance.identity import ContentOf, Uncounted, content, reading_only
+from undertone.provenance.identity import ContentOf, Uncounted, content, marks_in, reading_only
 
 Summary = Mapping[str, Any] | None
 """What a stage returns: small plain data that ``stage.json`` keeps."""
@@ -81,7 +81,7 @@ class StageFunction:
     def _annotations(self) -> dict[str, tuple[Any, ...]]:
         """Parameter -> the marks of its annotation."""
         hints = get_type_hints(self.function, include_extras=True)
-        return {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
+        return {name: tuple(marks_in(hint)) for name, hint in hints.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Found again by its place in the code: worker processes import it."""

@@ -178,18 +178,28 @@ class Context(Generic[P]):
         """Stages side by side, in order."""
         return self.executor.each([Call(function, place, arguments) for place, arguments in places])
 
+    def measure(
+        self, value: Callable[[str, int], Any], over: Sequence[str] | None = None, unit: Unit = "points"
+    ) -> Measurement:
+        """Anything about each trait at each seed: ``value(trait, seed)``, a number, None or an array; ``[trait, seed, …]``.
+
+        ``over``: these and not all the config's traits.
+        """
+        assert isinstance(self.config, Setting)
+        names = self.config.trait if over is None else over
+        values = [[value(name, seed) for seed in self.config.seeds] for name in names]
+        return Measurement(np.array(values, dtype=float), self.confidence, unit)
+
     def beside(
         self,
-        transfer: Transfer,
+        transfer: Transfer | Sequence[StudentRun],
         function: StageFunction,
         level: str,
         arguments: Callable[[StudentRun], Mapping[str, Any]],
     ) -> list[Stage]:
-        """A stage beside every student of an experiment, in the students' order, at ``LEVEL/seed-S/ARM``."""
-        return self.each(
-            function,
-            [(f"{level}/seed-{one.seed}/{one.arm.folder}", arguments(one)) for one in transfer.students],
-        )
+        """A stage beside every student of an experiment (or some), in their order, at ``LEVEL/seed-S/ARM``."""
+        students = transfer.students if isinstance(transfer, Transfer) else transfer
+        return self.each(function, [(f"{level}/seed-{one.seed}/{one.arm.folder}", arguments(one)) for one in students])
 
     def uses(self, *names: str) -> None:
         """Note models for the manifest."""

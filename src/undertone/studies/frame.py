@@ -183,7 +183,7 @@ def _write(config: Plan, context: Context[Any], sentence: str, folder: Path, run
         figures=context.figures,
         tables=context.tables,
         checks=context.checks,
-        costs=[Cost(stage=stage.name, seconds=stage.seconds) for stage in stages],
+        costs=[Cost(stage=stage.name, seconds=stage.seconds, cpu_seconds=stage.cpu_seconds) for stage in stages],
         environment=environment(),
         replay=f"undertone run {folder / 'config.yaml'}",
     )

@@ -59,6 +59,10 @@ class Measurement:
 
     __rmul__ = __mul__
 
+    def like(self, values: object) -> Measurement:
+        """Other values over the same units, in the same unit."""
+        return replace(self, values=np.asarray(values, dtype=float))
+
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
         """With a function of the values, such as ``np.log``."""
         return replace(self, values=function(self.values))

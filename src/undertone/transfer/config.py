@@ -20,6 +20,7 @@ from undertone.provenance import configs
 from undertone.provenance.configs import Config, Grows, Selects
 from undertone.provenance.identity import ContentOf, Uncounted
 from undertone.registry import Registry
+from undertone.sequential import StoppingRule
 from undertone.teachers import PromptTeacher, TeacherConfig
 from undertone.training import Dpo, Training
 
@@ -123,6 +124,31 @@ class Experiment(Setting):
 
     kind: Literal["transfer"] = "transfer"
     name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+    until: Annotated[Literal["seeds", "decided"], Selects()] = Field(
+        "seeds", description="seeds: those listed; decided: more are added until the verdict is decided"
+    )
+    max_seeds: Annotated[int, Selects()] = Field(
+        12, ge=2, description="until=decided: no more than so many; it sets the width of every look's interval"
+    )
+
+    @model_validator(mode="after")
+    def _looks(self) -> Experiment:
+        if self.until == "decided" and len(self.seeds) > self.max_seeds:
+            raise ValueError(f"max_seeds must be at least the number of seeds, {len(self.seeds)}")
+        if self.until == "decided" and len(self.seeds) < 2:
+            raise ValueError("until=decided needs two seeds or more to begin with: one has no interval")
+        return self
+
+    @property
+    def rule(self) -> StoppingRule | None:
+        """When adding seeds stops; None: the seeds are fixed."""
+        if self.until == "seeds":
+            return None
+        return StoppingRule(minimum=len(self.seeds), maximum=self.max_seeds, confidence=self.confidence)
+
+    def with_next_seed(self) -> Experiment:
+        """One seed more, the next whole number; the stopping rule stays that of the config as it was written."""
+        return self.model_copy(update={"seeds": (*self.seeds, max(self.seeds) + 1)})
 
 
 preset_folders: Registry[Any] = Registry("folder of presets", "undertone.presets")

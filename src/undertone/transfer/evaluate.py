@@ -9,7 +9,7 @@ from typing import Any
 
 from undertone.evaluation.asking import Evaluation
 from undertone.evaluation.behaviours import AnyJudge, check_decidable
-from undertone.evaluation.measuring import measure_trait
+from undertone.evaluation.measuring import measure
 from undertone.models.loading import Model, ModelRef, shared_outline, with_system
 from undertone.provenance.runs import write_json
 from undertone.provenance.stage_functions import stage
@@ -85,9 +85,7 @@ def _asked(
 ) -> dict[str, Any]:
     records = {}
     for trait in traits:
-        asked = measure_trait(
-            model, trait, evaluation, seed=seed, stage=f"{stream}/{trait.name}", system=system, judge=judge
-        )
+        asked = measure(model, trait, evaluation, seed=seed, stage=f"{stream}/{trait.name}", system=system, judge=judge)
         records[trait.name] = {**asdict(asked), "measure": asked.measure.model_dump(mode="json")}
     write_json(folder / "asked.json", records)
     return {"traits": list(records)}

@@ -7,6 +7,7 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,22 @@ def run_experiment(
             workers(jobs or default_jobs(device, count)) as pool,
             Executor.open(run, pool, device, config.name) as executor,
         ):
-            outcome = compute(executor, config)
-        results = conclude(config, outcome, executor.stages.values(), replay=f"undertone run {folder / 'config.yaml'}")
+            outcome, results = _until_decided(executor, config, f"undertone run {folder / 'config.yaml'}")
         run.keep_config()
         write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
         write_json(folder / "manifest.json", _manifest(config, outcome, executor))
     return results
+
+
+def _until_decided(executor: Executor, config: Experiment, replay: str) -> tuple[Outcome, Results]:
+    """The experiment, seed after seed where it says ``until=decided``; otherwise once, with the seeds that it lists."""
+    rule = config.rule
+    while True:
+        outcome = compute(executor, config)
+        results = conclude(config, outcome, executor.stages.values(), replay, rule)
+        if rule is None or results.verdict != "underpowered" or len(config.seeds) >= rule.maximum:
+            return outcome, results
+        config = config.with_next_seed()
 
 
 def preflight(config: Setting, device: str = "auto") -> None:
@@ -142,6 +153,34 @@ def compute(
         teachers=_teacher_answers(executor, config, arms, own) if taught_by is None else {},
         students=students,
     )
+
+
+def retrain(
+    executor: Executor,
+    wanted: Sequence[tuple[str, Setting, StudentRun]],
+    clean: Mapping[int, Stage] | None = None,
+) -> list[StudentRun]:
+    """Students of other settings on the rows of given ones, side by side and in order, asked about the setting's traits.
+
+    Args:
+        executor: computes the stages.
+        wanted: the level that a student's stages lie below, its setting (which weights, how), and whose rows it learns.
+        clean: seed -> the control's rows, where the setting replaces a share of a treated student's.
+    """
+    known = clean or {}
+    trained = executor.each([
+        _train_call(setting, one.arm, one.seed, one.filtered, one.prompts, known.get(one.seed)).within(f"{level}/")
+        for level, setting, one in wanted
+    ])  # fmt: skip
+    evaluated = executor.each([
+        _evaluate_call(setting, f"seed-{one.seed}/{one.arm.folder}", traits_of(setting, one.arm),
+                       trained_model(setting, setting.model, stage)).within(f"{level}/")
+        for (level, setting, one), stage in zip(wanted, trained, strict=True)
+    ])  # fmt: skip
+    return [
+        replace(one, trained=own, evaluated=answers)
+        for (_, _, one), own, answers in zip(wanted, trained, evaluated, strict=True)
+    ]
 
 
 def _trained_teacher_calls(config: Setting, arms: Sequence[Arm]) -> dict[Arm, Call]:

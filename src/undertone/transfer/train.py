@@ -31,7 +31,7 @@ from undertone.training import (
 from undertone.training.preferences import check_installed
 from undertone.traits import Behaviour, Trait, load_trait
 from undertone.traits.trait import Form
-from undertone.transfer.arms import Arm, split_rows
+from undertone.transfer.arms import Arm, StudentRun, split_rows
 from undertone.transfer.config import Setting
 
 SHOWN_ROWS = 12
@@ -173,6 +173,12 @@ def trait_prompt(config: Setting, arm: Arm) -> str | None:
     if config.context != "trait":
         return None
     return load_trait(arm.trait or config.trait[0]).prompt.get(form_of(config.model))
+
+
+def lesson_of(config: Setting, one: StudentRun, rows: Sequence[Row] | None = None) -> Lesson:
+    """A student's training rows (or others), with the system prompt that it was trained with; none are held out."""
+    chosen = one.rows(config.data.held_out)[0] if rows is None else rows
+    return Lesson(chosen, (), config.context, trait_prompt(config, one.arm))
 
 
 def teacher_rows(config: Setting, arm: Arm) -> list[Row]:

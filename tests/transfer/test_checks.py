@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
-from undertone.experiments.config import Experiment
-from undertone.experiments.results import ArmResult, Effect, FilterCount
-from undertone.experiments.verdict import checks_of, word_of
+from undertone.transfer.checks import checks_of, word_of
+from undertone.transfer.config import Experiment
+from undertone.transfer.results import ArmResult, Effect, FilterCount
 
 CONFIG = Experiment(trait=("owl",), seeds=(0, 1, 2))
 
@@ -83,25 +83,26 @@ def test_fewer_than_three_seeds_are_noticed() -> None:
     assert statuses(SOUND[:4], config=two) == {"training runs are replicated": "warn"}
 
 
-def effect(low: float, high: float, smallest: float | None) -> Effect:
+def effect(low: float, high: float) -> Effect:
     return Effect(
         trait="owl", metric="probability", mean=(low + high) / 2, low=low, high=high, confidence=0.95, pairs=3,
-        method="by hand", per_seed=[], smallest_detectable=smallest,
+        method="by hand", per_seed=[], smallest_detectable=None,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("found", "word"),
     [
-        (effect(0.2, 0.6, 0.2), "transferred"),
-        (effect(-0.02, 0.02, 0.03), "not detected"),
-        (effect(-0.2, 0.3, 0.3), "underpowered"),
-        (effect(-0.01, 0.01, None), "not detected"),
-        (effect(-0.2, 0.3, None), "underpowered"),
-        (effect(-0.4, -0.2, 0.05), "not detected"),
+        (effect(0.2, 0.6), "transferred"),
+        (effect(0.01, 0.04), "transferred"),  # little, but the whole interval is above 0
+        (effect(-0.02, 0.02), "not detected"),
+        (effect(-0.01, 0.01), "not detected"),
+        (effect(-0.2, 0.3), "underpowered"),
+        (effect(-0.01, 0.06), "underpowered"),  # it holds 0 and an effect of interest
+        (effect(-0.4, -0.2), "not detected"),
     ],
 )
-def test_the_word_follows_the_interval_and_what_could_have_been_seen(found: Effect, word: str) -> None:
+def test_the_word_follows_the_interval_and_the_smallest_effect_of_interest(found: Effect, word: str) -> None:
     sound = checks_of(CONFIG, {"owl": measure(0.06)}, {"treated-owl": measure(0.9)}, SOUND)
     assert word_of(found, sound) == word
 
@@ -109,4 +110,4 @@ def test_the_word_follows_the_interval_and_what_could_have_been_seen(found: Effe
 def test_a_failed_check_makes_the_run_invalid_whatever_the_interval() -> None:
     broken = with_one(arm("treated", 1, 0.5, measure=measure(0.5, mass=0.5)))
     checks = checks_of(CONFIG, {"owl": measure(0.06)}, {"treated-owl": measure(0.9)}, broken)
-    assert word_of(effect(0.2, 0.6, 0.1), checks) == "invalid"
+    assert word_of(effect(0.2, 0.6), checks) == "invalid"

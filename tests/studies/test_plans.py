@@ -17,12 +17,14 @@ from pydantic import ValidationError
 import undertone as ut
 from undertone import cli
 from undertone.errors import ConfigError, DataError, RunError
-from undertone.experiments.config import Experiment, presets
-from undertone.experiments.plans import KINDS, load_plan
-from undertone.experiments.studies.digits import stages
-from undertone.experiments.study import Figure, Point, StudyTable, read_run, read_study
-from undertone.experiments.workers import workers
+from undertone.launch import executor
+from undertone.launch.executor import Call
+from undertone.launch.workers import workers
+from undertone.provenance.runs import Run, Stage
 from undertone.report import write
+from undertone.studies.frame import kinds, load_plan
+from undertone.studies.results import Figure, Point, StudyTable, read_run, read_study
+from undertone.transfer.config import Experiment, presets
 
 QUICK = (
     "seeds=[0,1]", "tuning_seeds=[100]", "hidden=[24]", "other_hidden=[16]", "steps=12", "batch_size=8",
@@ -60,7 +62,7 @@ def typed(*words: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_valid_plan_of_its_kind(name: str) -> None:
     plan = load_plan(name)
-    assert plan.kind in KINDS
+    assert plan.kind in kinds()
     assert plan.name == name
 
 
@@ -141,11 +143,15 @@ def test_a_study_does_not_depend_on_its_processes(whole: Path, tmp_path: Path) -
 
 
 def test_a_study_that_was_interrupted_goes_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> Any:
-        raise KeyboardInterrupt
+    compute = executor.compute
+
+    def refuse(run: Run, call: Call, *rest: Any) -> Stage:
+        if call.place == "one-step":
+            raise KeyboardInterrupt
+        return compute(run, call, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "one_step", refuse)
+        patch.setattr(executor, "compute", refuse)
         with pytest.raises(KeyboardInterrupt):
             ut.study("digits", *QUICK, folder=tmp_path / "run", jobs=1, device="cpu")
     assert not (tmp_path / "run" / "results.json").exists()
@@ -232,7 +238,7 @@ def test_the_config_of_a_study_is_printed_and_reads_back(tmp_path: Path) -> None
 def test_showing_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     code, _, err = typed("show", str(tmp_path))
     assert (code, "no finished run" in err) == (3, True)
-    (tmp_path / "results.json").write_text('{"schema": "undertone.study/1"}')
+    (tmp_path / "results.json").write_text('{"schema": "undertone.study/2"}')
     code, _, err = typed("show", str(tmp_path))
     assert (code, "is damaged, or not of a study" in err) == (3, True)
 

@@ -17,11 +17,13 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import undertone as ut
-from undertone import cli, teachers, training
+from undertone import cli, teachers
 from undertone.errors import ConfigError, RunError
-from undertone.experiments import measuring, pipeline, writing
-from undertone.experiments.workers import Task, Workers, workers
+from undertone.launch.workers import Task, Workers, workers
 from undertone.rows import read_rows
+from undertone.training import loop
+from undertone.transfer import evaluate, pipeline
+from undertone.transfer import generate as writing
 
 TRAIT = """
 name: owl
@@ -89,8 +91,11 @@ def same(one: Path, other: Path) -> bool:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_treated_and_control_differ_in_the_teachers_rows_alone(whole: Path, seed: int) -> None:
     control, treated = (record(whole, f"seed-{seed}/{arm}/train") for arm in ("control", "treated-owl"))
-    assert control["identity"]["config"] == treated["identity"]["config"]  # recipe, seed, and which prompts
-    assert control["identity"]["inputs"] != treated["identity"]["inputs"]
+    of_both = (arm["identity"]["arguments"] for arm in (control, treated))
+    ours, theirs = of_both
+    assert {name for name in ours if ours[name] != theirs[name]} == {
+        "filtered"
+    }  # recipe, seed, which prompts: the same
     assert control["summary"]["rows"] == treated["summary"]["rows"]
     prompts = [
         [row.prompt_messages for row in read_rows(whole / f"stages/seed-{seed}/{arm}/filter/rows.jsonl")]
@@ -192,8 +197,8 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
 
 INTERRUPTIONS: list[tuple[Any, str, int]] = [
     (writing, "generate", 3),  # shards of the second arm
-    (training, "rate_at", 9),  # in the middle of training, from a checkpoint
-    (measuring, "measure_any", 2),
+    (loop, "rate_at", 9),  # in the middle of training, from a checkpoint
+    (evaluate, "measure_any", 2),
     (pipeline, "conclude", 0),
 ]
 
