@@ -32,7 +32,7 @@ class Workers:
         self.jobs = jobs
         self._pool = pool
 
-    def each(self, tasks: Sequence[Task], done: Callable[[], None] | None = None) -> list[Any]:
+    def each(self, tasks: Sequence[Task], done: Callable[[], object] | None = None) -> list[Any]:
         """The results of all tasks, in order. The first failure stops what has not begun and is raised."""
         if self._pool is None:
             results = []
@@ -53,7 +53,7 @@ class Workers:
             ) from error
 
     @staticmethod
-    def _watch(futures: Sequence[Future[Any]], done: Callable[[], None] | None) -> None:
+    def _watch(futures: Sequence[Future[Any]], done: Callable[[], object] | None) -> None:
         pending = set(futures)
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
