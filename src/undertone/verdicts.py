@@ -159,6 +159,10 @@ def _one(rule: Rule, unit: Unit, quantity: Quantity) -> Decision:
     if rule.than:  # a bound that the claim names is its own smallest effect of interest
         size = 0.0
     elif unit == "ratio":  # multiplicative: distances are those of logarithms
+        if quantity.mean <= 0 or (quantity.low is not None and quantity.low <= 0):
+            return Decision(
+                "not measured", "the interval of the ratio reaches 0: what it is compared with may be nothing"
+            )
         gap, size = _logarithm(quantity), math.log1p(size)
     if gap.low is None or gap.high is None or not math.isfinite(gap.low + gap.high):
         return Decision("not measured", "one unit has no interval: add seeds")
@@ -204,7 +208,7 @@ def _beyond(parts: Mapping[str, Decision]) -> Decision:
 
 
 def _logarithm(quantity: Quantity) -> Quantity:
-    if quantity.low is None or quantity.high is None or quantity.low <= 0:
+    if quantity.low is None or quantity.high is None:
         return Quantity(math.log(quantity.mean))
     return Quantity(math.log(quantity.mean), math.log(quantity.low), math.log(quantity.high))
 

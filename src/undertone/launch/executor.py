@@ -90,7 +90,10 @@ class Executor:
         identities = [call.function.identity(call.arguments) for call in calls]
         digests = [digest(identity) for identity in identities]
         found = [self._find(call, identity) for call, identity in zip(calls, identities, strict=True)]
-        missing = {digests[at]: at for at in reversed(range(len(calls))) if found[at] is None}
+        missing: dict[str, int] = {}
+        for at, stage in enumerate(found):
+            if stage is None:
+                missing.setdefault(digests[at], at)
         if missing:
             self.check_fresh()
         tasks: list[Task] = [
@@ -98,7 +101,7 @@ class Executor:
             for at in missing.values()
         ]
         computed = dict(zip(missing, self.workers.each(tasks, partial(self.advance, 1)), strict=True))
-        stages = [stage or computed[one] for stage, one in zip(found, digests, strict=True)]
+        stages = [there or computed[one] for there, one in zip(found, digests, strict=True)]
         self.stages.update({stage.name: stage for stage in stages})
         self.known.update({stage.digest: stage.name for stage in stages if stage.name not in self.misfits})
         return stages

@@ -29,8 +29,8 @@ INTENT = "intent.json"  # in a .part folder: the identity of what is being compu
 class Stage:
     """A finished stage.
 
-    `digest` is that of its identity, what was asked for; `output_digest` that of identity and
-    files, what came out, and what later stages chain on. `seconds` is what computing took by the
+    `digest` is that of its identity, what was asked for; `output_digest` that of its files and its
+    summary, what came out, and what later stages chain on. `seconds` is what computing took by the
     clock, `cpu_seconds` the processor time of all threads of the process, which waiting for a busy
     machine does not add to (None: a record of before it was measured); both of the last session if
     it was interrupted. `summary` is what `compute` returned.
@@ -113,33 +113,34 @@ def seal(
 ) -> None:
     """Write the record that makes the folder a finished stage once it is renamed; `times` as of a `Clock`."""
     files = _hashes(part, sync=True)
-    digest = _digest(identity)
     record = {
         "identity": identity,
         "inputs": sorted(inputs),
-        "digest": digest,
-        "output_digest": _digest([digest, files]),
+        "digest": _digest(identity),
         "files": files,
         **times,
         "summary": dict(summary or {}),
         "finished": now(),
     }
-    write_json(part / RECORD, record | {"seal": _digest(_as_read(record, part))})
+    record = _as_read(record, part)
+    record["output_digest"] = _digest([record["files"], record["summary"]])
+    write_json(part / RECORD, record | {"seal": _digest(record)})
     (part / INTENT).unlink(missing_ok=True)
     for folder in (part, *(path for path in part.rglob("*") if path.is_dir())):
         sync(folder)
 
 
-def _as_read(record: dict[str, Any], part: Path) -> Any:
+def _as_read(record: dict[str, Any], part: Path) -> dict[str, Any]:
     """The record as it will be read back (tuples as lists), or the error of `write_json`."""
     try:
-        return json.loads(json.dumps(record, allow_nan=False))
+        read: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RunError(
             f"the summary of {part.stem} cannot be written as JSON",
             got=_culprit(record["summary"], "") or str(error),
             allowed="valid text, finite numbers, booleans, None, lists, and dicts with text keys",
         ) from error
+    return read
 
 
 def is_complete(part: Path, identity: dict[str, Any]) -> bool:
