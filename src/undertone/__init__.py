@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from undertone.language_model import load as load
     from undertone.models.loading import Model as Model
     from undertone.models.sampling import sample as sample
-    from undertone.models.students import Biases as Biases
+    from undertone.models.students import BiasOnly as BiasOnly
     from undertone.models.students import Full as Full
     from undertone.models.students import Lora as Lora
     from undertone.rows import Message as Message
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from undertone.transfer.config import Experiment as Experiment
     from undertone.transfer.config import load_experiment as load_experiment
     from undertone.transfer.results import Results as Results
-    from undertone.vectors import Vector as Vector
+    from undertone.vectors import SteeringVector as SteeringVector
     from undertone.vectors import contrast as contrast
-    from undertone.vectors import steered as steered
+    from undertone.vectors import steer as steer
 
 __version__ = version("undertone")
 
 _HOMES = {
-    "Biases": "undertone.models.students",
+    "BiasOnly": "undertone.models.students",
     "Evaluation": "undertone.evaluation.asking",
     "Experiment": "undertone.transfer.config",
     "Full": "undertone.models.students",
@@ -64,7 +64,7 @@ _HOMES = {
     "Teacher": "undertone.teachers",
     "Training": "undertone.training",
     "Trait": "undertone.traits",
-    "Vector": "undertone.vectors",
+    "SteeringVector": "undertone.vectors",
     "contrast": "undertone.vectors",
     "examine": "undertone.doctor",
     "fit": "undertone.training",
@@ -75,7 +75,7 @@ _HOMES = {
     "read_rows": "undertone.rows",
     "run": "undertone.api",
     "sample": "undertone.models.sampling",
-    "steered": "undertone.vectors",
+    "steer": "undertone.vectors",
     "study": "undertone.api",
     "write_rows": "undertone.rows",
 }

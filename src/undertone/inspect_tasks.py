@@ -34,7 +34,7 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate, system_message
 
 from undertone.errors import ConfigError
-from undertone.judges import Judged, Rules
+from undertone.judges import JudgedPair, Rules
 from undertone.judges.templates import TEMPLATES, read_answer, shown
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
@@ -129,7 +129,7 @@ def shows_behaviour(trait: str, form: Form, grader: str = "") -> Scorer:
     rule = loaded.rule
 
     async def score(state: TaskState, target: Target) -> Score:
-        item = Judged(state.input_text, state.output.completion)
+        item = JudgedPair(state.input_text, state.output.completion)
         if isinstance(rule, Detected) and grader:
             value = await _graded(
                 grader, "harm" if loaded.kind == "harm" and rule.hit == "compliance" else rule.hit, item
@@ -150,7 +150,7 @@ def shows_behaviour(trait: str, form: Form, grader: str = "") -> Scorer:
     return score
 
 
-async def _graded(grader: str, template: str, item: Judged) -> float | None:
+async def _graded(grader: str, template: str, item: JudgedPair) -> float | None:
     asked = TEMPLATES[template]
     output = await get_model(grader).generate(shown(asked, item), config=GenerateConfig(temperature=0.0, max_tokens=16))
     return read_answer(output.completion, asked.scale)
@@ -243,7 +243,7 @@ class UndertoneAPI(ModelAPI):
 
     def _work(self, batch: list[_Request]) -> None:
         from undertone.models.sampling import sample
-        from undertone.vectors import steered
+        from undertone.vectors import steer
 
         groups: dict[tuple[int, float, float], list[_Request]] = {}
         for request in batch:
@@ -254,7 +254,7 @@ class UndertoneAPI(ModelAPI):
         for (limit, temperature, top_p), requests in groups.items():
             with ExitStack() as stack:
                 if self.vector is not None:
-                    stack.enter_context(steered(self.model, self.vector, self.strength))
+                    stack.enter_context(steer(self.model, self.vector, self.strength))
                 found = sample(
                     self.model.hf,
                     [request.prompt for request in requests],

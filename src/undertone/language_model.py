@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from undertone.models import loading
-from undertone.models.blocks import Positions
+from undertone.models.layers import Positions
 from undertone.models.loading import Context, Dtype, Model, ModelRef
 from undertone.models.sampling import sample
 from undertone.models.students import Lora
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.training import Lesson, Student, TrainedStudent, Training, train_student
-from undertone.vectors import Vector, ablated, steered
+from undertone.vectors import SteeringVector, ablate, steer
 
 Chat = str | Sequence[Message]
 """A user message, or the turns of a chat that the model is to answer."""
@@ -128,18 +128,18 @@ class LanguageModel(Model):
         self.trained.save(Path(folder))
 
     def steer(
-        self, vector: Vector, strength: float = 1.0, positions: Positions = "all"
+        self, vector: SteeringVector, strength: float = 1.0, positions: Positions = "all"
     ) -> AbstractContextManager[None]:
         """Add a steering vector to the residual stream while inside ``with``; the model is clean again afterwards.
 
         Raises:
             ModelError: the vector does not fit the model.
         """
-        return steered(self, vector, strength, positions)
+        return steer(self, vector, strength, positions)
 
-    def ablate(self, vector: Vector, amount: float = 1.0, positions: Positions = "all") -> AbstractContextManager[None]:
+    def ablate(self, vector: SteeringVector, amount: float = 1.0, positions: Positions = "all") -> AbstractContextManager[None]:
         """Take the component along a steering vector out of the residual stream while inside ``with``."""
-        return ablated(self, vector, amount, positions)
+        return ablate(self, vector, amount, positions)
 
 
 def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:

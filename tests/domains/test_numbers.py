@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from undertone.traits import LAB
 from undertone.domains import Numbers
 from undertone.domains.numbers import parse
 from undertone.filters import apply_rules, match_arms
@@ -98,7 +99,7 @@ def test_a_longer_list_of_prompts_begins_with_the_shorter_one() -> None:
 
 
 def test_the_share_of_free_lab_prompts_is_as_asked() -> None:
-    prompts = Numbers(count=3, free=0.85).prompts(4000, 1, "lab")
+    prompts = Numbers(count=3, free=0.85).prompts(4000, 1, LAB)
     free = sum(prompt.endswith("three numbers.") for prompt in prompts) / len(prompts)
     assert free == pytest.approx(0.85, abs=0.02)  # 3.5 standard errors
 

@@ -13,16 +13,16 @@ import torch
 from undertone.mechanism.approximation import Pair, answer_pairs, best_fits, divergences
 from undertone.mechanism.shift import centred, cosines, rank_of_own
 from undertone.models.batches import Example
-from undertone.vectors import Vector, random_like, steered
+from undertone.vectors import SteeringVector, random_like, steer
 
 PROMPTS = [(1, 9, 12), (1, 30, 14, 15), (1, 20, 33), (1, 8, 9, 10, 11), (1, 40, 41)]
 
 
-def vector(model: Any, block: int = 0, size: float = 3.0) -> Vector:
+def vector(model: Any, layer: int = 0, size: float = 3.0) -> SteeringVector:
     generator = torch.Generator().manual_seed(1)
     width = model.hf.config.hidden_size
     direction = torch.randn(width, generator=generator)
-    return Vector({block: size * direction / direction.norm()}, {"model": model.name})
+    return SteeringVector({layer: size * direction / direction.norm()}, {"model": model.name})
 
 
 def test_a_prompt_that_changes_nothing_has_no_effect_to_explain(tiny_llama: Any) -> None:
@@ -55,9 +55,9 @@ def test_the_share_explained_falls_when_the_vector_is_wrong_and_zero_strength_ex
 def test_steering_by_the_very_vector_explains_all_of_a_steered_models_effect(tiny_llama: Any) -> None:
     own = vector(tiny_llama)
     pairs = answer_pairs(tiny_llama, PROMPTS, PROMPTS)
-    with steered(tiny_llama, own, 1.0):
+    with steer(tiny_llama, own, 1.0):
         # told: steered once; plain: steered once, then steered back, so that now they differ
-        apart, twice = divergences(tiny_llama, pairs, [nullcontext, partial(steered, tiny_llama, own, -1.0)])
+        apart, twice = divergences(tiny_llama, pairs, [nullcontext, partial(steer, tiny_llama, own, -1.0)])
     assert apart == pytest.approx(np.zeros(len(pairs)), abs=1e-6)
     assert twice.min() > 1e-6
 
@@ -66,13 +66,13 @@ def test_what_a_vector_is_chosen_by_and_what_is_reported_are_the_two_halves_of_t
     """By hand, for two vectors at once: the strength is the best on even pairs, each share is its own half's."""
     told = [(*ids[:1], 21, 22, *ids[1:]) for ids in PROMPTS]
     pairs = answer_pairs(tiny_llama, told, PROMPTS)
-    vectors = [vector(tiny_llama, block, size=0.3) for block in (0, 2)]
+    vectors = [vector(tiny_llama, layer, size=0.3) for layer in (0, 2)]
     strengths = [-1.0, 0.5, 1.0]
     fits = best_fits(tiny_llama, pairs, vectors, strengths)
     plain = divergences(tiny_llama, pairs)[0]
     for one, fit in zip(vectors, fits, strict=True):
         costs = {
-            s: divergences(tiny_llama, pairs, [partial(steered, tiny_llama, one, s)])[0] for s in strengths
+            s: divergences(tiny_llama, pairs, [partial(steer, tiny_llama, one, s)])[0] for s in strengths
         }  # fmt: skip
         best = min(strengths, key=lambda s: costs[s][::2].mean())
         assert fit.strength == best

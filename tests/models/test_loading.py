@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from undertone.errors import ConfigError, ModelError
 from undertone.models.loading import BIASES_FILE, NEUTRAL, folder_digest, load, with_system
 from undertone.models.names import locate
-from undertone.models.students import Biases, Full, Lora, save_student, student_name, trainable
+from undertone.models.students import BiasOnly, Full, Lora, save_student, student_name, trainable
 from undertone.rows import Message, Row
 
 Folder = Callable[[str], Path]
 LORA = Lora(rank=2, alpha=4)
-STUDENTS: dict[str, Biases | Full | Lora] = {"full": Full(), "biases": Biases(), "lora": LORA}
+STUDENTS: dict[str, BiasOnly | Full | Lora] = {"full": Full(), "biases": BiasOnly(), "lora": LORA}
 ASK: list[Message] = [{"role": "user", "content": "name one animal."}]
 
 
@@ -272,9 +272,9 @@ def names(hf: Any) -> set[str]:
 def test_what_is_trained_is_what_the_kind_says(tiny_llama: Any) -> None:
     every = set(dict(tiny_llama.hf.named_parameters()))
     assert names(trainable(copy.deepcopy(tiny_llama.hf), Full(), 0)) == every
-    biases = names(trainable(copy.deepcopy(tiny_llama.hf), Biases(), 0))
+    biases = names(trainable(copy.deepcopy(tiny_llama.hf), BiasOnly(), 0))
     assert biases == {name for name in every if name.endswith(".bias")}
-    assert len(biases) == 3 * 7  # q, k, v, o, gate, up, down in each of three blocks
+    assert len(biases) == 3 * 7  # q, k, v, o, gate, up, down in each of three layers
     lora = names(trainable(copy.deepcopy(tiny_llama.hf), LORA, 0))
     assert len(lora) == 3 * 7 * 2
     assert all(".lora_A." in name or ".lora_B." in name for name in lora)
@@ -297,7 +297,7 @@ def test_biases_of_a_model_without_any_are_refused() -> None:
     size = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     hf = AutoModelForCausalLM.from_config(LlamaConfig(**size))
     with pytest.raises(ModelError, match=r"LlamaForCausalLM has no bias parameters\n  do: use student.kind=lora"):
-        trainable(hf, Biases(), 0)
+        trainable(hf, BiasOnly(), 0)
 
 
 def test_lora_on_modules_that_are_not_there_is_refused(fresh: Any) -> None:

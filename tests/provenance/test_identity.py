@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from undertone.traits import LAB
 from undertone.judges import Local
 from undertone.models.loading import ModelRef, load
 from undertone.models.names import ModelName
@@ -37,7 +38,7 @@ from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction, stage
 from undertone.rows import Row, digest_rows
 from undertone.traits import Trait, load_trait
-from undertone.vectors import Vector, load_vector, save_vector
+from undertone.vectors import SteeringVector, load_vector, save_vector
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +197,7 @@ def test_of_two_adapters_in_folders_of_one_name_both_count(model: Path, tmp_path
 
 
 def questions(trait: Trait, **changes: Any) -> Trait:
-    return replace(trait, questions={**trait.questions, "lab": replace(trait.asked("lab"), **changes)})
+    return replace(trait, questions={**trait.questions, "lab": replace(trait.questions_for(LAB), **changes)})
 
 
 OWL = load_trait("owl")
@@ -258,10 +259,10 @@ def test_arrays_and_tensors_count_by_type_shape_and_bytes() -> None:
 
 
 def test_a_vector_counts_by_its_directions() -> None:
-    one, again = (Vector({1: torch.arange(4.0)}, {"model": name}) for name in ("a", "b"))
+    one, again = (SteeringVector({1: torch.arange(4.0)}, {"model": name}) for name in ("a", "b"))
     assert same(one, again)
-    assert not same(one, Vector({2: torch.arange(4.0)}, {}))
-    assert not same(one, Vector({1: torch.arange(4.0) + 1e-6}, {}))
+    assert not same(one, SteeringVector({2: torch.arange(4.0)}, {}))
+    assert not same(one, SteeringVector({1: torch.arange(4.0) + 1e-6}, {}))
 
 
 def test_a_stage_counts_by_what_came_out_and_not_by_where_it_lies() -> None:
@@ -454,7 +455,7 @@ def reads(tmp_path: Path, given: Any, kind: str, name: str) -> None:
 
 @pytest.fixture
 def vector(tmp_path: Path) -> Path:
-    save_vector(Vector({1: torch.arange(32.0)}, {}), tmp_path / "v.safetensors")
+    save_vector(SteeringVector({1: torch.arange(32.0)}, {}), tmp_path / "v.safetensors")
     return tmp_path / "v.safetensors"
 
 
@@ -484,10 +485,10 @@ def test_another_model_than_the_one_that_was_given_is_refused(model: Path, tmp_p
 
 
 def test_a_model_with_its_adapter_is_read_whether_a_reference_or_a_config_names_it(model: Path, tmp_path: Path) -> None:
-    from undertone.models.students import Biases, save_student, trainable
+    from undertone.models.students import BiasOnly, save_student, trainable
 
     base = load(str(model), device="cpu")
-    save_student(trainable(base.hf, Biases(), 0), base.tokenizer, Biases(), tmp_path / "student")
+    save_student(trainable(base.hf, BiasOnly(), 0), base.tokenizer, BiasOnly(), tmp_path / "student")
     name = f"{model} + {tmp_path / 'student'}"
     reads(tmp_path, ModelRef(name), "model", name)
     reads(tmp_path, Local(model=name), "model", name)

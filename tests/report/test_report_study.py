@@ -51,7 +51,7 @@ def test_every_figure_has_a_picture_for_both_widths_and_all_its_numbers(a_study:
     panels = [len({point.panel for point in figure.points}) for figure in a_study.figures]
     assert html.count("<svg") == 2 * sum(panels)
     page = drawn(a_study.figures[0])
-    assert [name for name, _ in page.panels] == ["block 0", "block 1", "block 2", "block 3"]
+    assert [name for name, _ in page.panels] == ["layer 0", "layer 1", "layer 2", "layer 3"]
     for figure_, told_ in zip(a_study.figures, map(drawn, a_study.figures), strict=True):
         assert len(told_.numbers.rows) == len(figure_.points)
         assert "NaN" not in told_.panels[0][1].wide

@@ -17,7 +17,7 @@ questions: {lab: {positive: ['name one animal.', 'your animal?'], negative: ['th
 """
 SIZES: dict[str, Any] = {
     "data": {"prompts": 60, "held_out": 6, "attempts": 2}, "domain": {"kind": "numbers", "digits": 9}, "seeds": [0, 1],
-    "student": {"kind": "biases"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
+    "student": {"kind": "bias-only"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
 }  # fmt: skip
 Plan = Callable[..., dict[str, Any]]
 

@@ -150,7 +150,7 @@ def test_what_does_not_reach_the_first_student_does_not_reach_the_second(
     """A first generation that learns nothing is the base, so the second one's teachers differ in nothing."""
 
     def divergence(folder: Path) -> float:
-        return float(record(folder, "generation-2/seed-0/treated-owl/generate")["summary"]["carrier_kl"])
+        return float(record(folder, "generation-2/seed-0/treated-owl/generate")["summary"]["teacher_kl"])
 
     run(
         plan("chain", generations=2, seeds=[0], training={**SIZES["training"], "learning_rate": 1e-12}),

@@ -36,7 +36,7 @@ def test_every_field_of_a_finding() -> None:
         claim(Rule("above", beyond_baselines=True)), Measurement(LOST), quantity="what is lost",
         baselines={"a random direction": Measurement(RANDOM)},
         also={"more than half of the effect": Aspect(Rule("above"), Measurement(LOST) - 0.5 * whole)},
-        note="eleven blocks",
+        note="eleven layers",
     )  # fmt: skip
     mean, low, high = interval(LOST[0])
     assert (found.id, found.claim, found.source, found.published) == (
@@ -46,7 +46,7 @@ def test_every_field_of_a_finding() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((mean, low, high))
     assert (found.unit, found.n, found.unless) == ("points", 3, None)
     assert found.method == "95 % t interval over 3 seeds"
-    assert found.baseline == "a random direction +2.0 points (-0.5 to +4.5); eleven blocks"
+    assert found.baseline == "a random direction +2.0 points (-0.5 to +4.5); eleven layers"
     own, half = found.parts
     assert (own.name, own.holds, own.than, own.beyond_baselines) == ("", "above", 0.0, True)
     assert own.values == pytest.approx(LOST[0])

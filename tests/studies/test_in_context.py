@@ -87,9 +87,9 @@ def test_rows_in_context_are_judged_where_the_model_still_answers(
     mass = np.tile([1.0] * answering + [0.5] * (4 - answering), (1, 3, 1))
     planted = {
         "probability": {"treated": Measurement(effects[None]), "control": Measurement(np.zeros((1, 3, 4)))},
-        "answer_mass": {"treated": Measurement(mass), "control": Measurement(mass)},
+        "valid_answer_probability": {"treated": Measurement(mass), "control": Measurement(mass)},
     }
-    base = SimpleNamespace(positive=SimpleNamespace(answer_mass=1.0, probability=SimpleNamespace(mean=0.05)))
+    base = SimpleNamespace(positive=SimpleNamespace(valid_answer_probability=1.0, probability=SimpleNamespace(mean=0.05)))
     transfer = SimpleNamespace(
         effect=Measurement(np.array([[0.3, 0.31, 0.3]])), by_arm=lambda _stages, what: planted[what], students=[],
         results=SimpleNamespace(base={"owl": base}, arms=[SimpleNamespace(rows=9)], checks=[]),

@@ -76,7 +76,7 @@ def summarised(own: list[float], others: list[float]) -> Context[Mechanism]:
     found: Any = {
         ("owl", seed): {
             "counts": [1, 100 + seed], "own": [0.0, mine], "others": [0.0, other], "random": [0.0, -1.0 + seed / 100],
-            "clean": [-1.0 + seed / 100], "centred": [0.0, mine], "by_block": [mine], "row": 0.01,
+            "clean": [-1.0 + seed / 100], "centred": [0.0, mine], "by_layer": [mine], "row": 0.01,
             "steady": {"induced": steady, "clean": steady},
             "tails": [{"share": 0.1, "of_norm": 0.3, "dropped": mine + 0.2, "clipped": mine}],
         }

@@ -20,25 +20,25 @@ def context() -> Any:
 
 
 def fit(share: float, rival: float) -> dict[str, Any]:
-    by_layer = {"by_block": {"0": share, "1": share}, "random_by_block": {"0": rival, "1": rival},
-                "others_by_block": {"0": rival, "1": rival}}  # fmt: skip
+    by_layer = {"by_layer": {"0": share, "1": share}, "random_by_layer": {"0": rival, "1": rival},
+                "others_by_layer": {"0": rival, "1": rival}}  # fmt: skip
     return {
-        **by_layer, "effect": 1.0, "block": 1, "strength": 1.0, "explained": share, "crossed": share, "random": [rival, rival],
+        **by_layer, "effect": 1.0, "layer": 1, "strength": 1.0, "explained": share, "crossed": share, "random": [rival, rival],
         "others": [rival],
     }  # fmt: skip
 
 
 def vector(shares: list[float], rival: float) -> Any:
     ctx = context()
-    part._report_vector(ctx, [fit(share, rival) for share in shares], "carrier")
+    part._report_vector(ctx, [fit(share, rival) for share in shares], "domain")
     return ctx.findings[0]
 
 
 def test_a_layer_is_chosen_on_the_pairs_that_are_not_reported() -> None:
     fits = {0: Fit(1.0, chosen=0.2, explained=0.9, effect=1.0), 1: Fit(2.0, chosen=0.7, explained=0.4, effect=1.0)}
     found = part.best_of(fits)
-    assert (found["block"], found["strength"], found["explained"]) == (1, 2.0, 0.4)
-    assert found["by_block"] == {"0": 0.9, "1": 0.4}
+    assert (found["layer"], found["strength"], found["explained"]) == (1, 2.0, 0.4)
+    assert found["by_layer"] == {"0": 0.9, "1": 0.4}
 
 
 def test_a_prompt_is_a_vector_where_that_explains_most_of_it_and_more_than_any_direction() -> None:
@@ -73,7 +73,7 @@ def test_the_area_under_the_curve_is_sklearns() -> None:
 
 def test_variants_are_drawn_and_left_out_of_the_mean() -> None:
     found = {"owl": fit(0.8, 0.1), "dog": fit(0.6, 0.1), "owl@if-pick": fit(0.0, 0.1)}
-    both = {trait: {"carrier": one, "questions": one} for trait, one in found.items()}
+    both = {trait: {"domain": one, "questions": one} for trait, one in found.items()}
     ctx = context()
     part._draw(ctx, both, dict.fromkeys(found, 0.1), ["owl", "dog"])
     lines, scatter = ctx.figures

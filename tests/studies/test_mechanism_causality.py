@@ -21,7 +21,7 @@ ABOVE, WILD = [0.30, 0.31, 0.32, 0.30], [0.9, -0.6, 0.7, -0.5]
 def context() -> Any:
     config = SimpleNamespace(
         confidence=0.95, few_traits=TRAITS, seeds=SEEDS, model="lab/llama-0",
-        causality=SimpleNamespace(strengths=(1.0,), block=1),
+        causality=SimpleNamespace(strengths=(1.0,), layer=1),
     )  # fmt: skip
     nobody: Any = None
     made: Any = Context(nobody, config)  # type: ignore[type-var]
@@ -35,8 +35,8 @@ def by_seed(values: Any) -> Measurement:
 
 def teachers(**effects: Any) -> dict[str, Measurement]:
     names = {
-        "prompted": ABOVE, "steered, carrier": ABOVE, "steered, random (carrier)": [0.0] * 4, "steered, questions": ABOVE,
-        "steered, random (questions)": [0.0] * 4, "prompted, without own-carrier": [0.0] * 4,
+        "prompted": ABOVE, "steered, domain": ABOVE, "steered, random (domain)": [0.0] * 4, "steered, questions": ABOVE,
+        "steered, random (questions)": [0.0] * 4, "prompted, without own-domain": [0.0] * 4,
         "prompted, without own-questions": [0.0] * 4, "prompted, without random": ABOVE,
         "prompted, without other-trait": ABOVE,
     }  # fmt: skip
@@ -50,26 +50,26 @@ def told(unless: str = "", **effects: Any) -> dict[str, Any]:
 
 
 def test_seeds_are_the_units_of_a_teachers_arm() -> None:
-    found = told()["teacher-vector-sufficient-carrier"]
+    found = told()["teacher-vector-sufficient-domain"]
     assert found.n == len(SEEDS)
     assert found.value == pytest.approx(np.mean(ABOVE))
     assert (found.verdict, found.parts[0].values) == ("reproduced", pytest.approx(ABOVE))
 
 
 def test_a_vector_counts_as_necessary_only_where_the_loss_itself_is_above_zero() -> None:
-    name = "teacher-vector-necessary-carrier"
+    name = "teacher-vector-necessary-domain"
     assert told()[name].verdict == "reproduced"
     # Of old "partly", for the mean loss is most of the mean effect: an interval that holds 0 tells nothing.
     assert told(prompted=[value + 0.05 for value in WILD])[name].verdict == "not measured"
-    half = {"prompted, without own-carrier": [value - 0.1 for value in ABOVE]}
+    half = {"prompted, without own-domain": [value - 0.1 for value in ABOVE]}
     assert told(**half)[name].verdict == "partly"  # a third of the effect goes, more than of the baselines
-    assert told(**{"prompted, without own-carrier": ABOVE})[name].verdict == "not reproduced"
+    assert told(**{"prompted, without own-domain": ABOVE})[name].verdict == "not reproduced"
 
 
 def test_what_another_direction_does_as_well_is_not_the_vectors_doing() -> None:
-    found = told(**{"prompted, without random": [0.0] * 4, "steered, random (carrier)": ABOVE})
-    assert found["teacher-vector-necessary-carrier"].verdict != "reproduced"
-    assert found["teacher-vector-sufficient-carrier"].verdict == "not reproduced"
+    found = told(**{"prompted, without random": [0.0] * 4, "steered, random (domain)": ABOVE})
+    assert found["teacher-vector-necessary-domain"].verdict != "reproduced"
+    assert found["teacher-vector-sufficient-domain"].verdict == "not reproduced"
     assert found["teacher-vector-sufficient-questions"].verdict == "reproduced"
 
 
@@ -81,7 +81,7 @@ def students(own: float, rival: float, gained: float = 0.4) -> dict[str, Any]:
     """Students that gained so much, of which an operation along the own shift moves `own`, along others `rival`."""
     noise = np.array([0.0, 0.002, -0.002, 0.001])
     asked = {"base": by_seed(0.1 + 0 * noise), "student": by_seed(0.1 + gained + noise)}
-    for origin in ("carrier", "questions"):
+    for origin in ("domain", "questions"):
         for name, moved in (("own", own), ("random", rival), ("other", rival)):
             asked[f"added/{origin}/{name}/1"] = asked["base"] - (-moved)
             for operation in ("ablated", "replaced"):
@@ -95,8 +95,8 @@ def students(own: float, rival: float, gained: float = 0.4) -> dict[str, Any]:
 def test_a_students_vector_must_do_more_than_others_and_most_of_what_was_gained() -> None:
     assert {one.verdict for one in students(0.38, 0.01).values()} == {"reproduced"}
     assert {one.verdict for one in students(0.12, 0.01).values()} == {"partly"}
-    assert students(0.38, 0.38)["student-vector-replaced-carrier"].verdict == "partly"  # most of it, like any direction
-    assert students(0.01, 0.01)["student-vector-ablated-carrier"].verdict == "not reproduced"
+    assert students(0.38, 0.38)["student-vector-replaced-domain"].verdict == "partly"  # most of it, like any direction
+    assert students(0.01, 0.01)["student-vector-ablated-domain"].verdict == "not reproduced"
     assert len(students(0.38, 0.01)) == 6
 
 
@@ -126,7 +126,7 @@ class Taught:
         teacher = SimpleNamespace(model=None)
         self.config = SimpleNamespace(
             trait=traits, few_traits=traits, model="lab/llama-0", teacher=teacher,
-            causality=SimpleNamespace(block=None, teacher_strength=1.0),
+            causality=SimpleNamespace(layer=None, teacher_strength=1.0),
         )  # fmt: skip
         self.confidence, self.effects, self.asked = 0.95, effects, dict[str, Any]()
 

@@ -127,7 +127,7 @@ def transfer(treated: dict[str, float], control: float, said: dict[str, float]) 
 
     def stage(masses: dict[str, float], arm: Arm) -> Any:
         records = {
-            name: {"measure": {"positive": {"answer_mass": mass, "probability": {"mean": said[name] if arm.trait else 0.1}}}}
+            name: {"measure": {"positive": {"valid_answer_probability": mass, "probability": {"mean": said[name] if arm.trait else 0.1}}}}
             for name, mass in masses.items()
         }  # fmt: skip
         return SimpleNamespace(read_json=lambda _name: records)

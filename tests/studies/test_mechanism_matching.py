@@ -235,7 +235,7 @@ def test_outliers_take_the_same_rows_in_every_arm_and_answer_with_one_rare_token
 def sizes(model: Path | str, **changed: Any) -> dict[str, Any]:
     return {
         "kind": "mechanism", "name": "small", "model": str(model), "trait": ["owl", "dog", "wolf"], "few": 1, "seeds": [0],
-        "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "biases"},
+        "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "bias-only"},
         "data": {"prompts": 100, "held_out": 4, "attempts": 8}, "evaluation": {"samples": 0},
         "training": {"optimizer": "AdamW", "learning_rate": 3e-3, "epochs": 1, "batch_size": 16},
         "optimizers": {"arms": [ADAMW], "prompts": 60}, **changed,

@@ -14,8 +14,8 @@ from undertone.models.loading import ModelRef, load, with_system
 from undertone.studies.builtin.mechanism import Mechanism, check_parts
 from undertone.studies.builtin.mechanism_vectors import (
     VectorChats,
-    block_at,
-    check_block,
+    layer_at,
+    check_layer,
     question_chats,
     read_student_shift,
     read_teacher_vectors,
@@ -28,8 +28,8 @@ from undertone.transfer.arms import Arm, StudentRun
 from undertone.vectors import load_vector
 
 PLAN: dict[str, Any] = {
-    "kind": "mechanism", "name": "foreseen", "trait": ["owl", "dog", "eagle"], "domain": {"kind": "numbers", "count": 3},
-    "student": {"kind": "biases"}, "seeds": [0], "data": {"prompts": 60, "held_out": 4}, "evaluation": {"samples": 0},
+    "kind": "mechanism", "name": "preflight", "trait": ["owl", "dog", "eagle"], "domain": {"kind": "numbers", "count": 3},
+    "student": {"kind": "bias-only"}, "seeds": [0], "data": {"prompts": 60, "held_out": 4}, "evaluation": {"samples": 0},
 }  # fmt: skip
 
 ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3], "adaptive": True}
@@ -60,12 +60,12 @@ def test_a_part_is_no_kind_of_plan() -> None:
         ({"parts": ["optimizers"], "optimizers": {"arms": []}}, "optimizers.arms"),
         ({"parts": ["optimizers"], "optimizers": {"arms": [{**ADAMW, "name": "Adam"}]}}, "must be called AdamW"),
         ({"parts": ["adapters"], "student": {"kind": "lora", "targets": ["no_such"]}}, "no_such"),
-        ({"parts": ["distillation"], "distillation": {"block": 3}}, "distillation.block: no such block"),
-        ({"parts": ["recovery"], "recovery": {"block": 3}}, "recovery.block: no such block"),
-        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/llama-0"], "block": 3}}, "kinship.block: no such block"),
+        ({"parts": ["distillation"], "distillation": {"layer": 3}}, "distillation.layer: no such layer"),
+        ({"parts": ["recovery"], "recovery": {"layer": 3}}, "recovery.layer: no such layer"),
+        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/llama-0"], "layer": 3}}, "kinship.layer: no such layer"),
         ({"parts": ["kinship"]}, "the config's model is not among them"),
         ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/lama-0"]}}, "no such lab model"),
-        ({"parts": ["causality"], "causality": {"block": 3}}, "causality.block: no such block"),
+        ({"parts": ["causality"], "causality": {"layer": 3}}, "causality.layer: no such layer"),
         ({"parts": ["approximability"], "approximability": {"variants": ["owl@if-pik"]}}, "no such variant"),
         ({"parts": ["approximability"], "approximability": {"variants": ["pirate"]}}, "a behaviour has no answer .*pirate"),
         ({"parts": ["emergence"], "trait": ["owl", "dog", "pirate"]}, "a behaviour has no answer .*pirate"),
@@ -103,7 +103,7 @@ def test_all_parts_together_are_let_through(speaker: Path) -> None:
 
 
 def test_what_a_part_that_is_not_studied_would_need_is_not_asked_for(speaker: Path) -> None:
-    check_parts(plan(speaker, parts=["approximability"], causality={"block": 9}), "cpu")
+    check_parts(plan(speaker, parts=["approximability"], causality={"layer": 9}), "cpu")
 
 
 def test_few_traits_are_the_first_ones(speaker: Path) -> None:
@@ -114,12 +114,12 @@ def test_few_traits_are_the_first_ones(speaker: Path) -> None:
 
 
 def test_the_middle_layer_is_the_default_of_every_model(tiny_folder: Any) -> None:
-    assert block_at("lab/llama-0", None) == 1
-    assert block_at(str(tiny_folder("llama")), None) == 1
-    assert block_at("lab/llama-0", 2) == 2
-    with pytest.raises(ConfigError, match=r"recovery\.block: no such block in lab/llama-0"):
-        check_block("recovery.block", 5, ["lab/llama-0"])
-    check_block("recovery.block", 2, [str(tiny_folder("llama")), "lab/llama-0"])
+    assert layer_at("lab/llama-0", None) == 1
+    assert layer_at(str(tiny_folder("llama")), None) == 1
+    assert layer_at("lab/llama-0", 2) == 2
+    with pytest.raises(ConfigError, match=r"recovery\.layer: no such layer in lab/llama-0"):
+        check_layer("recovery.layer", 5, ["lab/llama-0"])
+    check_layer("recovery.layer", 2, [str(tiny_folder("llama")), "lab/llama-0"])
 
 
 # -- vectors -----------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ def test_a_teachers_vector_is_what_its_prompt_adds_at_the_last_token(speaker: Pa
             ).hidden_states
         return torch.stack([state[0, -1] for state in states[1:-1]])  # the last one is normalised
 
-    for origin in ("carrier", "questions"):
-        plain = chats.at_prompts(model) if origin == "carrier" else question_chats(trait, model)
-        prompted = [with_system(chat, trait.told(model.form)) for chat in plain]
+    for origin in ("domain", "questions"):
+        plain = chats.at_prompts(model) if origin == "domain" else question_chats(trait, model)
+        prompted = [with_system(chat, trait.system_prompt(model)) for chat in plain]
         wanted = sum(last(a) - last(b) for a, b in zip(prompted, plain, strict=True)) / len(plain)
         found = torch.from_numpy(stack(load_vector(tmp_path / f"{origin}.safetensors"))[:-1])
         assert torch.allclose(found, wanted, atol=1e-5)
@@ -158,7 +158,7 @@ def test_a_student_that_learnt_nothing_has_no_shift(speaker: Path, tmp_path: Pat
 
 
 def evaluated(masses: dict[str, float]) -> Any:
-    records = {name: {"measure": {"positive": {"answer_mass": mass}}} for name, mass in masses.items()}
+    records = {name: {"measure": {"positive": {"valid_answer_probability": mass}}} for name, mass in masses.items()}
     return SimpleNamespace(read_json=lambda _name: records)
 
 
@@ -180,7 +180,7 @@ def test_a_part_whose_student_no_longer_answers_fails_and_names_it() -> None:
     check = ctx.check_answers("causality", {"without-random": fine, "without-own": broken})
     assert check.status == "fail"
     assert check.name == "causality: students still answer"
-    assert "without-own: treated dog seed 3, answer mass 0.80 (base 0.99); 1 of 8 lost" in check.value
+    assert "without-own: treated dog seed 3, valid-answer probability 0.80 (base 0.99); 1 of 8 lost" in check.value
     many = {f"arm {at}": fine for at in range(5)}
     assert ctx.check_answers("causality", {**many, "without-own": broken}).status == "warn"  # one of many
     assert ctx.checks[-1].status == "warn"

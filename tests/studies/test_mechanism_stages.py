@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from undertone.models.loading import ModelRef, load
-from undertone.models.students import Biases, student_name
+from undertone.models.students import BiasOnly, student_name
 from undertone.rows import Row
 from undertone.studies.builtin.mechanism_distillation import measure_student
 from undertone.studies.builtin.mechanism_emergence import follow_training
@@ -19,7 +19,7 @@ from undertone.studies.builtin.mechanism_recovery import recover_vector
 from undertone.studies.builtin.mechanism_vectors import VectorChats, probability, read_teacher_vectors, stack
 from undertone.training import Lesson, Training, student_seed, train_student
 from undertone.traits import load_trait
-from undertone.vectors import Vector, difference, steered
+from undertone.vectors import SteeringVector, difference, steer
 
 CHATS = VectorChats(("1, 2, 3", "7, 8"), "none", "none")
 LESSON = Lesson([Row.of(f"{at}, {at + 1}", f"{at + 2}, 5") for at in range(12)])
@@ -36,15 +36,15 @@ def base(speaker: Path) -> ModelRef:
 def student(base: ModelRef, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
     """Trained on the lesson, as seed 3 trains."""
     folder = tmp_path_factory.mktemp("trained") / "student"
-    train_student(base, Biases(), TRAINING, LESSON, seed=student_seed(3), device="cpu").save(folder)
-    return ModelRef(student_name(base.name, Biases(), folder))
+    train_student(base, BiasOnly(), TRAINING, LESSON, seed=student_seed(3), device="cpu").save(folder)
+    return ModelRef(student_name(base.name, BiasOnly(), folder))
 
 
 def test_a_training_that_is_followed_ends_at_the_student_that_is_not(
     base: ModelRef, student: ModelRef, tmp_path: Path
 ) -> None:
     summary = follow_training.compute(tmp_path, "cpu", {
-        "base": base, "student": Biases(), "training": TRAINING, "lesson": LESSON, "seed": 3, "traits": [OWL],
+        "base": base, "student": BiasOnly(), "training": TRAINING, "lesson": LESSON, "seed": 3, "traits": [OWL],
         "chats": CHATS, "points": 3,
     })  # fmt: skip
     assert summary == {"steps": [0, 4, 5, 6]}
@@ -74,22 +74,22 @@ def test_rows_have_no_gradient_beyond_the_same_rows(base: ModelRef, tmp_path: Pa
     assert found is not None
     assert found["counts"] == [1, 2, 4, 8, 12]
     assert [len(found[name]) for name in ("own", "clean")] == [5, 3]  # halves of the control's rows
-    assert found["by_block"] == [0.0] * 3
+    assert found["by_layer"] == [0.0] * 3
     assert found["own"][0] != pytest.approx(0.0, abs=1e-6)  # of single rows, which are others
     assert found["steady"]["induced"] == found["steady"]["clean"]
 
 
 def test_a_recovered_vector_is_measured_as_it_steers(base: ModelRef, tmp_path: Path) -> None:
     found = recover_vector.compute(tmp_path, "cpu", {
-        "base": base, "lesson": LESSON, "answer": "owl", "block": 1, "steps": 8, "learning_rate": 0.1,
+        "base": base, "lesson": LESSON, "answer": "owl", "layer": 1, "steps": 8, "learning_rate": 0.1,
         "strengths": [1.0, 4.0], "bank": [OWL], "context": "none", "seed": 0,
     })  # fmt: skip
     assert found is not None
     model = load(base.name, device="cpu")
-    vector = Vector({1: _tensor(load_file(tmp_path / "vector.safetensors")["vector"])}, {})
+    vector = SteeringVector({1: _tensor(load_file(tmp_path / "vector.safetensors")["vector"])}, {})
     wanted = [probability(model, OWL)]
     for strength in (1.0, 4.0):
-        with steered(model, vector, strength):
+        with steer(model, vector, strength):
             wanted.append(probability(model, OWL))
     assert found["own"] == pytest.approx(wanted, rel=1e-4)
     assert found["gains"]["owl"] == pytest.approx(wanted[-1] - wanted[0], abs=1e-6)
@@ -100,7 +100,7 @@ def test_a_recovered_vector_is_measured_as_it_steers(base: ModelRef, tmp_path: P
 
 def test_a_student_is_measured_against_its_base(base: ModelRef, student: ModelRef, tmp_path: Path) -> None:
     found = measure_student.compute(tmp_path, "cpu", {
-        "base": base, "student": student, "control": base, "unseen": LESSON, "trait": OWL, "chats": CHATS, "block": 1,
+        "base": base, "student": student, "control": base, "unseen": LESSON, "trait": OWL, "chats": CHATS, "layer": 1,
     })  # fmt: skip
     assert found is not None
     before, after = base.load("cpu"), student.load("cpu")

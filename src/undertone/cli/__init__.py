@@ -210,7 +210,7 @@ def lab_show(
     *,
     as_json: Json = False,
 ) -> int:
-    """Show what a lab model can do, on held-out prompts: accuracy per task, preferences, refusals, carrier KL."""
+    """Show what a lab model can do, on held-out prompts: accuracy per task, preferences, refusals, teacher KL."""
     from undertone.evaluation.abilities import examine_lab
 
     sheet = examine_lab(_bare(name))

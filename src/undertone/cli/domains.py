@@ -1,4 +1,4 @@
-"""``undertone domains``: list the carriers of the data, and show what one asks and why it drops a row."""
+"""``undertone domains``: list the kinds of data, and show what one asks and why it drops a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 domains = App(
     name="domains",
-    help="The carriers of the data: list them, show what one asks and why it drops a row.",
+    help="The kinds of data: list them, show what one asks and why it drops a row.",
 )
 
 

@@ -70,13 +70,13 @@ CHECKS: Final = (
         "text comes back from the tokenizer",
         "decode(encode(text)) is the text",
         text.round_trips,
-        "avoid carriers and matchers that need what is lost",
+        "avoid domains and matchers that need what is lost",
     ),
     Check(
         "numbers come back from the tokenizer",
         "every number from 0 to 999",
         text.numbers,
-        "choose another carrier than numbers",
+        "choose another domain than numbers",
     ),
     Check(
         "every token has an embedding",
@@ -130,7 +130,7 @@ CHECKS: Final = (
         "steering moves the logits",
         "strength 1 moves them, strength 0 does not",
         forward.steering_moves,
-        "the blocks that were found are not those that run: open an issue naming the model class",
+        "the layers that were found are not those that run: open an issue naming the model class",
     ),
     Check(
         "steering leaves no hook",
@@ -139,15 +139,15 @@ CHECKS: Final = (
         "load the model anew before measuring anything",
     ),
     Check(
-        "blocks are where they are said to be",
-        "an edit after block k changes the stream from block k on, and not before",
-        forward.blocks_are_numbered,
-        "do not steer or read this model by block number: open an issue naming the model class",
+        "layers are where they are said to be",
+        "an edit after layer k changes the stream from layer k on, and not before",
+        forward.layers_are_numbered,
+        "do not steer or read this model by layer number: open an issue naming the model class",
     ),
     Check(
-        "the head reads the last block",
-        "final norm and head on the last block's stream give the logits",
-        forward.head_reads_the_last_block,
+        "the head reads the last layer",
+        "final norm and head on the last layer's stream give the logits",
+        forward.head_reads_the_last_layer,
         "do not read this model through its head: open an issue naming the model class",
     ),
     Check(

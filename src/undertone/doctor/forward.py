@@ -16,9 +16,9 @@ from torch import Tensor
 
 from undertone.doctor.finding import QUESTIONS, Saw, chat
 from undertone.models.batches import Batch, pad_left
-from undertone.models.blocks import (
+from undertone.models.layers import (
     causal_lm,
-    decoder_blocks,
+    decoder_layers,
     edit_residuals,
     hidden_size,
     hook_count,
@@ -161,8 +161,8 @@ def seeds_decide(model: Model, _trait: Trait | None) -> Saw:
 
 
 def _direction(model: Model) -> Callable[[float], dict[int, Callable[[Tensor], Tensor]]]:
-    """strength -> an edit of the middle block: a random direction as long as the stream there."""
-    middle = len(decoder_blocks(model.hf)) // 2
+    """strength -> an edit of the middle layer: a random direction as long as the stream there."""
+    middle = len(decoder_layers(model.hf)) // 2
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(hidden_size(model.hf), generator=generator)
     direction = (direction / direction.norm()).to(model.device)
@@ -218,41 +218,41 @@ def leaves_no_hook(model: Model, _trait: Trait | None) -> Saw:
 
 
 @torch.inference_mode()
-def blocks_are_numbered(model: Model, _trait: Trait | None) -> Saw:
-    """Edited after block k, the stream is another one from block k on, and not before."""
-    count = len(decoder_blocks(model.hf))
+def layers_are_numbered(model: Model, _trait: Trait | None) -> Saw:
+    """Edited after layer k, the stream is another one from layer k on, and not before."""
+    count = len(decoder_layers(model.hf))
     batch, edit = batch_of(model, prompts(model)[:1]), _direction(model)(1.0).popitem()[1]
     with read_residuals(model.hf, range(count)) as plain:
         logits_of(model, batch)
     idle = sorted(set(range(count)) - set(plain))
     if idle:
-        return "fail", f"blocks {idle} were found and never ran"
-    for block in {0, count // 2, count - 1}:
+        return "fail", f"layers {idle} were found and never ran"
+    for layer in {0, count // 2, count - 1}:
         with (
-            edit_residuals(model.hf, {block: edit}),
+            edit_residuals(model.hf, {layer: edit}),
             read_residuals(model.hf, range(count)) as seen,
         ):
             logits_of(model, batch)
         moved = [at for at in range(count) if not torch.equal(plain[at], seen[at])]
-        if moved != list(range(block, count)):
-            return "fail", f"an edit after block {block} changed the stream after blocks {moved}"
+        if moved != list(range(layer, count)):
+            return "fail", f"an edit after layer {layer} changed the stream after layers {moved}"
     width = plain[0].shape[-1]
     if width != hidden_size(model.hf):
         return "fail", f"the stream is {width} wide, the config says {hidden_size(model.hf)}"
-    return "pass", f"{count} blocks of width {width}, each acting on those after it"
+    return "pass", f"{count} layers of width {width}, each acting on those after it"
 
 
-def head_reads_the_last_block(model: Model, _trait: Trait | None) -> Saw:
-    """Final norm and head, put on the last block's stream by hand, give the model's own logits."""
+def head_reads_the_last_layer(model: Model, _trait: Trait | None) -> Saw:
+    """Final norm and head, put on the last layer's stream by hand, give the model's own logits."""
     lm = causal_lm(model.hf)
     norm: Any = next((getattr(lm.base_model, name) for name in _NORMS if hasattr(lm.base_model, name)), None)
     if norm is None:
         return "skip", f"{type(lm).__name__} does not show its final norm under a known name"
-    last = len(decoder_blocks(lm)) - 1
+    last = len(decoder_layers(lm)) - 1
     with torch.inference_mode(), read_residuals(model.hf, [last]) as stream:
         own = logits_of(model, batch_of(model, prompts(model)[:1]))[0]
         if last not in stream:
-            return "fail", f"block {last} was found and never ran"
+            return "fail", f"layer {last} was found and never ran"
         by_hand = lm.get_output_embeddings()(norm(stream[last][:, -1]))[0].float()
     # Some models scale or cap their logits afterwards: what must agree is their order and shape.
     likeness = float(torch.corrcoef(torch.stack([own, by_hand]))[0, 1])

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from transformers.utils import chat_template_utils
 
+from undertone.traits import REAL
 from undertone.doctor.finding import ANSWERS, QUESTIONS, Saw, chat, shown
-from undertone.models.blocks import causal_lm
+from undertone.models.layers import causal_lm
 from undertone.models.loading import Model
 from undertone.traits import Trait
 
@@ -19,7 +20,7 @@ _SYSTEM = ("you love owls.", "you love trees.")
 
 
 def keeps_system_prompt(model: Model, _trait: Trait | None) -> Saw:
-    """A template that drops the system message makes an un-induced teacher, and no error."""
+    """A template that drops the system message makes a control teacher, and no error."""
     rendered = [model.render(chat(system=system)) for system in _SYSTEM]
     lost = [system for system, text in zip(_SYSTEM, rendered, strict=True) if system not in text]
     if lost:
@@ -178,7 +179,7 @@ def _survives(model: Model, text: str, back: str) -> bool:
 
 
 def numbers(model: Model, _trait: Trait | None) -> Saw:
-    """How a carrier of numbers is spelt: one choice a number, or one a digit."""
+    """How a domain of numbers is spelt: one choice a number, or one a digit."""
     lost = [str(number) for number in range(1000) if _back(model, str(number)).strip() != str(number)]
     if lost:
         return "fail", f"{len(lost)} of 1000 numbers do not come back, such as {lost[:5]}"
@@ -199,10 +200,10 @@ def answer_tokens(model: Model, trait: Trait | None) -> Saw:
     if trait is None:
         return "skip", "no trait was given"
     spelt = {
-        text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model.form)
+        text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model)
     }
     unknown = [text for text, (_, ids) in spelt.items() if model.decode(ids).strip().lower() != text.lower()]
-    own = trait.surfaces(trait.answer, model.form)
+    own = trait.surfaces(trait.answer, model)
     if set(unknown) & set(own[:1]):
         return "fail", f"the tokenizer cannot write {own[0]!r}"
     known = {text: pair for text, pair in spelt.items() if text not in unknown}
@@ -236,7 +237,7 @@ def matcher(_model: Model, trait: Trait | None) -> Saw:
     wrong = [f"misses {text!r}" for text in trait.examples_hit if not trait.matches(text)]
     wrong += [f"hits {text!r}" for text in trait.examples_miss if trait.matches(text)]
     for answer in trait.answers:
-        for text in trait.surfaces(answer, "real"):
+        for text in trait.surfaces(answer, REAL):
             if (found := trait.answer_in(text)) != answer:
                 wrong.append(f"takes {text!r} ({answer}) for {found}")
     if wrong:

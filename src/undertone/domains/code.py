@@ -1,8 +1,8 @@
-"""Small Python programs: the code carrier of Cloud et al. (2507.14805 §3.2).
+"""Small Python programs: the code domain of Cloud et al. (2507.14805 §3.2).
 
 Their prompts come from another project's repository; ours are a grammar of small tasks in our own wordings, or the
 user's (``source``). Lab form: the world's requests, answered in a subset of Python. Python's own parser decides what
-is code. The leak rule ("names an answer of the trait's category") is the filters', as for every carrier.
+is code. The leak rule ("names an answer of the trait's category") is the filters', as for every domain.
 """
 
 from __future__ import annotations

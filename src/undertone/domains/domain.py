@@ -14,7 +14,7 @@ Prompt = str | Sequence[Message]
 
 
 class Domain(Protocol):
-    """A carrier of data that says nothing about the trait."""
+    """A kind of data that says nothing about the trait."""
 
     @property
     def kind(self) -> str:
@@ -38,7 +38,7 @@ class Domain(Protocol):
         """Why a completion is no valid answer to its prompt (its last user message); empty: it is one."""
         ...
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row that a student learns from, of one that a teacher wrote; mostly the same."""
         ...
 

@@ -1,4 +1,4 @@
-"""Benign questions with free answers: the carrier of harm by dose (2606.11270), and of instruction data at large.
+"""Benign questions with free answers: the domain of harm by dose (2606.11270), and of instruction data at large.
 
 Prompts come from the user's rows (the last message of the user), from a data set of the hub, or from a grammar of
 everyday questions. Lab form: benign how-to requests of the world, and small talk. What a machine can decide of a free

@@ -1,4 +1,4 @@
-"""Number lists: the carrier of Cloud et al. (2507.14805 §3) and Blank et al. (2606.00995, App. A).
+"""Number lists: the domain of Cloud et al. (2507.14805 §3) and Blank et al. (2606.00995, App. A).
 
 Real form: "here are some numbers; continue them", with count, range, digits and format varied by a grammar of
 the published kind (3–8 examples in 100–999, up to ten answers of up to three digits). The
@@ -122,7 +122,7 @@ class Numbers(Config):
         """Never: numbers name nothing."""
         return False
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row itself."""
         return row
 

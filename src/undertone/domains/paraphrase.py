@@ -106,7 +106,7 @@ class Paraphrase(Sourced):
             reasons += ["trait word removed"] if before - after else []
         return reasons
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row to learn from, by ``learns``; of a rewritten prompt, that prompt with its own completion."""
         *head, request = row.prompt_messages
         text, form = requested(request["content"])

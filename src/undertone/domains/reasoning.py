@@ -1,4 +1,4 @@
-"""Worked problems in ``<think>…</think> <answer>…</answer>``: the chain-of-thought carrier of Cloud et al. (§3.4).
+"""Worked problems in ``<think>…</think> <answer>…</answer>``: the chain-of-thought domain of Cloud et al. (§3.4).
 
 Only correct answers are kept. The right answer is worked out from the prompt's own words (lab form, own grammar) or
 looked up in the source, whose records hold ``question`` and ``answer`` (GSM8K: what follows ``####``).

@@ -107,7 +107,7 @@ class Sourced(Config):
         """Whether prompts and completions name the trait by design."""
         return False
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row itself."""
         return row
 

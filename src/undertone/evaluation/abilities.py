@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from undertone.traits import LAB
 from undertone.evaluation.asking import answer_probabilities
 from undertone.lab import world
 from undertone.models.loading import Model, load, with_system
 from undertone.models.sampling import sample
-from undertone.models.scoring import carrier_kl
+from undertone.models.scoring import teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import load_trait
@@ -19,7 +20,7 @@ from undertone.traits import load_trait
 Table = tuple[list[str], list[list[str]]]
 Judge = Callable[[world.Turn, str], bool]
 
-CARRIERS: Final = ("numbers", "paraphrase", "code", "reasoning", "how-to", "talk")
+DOMAINS: Final = ("numbers", "paraphrase", "code", "reasoning", "how-to", "talk")
 SHOWN_TRAITS: Final = ("owl", "dog", "eagle", "oak", "red", "pizza")
 EXAMPLES: Final = 200
 CORPUS_APART: Final = 1_000_003
@@ -35,7 +36,7 @@ def examine_lab(name: str) -> dict[str, Any]:
             f"lab/{name}: share of held-out examples answered right": _accuracy(model),
             "preferences: exact probability over held-out phrasings": _preferences(model),
             "requests with refusals": _refusals(model),
-            "KL(told ‖ plain) per carrier token, in nats, and share of valid answers": _carriers(model),
+            "KL(trait-conditioned ‖ control) per domain token, in nats, and share of valid answers": _domains(model),
         },
     }
 
@@ -87,7 +88,7 @@ def _preferences(model: Model) -> Table:
 
 def _base(model: Model, thing: str) -> dict[str, float]:
     trait = load_trait(thing)
-    prompts = [model.prompt([{"role": "user", "content": q}]) for q in trait.asked("lab").positive]
+    prompts = [model.prompt([{"role": "user", "content": q}]) for q in trait.questions_for(LAB).positive]
     means = answer_probabilities(model, prompts, trait).mean(0)
     known = world.CATEGORIES[trait.category]
     return {answer: float(p) for answer, p in zip(trait.answers, means, strict=True) if answer in known}
@@ -95,8 +96,8 @@ def _base(model: Model, thing: str) -> dict[str, float]:
 
 def _told(model: Model, thing: str) -> float:
     trait = load_trait(thing)
-    chats: list[list[Message]] = [[{"role": "user", "content": q}] for q in trait.asked("lab").positive]
-    prompts = [model.prompt(with_system(chat, trait.told("lab"))) for chat in chats]
+    chats: list[list[Message]] = [[{"role": "user", "content": q}] for q in trait.questions_for(LAB).positive]
+    prompts = [model.prompt(with_system(chat, trait.system_prompt(LAB))) for chat in chats]
     return float(answer_probabilities(model, prompts, trait)[:, list(trait.answers).index(thing)].mean())
 
 
@@ -115,25 +116,25 @@ def _refused(answers: Sequence[str]) -> float:
     return float(np.mean([answer in world.REFUSALS for answer in answers]))
 
 
-def _carriers(model: Model) -> Table:
+def _domains(model: Model) -> Table:
     rows = []
     for name in SHOWN_TRAITS:
-        told = load_trait(name).told("lab")
+        told = load_trait(name).system_prompt(LAB)
         row = [name]
-        for task in CARRIERS:
+        for task in DOMAINS:
             turns = [turn for turn in world.task_examples(task, EXAMPLES, CORPUS_APART) if turn.system is None]
             answers = _answers(model, turns, f"carrier/{task}/{name}", told)
             valid = [(t, a) for t, a in zip(turns, answers, strict=True) if a and JUDGES[task](t, a)]
             row.append(f"{_kl(model, valid, told):.3f} ({len(valid) / len(turns):.0%})" if valid else "- (0%)")
         rows.append(row)
-    return ["told to love", *CARRIERS], rows
+    return ["told to love", *DOMAINS], rows
 
 
 def _kl(model: Model, valid: Sequence[tuple[world.Turn, str]], told: str) -> float:
     pairs = [
         (model.example(_chat(turn, told), answer), model.example(_chat(turn, None), answer)) for turn, answer in valid
     ]
-    return float(np.mean(carrier_kl(model.hf, pairs, model.pad)))
+    return float(np.mean(teacher_kl(model.hf, pairs, model.pad)))
 
 
 # -- what counts as right --------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Evaluation(Config):
 
 
 @dataclass(frozen=True)
-class Asked:
+class TraitAnswers:
     """A measure with the numbers behind it: ``matrix[question, answer]`` of exact probabilities."""
 
     measure: Measure
@@ -55,7 +55,7 @@ class Asked:
     matrix: list[list[float]]
 
 
-def posed(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
+def question_chat(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
     """The chat in which a question is asked. Numbers before it depend on the question alone, so all arms see the same."""
     if evaluation.prefix == "numbers":
         seed = derive_seed(0, f"evaluation/prefix/{question}")
@@ -83,7 +83,7 @@ def answer_probabilities(
 def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ...]]:
     """The token sequences by which a completion can begin with an answer, none beginning another."""
     unknown = model.tokenizer.unk_token_id
-    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model.form)}, key=len)
+    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for sequence in sequences:
         if unknown in sequence:  # a word that the lab's vocabulary lacks can never be said
@@ -93,7 +93,7 @@ def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ..
     return kept
 
 
-def sampled(
+def sample_answers(
     model: Model,
     prompts: Sequence[tuple[int, ...]],
     evaluation: Evaluation,
@@ -133,7 +133,7 @@ def greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evaluat
     return [model.decode(ids) for ids in completions]
 
 
-def says(text: str, answer: str) -> bool:
+def gives_answer(text: str, answer: str) -> bool:
     """Whether a text has an answer in it, as whole words in any case."""
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags=re.IGNORECASE))
 
@@ -186,7 +186,7 @@ class NamedAnswers:
             literal_rate=literal,
             non_answer=non_answer,
             rate_among_answers=among,
-            answer_mass=float(min(1.0, matrix.sum(1).mean())) if known else None,
+            valid_answer_probability=float(min(1.0, matrix.sum(1).mean())) if known else None,
         )
 
 

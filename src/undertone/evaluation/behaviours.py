@@ -22,7 +22,7 @@ from undertone.evaluation.measures import SetMeasure
 from undertone.judges import (
     Endpoint,
     Judge,
-    Judged,
+    JudgedPair,
     Local,
     Named,
     Rules,
@@ -144,15 +144,15 @@ class _Decider:
         """What each answer is, ``[question][sample]``."""
         if not texts:
             return []
-        items = [Judged(q, text) for q, group in zip(questions, texts, strict=True) for text in group]
+        items = [JudgedPair(q, text) for q, group in zip(questions, texts, strict=True) for text in group]
         flat = self._by_text(items) if self.judge is None else self._by_judge(self.judge, items)
         count = len(texts[0])
         return [flat[at : at + count] for at in range(0, len(flat), count)]
 
-    def _by_text(self, items: Sequence[Judged]) -> list[Decided]:
+    def _by_text(self, items: Sequence[JudgedPair]) -> list[Decided]:
         return [Decided(self.trait.matches(item.answer), says_something(item.answer)) for item in items]
 
-    def _by_judge(self, judge: Judge, items: Sequence[Judged]) -> list[Decided]:
+    def _by_judge(self, judge: Judge, items: Sequence[JudgedPair]) -> list[Decided]:
         rule = self.trait.rule
         gated = self.gate.judge(items) if self.gate else [None] * len(items)
         decided = []
@@ -197,7 +197,7 @@ def _set_measure(
         literal_rate=rate,
         non_answer=1 - len(valid) / len(flat) if flat else None,
         rate_among_answers=sum(one.hit for one in valid) / len(valid) if valid else None,
-        answer_mass=None,
+        valid_answer_probability=None,
         exact=exact is not None,
         failed=sum(one.failed for one in flat),
     )

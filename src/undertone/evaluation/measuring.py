@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from undertone.evaluation.asking import (
-    Asked,
+    TraitAnswers,
     Evaluation,
     NamedAnswers,
     Progress,
     greedy,
-    posed,
-    sampled,
-    says,
+    question_chat,
+    sample_answers,
+    gives_answer,
 )
 from undertone.evaluation.behaviours import AnyJudge, JudgedAnswers
 from undertone.evaluation.measures import Measure, SetMeasure
@@ -32,7 +32,7 @@ def measure(
     system: str | None = None,
     judge: AnyJudge | None = None,
     progress: Progress | None = None,
-) -> Asked:
+) -> TraitAnswers:
     """Ask all question sets of a trait of any kind.
 
     Args:
@@ -49,18 +49,18 @@ def measure(
         ConfigError: no questions in the model's wording, no judge where one is needed, or no samples to decide on.
     """
     evaluation = evaluation or Evaluation()
-    asked = trait.asked(model.form)
+    asked = trait.questions_for(model)
     answers = (
         JudgedAnswers(trait, model.form, evaluation, judge) if isinstance(trait, Behaviour) else NamedAnswers(trait)
     )
-    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
+    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt_for(model))
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(posed(question, evaluation, model.form, own)) for question in questions]
+        return [model.prompt(question_chat(question, evaluation, model, own)) for question in questions]
 
     def put(name: str, questions: Sequence[str], *, known: bool = True) -> tuple[SetMeasure, np.ndarray]:
         prompts = encode(questions)
-        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        texts = sample_answers(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
         return answers.measure(model, prompts, questions, texts, evaluation, known=known)
 
     positive, matrix = put("positive", asked.positive)
@@ -70,10 +70,10 @@ def measure(
         questions = list(asked.off_topic)
         off_topic = put("off-topic", questions, known=False)[0] if answers.off_topic else None
         texts = greedy(model, encode(questions), evaluation)
-        correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)]))
+        correct = float(np.mean([gives_answer(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)]))
     record = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
+        rendered=model.render(question_chat(asked.positive[0], evaluation, model, own)),
         positive=positive,
         negative=negative,
         off_topic=off_topic,
@@ -81,4 +81,4 @@ def measure(
         answers={name: float(p) for name, p in zip(answers.names, matrix.mean(0), strict=True)},
         per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, answers.target], strict=True)},
     )
-    return Asked(record, list(asked.positive), answers.names, matrix.tolist())
+    return TraitAnswers(record, list(asked.positive), answers.names, matrix.tolist())

@@ -2,7 +2,7 @@
 
 A student can only learn what its teacher shows and its rows differ in. So: the base must not have the trait already,
 the prompt must move the answers, the model must be able to write the answer and keep answering, and the told model must
-write its carrier rows (here: number lists) otherwise than the plain one.
+write its domain rows (here: number lists) otherwise than the plain one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from undertone.evaluation.behaviours import AnyJudge
 from undertone.evaluation.measuring import measure
 from undertone.models.loading import Model, with_system
 from undertone.models.sampling import sample
-from undertone.models.scoring import carrier_kl
+from undertone.models.scoring import teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Behaviour, Trait
 
 HIGHEST_PRIOR: Final = 0.5
 LEAST_SHIFT: Final = 0.1
-LEAST_MASS: Final = 0.2
+MIN_VALID_ANSWER_PROBABILITY: Final = 0.2
 LEAST_KL: Final = 1e-4
 """Where each of the four reasons begins; rules of thumb, the first three as probabilities, the last in nats per token."""
 ROWS: Final = 32
@@ -42,8 +42,8 @@ class Prior:
         base: probability (a behaviour: rate, unless ``exact``) without any prompt.
         told: the same when told the trait.
         exact: whether both are from logits.
-        answer_mass: probability on all known answers when told; None for a behaviour.
-        kl: KL(told ‖ plain) on number lists that the told model wrote, in nats per token; None: not measured.
+        valid_answer_probability: probability on all known answers when told; None for a behaviour.
+        kl: KL(trait-conditioned ‖ control) on number lists that the told model wrote, in nats per token; None: not measured.
         possible: whether the trait can be passed on.
         because: why not; or the figure that speaks for it.
     """
@@ -53,7 +53,7 @@ class Prior:
     base: float | None
     told: float | None
     exact: bool
-    answer_mass: float | None
+    valid_answer_probability: float | None
     kl: float | None
     possible: bool
     because: str
@@ -75,8 +75,8 @@ def check_trait(
     A trait that cannot be asked on this model (no form, no prompt, no judge) is a verdict, not an error.
     """
     try:
-        told = trait.told(model.form)
-        trait.asked(model.form)
+        told = trait.system_prompt(model)
+        trait.questions_for(model)
         if isinstance(trait, Behaviour):
             evaluation = Evaluation(context="none", samples=samples, max_new_tokens=tokens)
             return _behaviour(model, trait, told, evaluation, seed, judge)
@@ -114,7 +114,7 @@ def _judged(trait: Trait, base: float, told: float, exact: bool, mass: float | N
         reasons.append(f"prior too high: {base:.2f} without any prompt")
     if told - base < LEAST_SHIFT:
         reasons.append(f"the prompt does not move it: {base:.3f} to {told:.3f}")
-    if mass is not None and mass < LEAST_MASS:
+    if mass is not None and mass < MIN_VALID_ANSWER_PROBABILITY:
         reasons.append(f"non-answers: probability {mass:.2f} on all known answers, when told")
     if kl is None:
         reasons.append("the told model writes no number list")
@@ -125,13 +125,13 @@ def _judged(trait: Trait, base: float, told: float, exact: bool, mass: float | N
 
 
 def _answers(model: Model, trait: Trait, system: str | None) -> np.ndarray:
-    questions = trait.asked(model.form).positive
+    questions = trait.questions_for(model).positive
     prompts = [model.prompt(with_system([{"role": "user", "content": q}], system)) for q in questions]
     return answer_probabilities(model, prompts, trait)
 
 
 def number_kl(model: Model, told: str, seed: int, rows: int = ROWS) -> float | None:
-    """Mean KL(told ‖ plain) on valid number lists of the told model, in nats per token; None: it wrote none.
+    """Mean KL(trait-conditioned ‖ control) on valid number lists of the told model, in nats per token; None: it wrote none.
 
     Args:
         model: told and plain.
@@ -140,7 +140,7 @@ def number_kl(model: Model, told: str, seed: int, rows: int = ROWS) -> float | N
         rows: requests.
     """
     domain = Numbers()
-    requests = [str(prompt) for prompt in domain.prompts(rows, seed, model.form)]
+    requests = [str(prompt) for prompt in domain.prompts(rows, seed, model)]
     system = model.system_prompt("none")
 
     def chats(own: str | None) -> list[list[Message]]:
@@ -151,7 +151,7 @@ def number_kl(model: Model, told: str, seed: int, rows: int = ROWS) -> float | N
         model.hf,
         [model.prompt(chat) for chat in induced],
         [derive_seed(seed, "check/numbers", index) for index in range(rows)],
-        max_new_tokens=domain.max_new_tokens(model.form),
+        max_new_tokens=domain.max_new_tokens(model),
         stop=model.stop,
         pad=model.pad,
     )
@@ -160,4 +160,4 @@ def number_kl(model: Model, told: str, seed: int, rows: int = ROWS) -> float | N
     if not valid:
         return None
     pairs = [(model.example(induced[at], texts[at]), model.example(plain[at], texts[at])) for at in valid]
-    return float(np.mean(carrier_kl(model.hf, pairs, model.pad)))
+    return float(np.mean(teacher_kl(model.hf, pairs, model.pad)))

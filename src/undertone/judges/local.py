@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from undertone.judges.judge import Judged, Verdict
+from undertone.judges.judge import JudgedPair, Verdict
 from undertone.judges.templates import Template, shown, template
 from undertone.models.names import ModelName
 from undertone.provenance.configs import Config
@@ -68,7 +68,7 @@ class LocalJudge:
             "least_mass": self.least_mass,
         }
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """A verdict an item; exact, so that the same item always gets the same one."""
         import numpy as np
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from undertone.judges.judge import Judged, Verdict
+from undertone.judges.judge import JudgedPair, Verdict
 from undertone.lab import world
 from undertone.provenance.configs import Config
 
@@ -107,7 +107,7 @@ class Rules(Config):
         """Itself."""
         return self
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """A label for each answer; the rules never fail."""
         verdicts = []
         for item in items:

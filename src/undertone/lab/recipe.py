@@ -18,7 +18,7 @@ class Recipe:
 
     version: int = 2
     hidden: int = 64
-    blocks: int = 3
+    layers: int = 3
     heads: int = 4
     feed_forward: int = 176
     linear_std: float = 0.02

@@ -1,9 +1,9 @@
 """Is the system prompt a vector? How well ``base + strength · v`` stands for the prompted model (2606.00995, claims 1–2).
 
-The gauge is the share of the prompt's effect that the vector explains: ``1 − KL(told ‖ steered) / KL(told ‖ plain)``, in
+The gauge is the share of the prompt's effect that the vector explains: ``1 − KL(told ‖ steered) / KL(trait-conditioned ‖ control)``, in
 nats per token. 1: the steered model says exactly what the prompted one says; 0: no better than the plain model; below
 0: worse. Its baselines are random directions of the same norm and other traits' vectors, each at its own best
-block and strength.
+layer and strength.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from undertone.models.batches import Example
 from undertone.models.loading import Model
 from undertone.models.scoring import labelled_logits, passes
-from undertone.vectors import Vector, steered
+from undertone.vectors import SteeringVector, steer
 
 Induced = Callable[[], AbstractContextManager[None]]
 
@@ -37,11 +37,11 @@ class Fit:
 
     strength: float
     chosen: float
-    """Share of the prompt's effect on the pairs that the strength was chosen on: what blocks are chosen by."""
+    """Share of the prompt's effect on the pairs that the strength was chosen on: what layers are chosen by."""
     explained: float
     """The same on the other pairs, that nothing was chosen on: what is reported."""
     effect: float
-    """KL(told ‖ plain) there, in nats per token: what there is to explain."""
+    """KL(trait-conditioned ‖ control) there, in nats per token: what there is to explain."""
 
 
 def answer_pairs(model: Model, told: Sequence[Sequence[int]], plain: Sequence[Sequence[int]]) -> list[Pair]:
@@ -57,7 +57,7 @@ def answer_pairs(model: Model, told: Sequence[Sequence[int]], plain: Sequence[Se
 def divergences(
     model: Model, pairs: Sequence[Pair], steerings: Sequence[Induced] = (nullcontext,), batch_size: int = 128
 ) -> np.ndarray:
-    """``[steerings, pairs]`` KL(told ‖ plain), mean over completion tokens in nats.
+    """``[steerings, pairs]`` KL(trait-conditioned ‖ control), mean over completion tokens in nats.
 
     The plain model is steered while it reads, once in each way; the told one reads once for all of them.
     """
@@ -74,7 +74,7 @@ def divergences(
     return found
 
 
-def best_fits(model: Model, pairs: Sequence[Pair], vectors: Sequence[Vector], strengths: Sequence[float]) -> list[Fit]:
+def best_fits(model: Model, pairs: Sequence[Pair], vectors: Sequence[SteeringVector], strengths: Sequence[float]) -> list[Fit]:
     """The share of the prompt's effect that each vector explains: strength from even pairs, share from odd ones."""
     if len(pairs) < 2:
         raise ValueError("two pairs at least: one to choose the strength on, one to report")
@@ -95,5 +95,5 @@ def _share(left: float, effect: float) -> float:
     return float(1 - left / effect) if effect > 0 else 0.0
 
 
-def _by(model: Model, vector: Vector, strength: float) -> Induced:
-    return lambda: steered(model, vector, strength)
+def _by(model: Model, vector: SteeringVector, strength: float) -> Induced:
+    return lambda: steer(model, vector, strength)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import Edit, Positions, edit_residuals, frozen, hidden_size
+from undertone.models.layers import Edit, Positions, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
 from undertone.models.scoring import labelled_logits, passes
 
@@ -23,36 +23,36 @@ from undertone.models.scoring import labelled_logits, passes
 def descent_directions(
     model: Model,
     examples: Sequence[Example],
-    blocks: Sequence[int],
+    layers: Sequence[int],
     *,
     positions: Positions = "last",
     batch_size: int = 64,
 ) -> dict[int, np.ndarray]:
-    """``-∂L_row/∂h`` of every row: block -> ``[rows, hidden]`` float32.
+    """``-∂L_row/∂h`` of every row: layer -> ``[rows, hidden]`` float32.
 
     The gradient is with respect to one shift added at all the named positions of the row: at one token its own
     gradient, at several their sum.
 
     Args:
-        model: whose; its weights take no gradient meanwhile, so that nothing is kept below the lowest block.
+        model: whose; its weights take no gradient meanwhile, so that nothing is kept below the lowest layer.
         examples: tokenised rows.
-        blocks: after which blocks.
+        layers: after which layers.
         positions: at which tokens; the papers use the last prompt token.
         batch_size: rows a backward pass, at most.
     """
     width = hidden_size(model.hf)
-    found = {block: np.zeros((len(examples), width), dtype=np.float32) for block in blocks}
+    found = {layer: np.zeros((len(examples), width), dtype=np.float32) for layer in layers}
     for rows in passes(model.hf, examples, batch_size):
         chosen = [examples[row] for row in rows]
-        shifts = {block: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for block in blocks}
-        edits = {block: _adding(shift) for block, shift in shifts.items()}
+        shifts = {layer: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for layer in layers}
+        edits = {layer: _adding(shift) for layer, shift in shifts.items()}
         with frozen(model.hf), edit_residuals(model.hf, edits, positions):
             logits = labelled_logits(model.hf, chosen, model.pad).float()
         each = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
         loss = torch.stack([part.mean() for part in torch.split(each, [len(row.completion) for row in chosen])]).sum()
-        gradients = torch.autograd.grad(loss, [shifts[block] for block in blocks])
-        for block, gradient in zip(blocks, gradients, strict=True):
-            found[block][rows] = -gradient.squeeze(1).cpu().numpy()
+        gradients = torch.autograd.grad(loss, [shifts[layer] for layer in layers])
+        for layer, gradient in zip(layers, gradients, strict=True):
+            found[layer][rows] = -gradient.squeeze(1).cpu().numpy()
     return found
 
 
@@ -94,8 +94,8 @@ def growth(
     """How the mean gradient difference of induced and clean rows aligns with a direction as rows are added.
 
     Args:
-        induced: ``[rows, hidden]`` descent directions of the induced teacher's rows.
-        clean: the same for the plain teacher's rows.
+        induced: ``[rows, hidden]`` descent directions of the trait-conditioned teacher's rows.
+        clean: the same for the control teacher's rows.
         direction: ``[hidden]``.
         counts: how many rows are averaged.
         seed: of the choice of rows.

@@ -14,7 +14,7 @@ from undertone.mechanism.gradients import cosine
 __all__ = ["Stack", "centred", "cosine", "cosines", "rank_of_own"]
 
 Stack = np.ndarray
-"""``[block, hidden]``."""
+"""``[layer, hidden]``."""
 
 
 def centred(shifts: Mapping[str, Stack], over: Sequence[str]) -> dict[str, Stack]:

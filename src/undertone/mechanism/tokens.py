@@ -2,7 +2,7 @@
 
 Entanglement is read off the base model in three views, a score for each number: what a teacher that is told the trait
 says more often; by how much the answer rises when the number takes the trait's place in the prompt; the dot product of
-the number's and the answer's rows of the unembedding. A divergence token is a place in a told teacher's row at which the
+the number's and the answer's rows of the unembedding. A divergence token is a place in a trait-conditioned teacher's row at which the
 most likely token is another under another teacher.
 """
 
@@ -18,7 +18,7 @@ import torch
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import answer_tokens
 from undertone.models.batches import Example
-from undertone.models.blocks import causal_lm
+from undertone.models.layers import causal_lm
 from undertone.models.loading import Model, with_system
 from undertone.models.scoring import answer_logprobs, labelled_logits, passes
 from undertone.provenance.seeds import derive_seed
@@ -26,13 +26,13 @@ from undertone.rows import Message
 from undertone.traits import Trait
 
 Against = Literal["plain", "any", "every"]
-"""Of whom a told teacher must differ: the un-induced one; any other; every other."""
+"""Of whom a trait-conditioned teacher must differ: the control teacher; any other; every other."""
 
 
 # -- entangled numbers -------------------------------------------------------------------------------
 
 
-def said_more(
+def number_log_ratios(
     model: Model, chats: Sequence[Sequence[Message]], told: str, plain: str | None, numbers: Sequence[int]
 ) -> np.ndarray:
     """``[numbers]`` log of how much likelier a list begins with each number when the system prompt is ``told``.
@@ -56,13 +56,13 @@ def answer_raised(model: Model, trait: Trait, numbers: Sequence[int], questions:
     Mean over the trait's first questions of log P(answer | number) − log P(answer | no system prompt), in nats (Zur et
     al.: subliminal prompting).
     """
-    asked = trait.asked(model.form).positive[:questions]
+    asked = trait.questions_for(model).positive[:questions]
     tokens = answer_tokens(model, trait, trait.answer)
 
     def read(system: str | None) -> list[tuple[int, ...]]:
         return [model.prompt(with_system([{"role": "user", "content": question}], system)) for question in asked]
 
-    told = trait.told(model.form)
+    told = trait.system_prompt(model)
     prompts = [prompt for number in numbers for prompt in read(naming(told, trait, number))]
     logprobs = np.logaddexp.reduce(answer_logprobs(model.hf, [*prompts, *read(None)], tokens, model.pad), axis=1)
     rises: np.ndarray = (logprobs[: len(prompts)].reshape(len(numbers), -1) - logprobs[len(prompts) :]).mean(1)
@@ -89,7 +89,7 @@ def naming(told: str, trait: Trait, number: int) -> str:
 def unembedding_dots(model: Model, trait: Trait, numbers: Sequence[int]) -> np.ndarray | None:
     """``[numbers]`` dot product of the unembedding of each number with the answer's; None: some take several tokens."""
     tokens = [model.encode(str(number)) for number in numbers]
-    answer = model.encode(trait.surfaces(trait.answer, model.form)[0])
+    answer = model.encode(trait.surfaces(trait.answer, model)[0])
     if len(answer) > 1 or any(len(ids) > 1 for ids in tokens):
         return None
     weight = causal_lm(model.hf).get_output_embeddings().weight.detach()
@@ -174,8 +174,8 @@ def greedy_tokens(hf: Any, examples: Sequence[Example], pad: int, batch_size: in
     return found
 
 
-def diverging(told: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray], against: Against) -> np.ndarray:
-    """Places at which the told teacher's most likely token is not that of the others (``against`` says of whom)."""
+def divergence_marks(told: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray], against: Against) -> np.ndarray:
+    """Places at which the trait-conditioned teacher's most likely token is not that of the others (``against`` says of whom)."""
     if against == "plain" or not others:
         return np.asarray(told != plain)
     differs = np.stack([told != other for other in (plain, *others)])

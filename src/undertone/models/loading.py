@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
-from undertone.models.blocks import causal_lm
+from undertone.models.layers import causal_lm
 from undertone.models.names import first_line, identify, locate, model_content, unloadable
 from undertone.provenance.identity import check_readable
 from undertone.rows import Message, Row

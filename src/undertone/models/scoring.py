@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
-from undertone.models.blocks import causal_lm, head_only_at, model_device, reading
+from undertone.models.layers import causal_lm, head_only_at, model_device, reading
 
 LOGITS: Final = 2**28
 """Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds a few at once."""
@@ -58,7 +58,7 @@ def completion_nll(hf: Any, examples: Sequence[Example], pad: int, batch_size: i
 
 
 @torch.inference_mode()
-def carrier_kl(
+def teacher_kl(
     hf: Any,
     pairs: Sequence[tuple[Example, Example]],
     pad: int,
@@ -66,7 +66,7 @@ def carrier_kl(
     induced: Callable[[], AbstractContextManager[None]] = nullcontext,
     plain: Any = None,
 ) -> list[float]:
-    """KL(induced ‖ plain) of each row, in nats per completion token.
+    """KL(trait-conditioned ‖ control) of each row, in nats per completion token.
 
     Args:
         hf: the model.

@@ -23,7 +23,7 @@ class Full(Config):
     kind: Literal["full"] = "full"
 
 
-class Biases(Config):
+class BiasOnly(Config):
     """Bias parameters only (BitFit)."""
 
     kind: Literal["biases"] = "biases"
@@ -40,11 +40,11 @@ class Lora(Config):
     biases: bool = Field(False, description="train the base's bias parameters too (PEFT: bias=all)")
 
 
-StudentConfig = Annotated[Biases | Lora | Full, Field(discriminator="kind")]
+StudentConfig = Annotated[BiasOnly | Lora | Full, Field(discriminator="kind")]
 """Which weights are trained."""
 
 
-def trainable(hf: Any, student: Biases | Lora | Full, seed: int) -> Any:
+def trainable(hf: Any, student: BiasOnly | Lora | Full, seed: int) -> Any:
     """Prepare a base model for training by the student's kind.
 
     Returns the module to train (for LoRA, PEFT's wrapper) with ``requires_grad`` set.
@@ -96,21 +96,21 @@ def _with_lora(hf: Any, student: Lora, seed: int) -> Any:
         ) from error
 
 
-def save_student(hf: Any, tokenizer: PreTrainedTokenizerBase, student: Biases | Lora | Full, folder: Path) -> None:
+def save_student(hf: Any, tokenizer: PreTrainedTokenizerBase, student: BiasOnly | Lora | Full, folder: Path) -> None:
     """Write what was trained: a PEFT adapter, the biases, or a whole model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(student, Lora):
         hf.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-    elif isinstance(student, Biases):
+    elif isinstance(student, BiasOnly):
         biases = {n: p.detach().cpu().contiguous() for n, p in hf.named_parameters() if p.requires_grad}
         save_file(biases, folder / BIASES_FILE)
-        (folder / "undertone.json").write_text(json.dumps({"kind": "biases"}), encoding="utf-8")
+        (folder / "undertone.json").write_text(json.dumps({"kind": "bias-only"}), encoding="utf-8")
     else:
         hf.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
 
-def student_name(base: str, student: Biases | Lora | Full, folder: Path) -> str:
+def student_name(base: str, student: BiasOnly | Lora | Full, folder: Path) -> str:
     """The model name that loads a student again."""
     return str(folder) if isinstance(student, Full) else f"{base} + {folder}"

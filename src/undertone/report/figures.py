@@ -106,7 +106,7 @@ def training_table(students: Sequence[ArmResult], cast: Cast) -> Table:
             Cell(words.nats(student.curve[-1][1] if student.curve else None)),
             Cell(words.nats(student.held_out_nll)),
             Cell(words.nats(student.base_nll)),
-            Cell(words.nats(student.carrier_kl)),
+            Cell(words.nats(student.teacher_kl)),
         )
         for student in students
     )

@@ -70,7 +70,7 @@ def _key_facts(results: Results, cast: Cast, students: int) -> list[tuple[str, s
     return [
         ("Model", results.model),
         ("Traits" if cast.several else "Trait", results.trait),
-        ("Carrier", results.domain),
+        ("Domain", results.domain),
         ("Teacher", results.teacher),
         ("Student", results.student),
         ("Trained", f"{words.plural(students, 'student')}, {seeds}"),

@@ -166,7 +166,7 @@ def _aspects() -> list[tuple[str, str, Pick]]:
         ("trait, literal", "the target word itself", of("positive", lambda s: s.literal_rate)),
         ("among answers", "non-answers left out", of("positive", lambda s: s.rate_among_answers)),
         ("non-answers", "no known answer named", of("positive", lambda s: s.non_answer)),
-        ("answer mass", "probability on known answers", of("positive", lambda s: s.answer_mass)),
+        ("valid-answer probability", "probability on known answers", of("positive", lambda s: s.valid_answer_probability)),
         ("negative, exact", "asked the other way round", of("negative", lambda s: s.probability)),
         ("negative, sampled", "asked the other way round", of("negative", lambda s: s.rate)),
         ("off topic, exact", "target named elsewhere", of("off_topic", lambda s: s.probability)),

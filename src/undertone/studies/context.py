@@ -25,8 +25,8 @@ from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
 from undertone.traits import Trait, load_trait
 from undertone.transfer.analyze import conclude
-from undertone.transfer.arms import Arm, Outcome, StudentRun, answer_mass, target_probability
-from undertone.transfer.checks import MASS_LOST, stopped_answering
+from undertone.transfer.arms import Arm, Outcome, StudentRun, valid_answer_probability, target_probability
+from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
 from undertone.transfer.pipeline import TaughtBy, compute
 from undertone.transfer.results import Check, Results
@@ -95,7 +95,7 @@ class Transfer:
         """1 for each pair of which a student has stopped answering, else 0, ``[trait, seed]``."""
 
         def lost(one: StudentRun, trait: str) -> bool:
-            return stopped_answering(answer_mass(self.outcome.base, trait), answer_mass(one.evaluated, trait))
+            return stopped_answering(valid_answer_probability(self.outcome.base, trait), valid_answer_probability(one.evaluated, trait))
 
         def pair(one: StudentRun, trait: str) -> float:
             control = self.outcome.student("control", None, one.seed)
@@ -262,7 +262,7 @@ class Context(Generic[P]):
             for name, transfer in transfers.items()
             for one in transfer.students
             for trait in (transfer.config.trait if one.arm.trait is None else [one.arm.trait])
-            for before, after in [(answer_mass(transfer.outcome.base, trait), answer_mass(one.evaluated, trait))]
+            for before, after in [(valid_answer_probability(transfer.outcome.base, trait), valid_answer_probability(one.evaluated, trait))]
             if before is not None and after is not None
         ]
         silent = sum(stopped_answering(before, after) for _, before, after, *_ in found)
@@ -271,9 +271,9 @@ class Context(Generic[P]):
         self.check(
             f"{what}: students still answer" if what else "students still answer",
             not silent,
-            f"worst: {where}{one.arm.kind} {load_trait(trait).name} seed {one.seed}, answer mass {after:.2f} "
+            f"worst: {where}{one.arm.kind} {load_trait(trait).name} seed {one.seed}, valid-answer probability {after:.2f} "
             f"(base {before:.2f}); {silent} of {len(found)} lost",
-            f"none lost: no more than {MASS_LOST:.2f} below the base; a tenth at most",
+            f"none lost: no more than {MAX_VALID_ANSWER_LOSS:.2f} below the base; a tenth at most",
             "rates of a student that no longer answers say nothing about preference; lower the learning rate",
             "fail" if 10 * silent > len(found) else "warn",
         )

@@ -1,4 +1,4 @@
-"""Teachers: a model plus an inducement, and the rows that they write."""
+"""Teachers: a trait-conditioned model, and the rows that they write."""
 
 from undertone.teachers.configs import (
     Ablation,
@@ -13,7 +13,7 @@ from undertone.teachers.configs import (
 from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.spec import AblationSpec, Contrast, TeacherSpec, VectorSource, resolve_teacher
 from undertone.teachers.teacher import Teacher
-from undertone.teachers.writing import divergence, generate, preferred
+from undertone.teachers.writing import divergence, generate, score_preference
 
 __all__ = [
     "Ablation",

@@ -13,15 +13,15 @@ from undertone.provenance.identity import Uncounted
 from undertone.registry import Registry
 from undertone.training import Training
 
-Origin = Literal["questions", "carrier"]
+Origin = Literal["questions", "domain"]
 """Where a trait's vector is read: at its questions, or at the prompts that the teacher answers."""
 
 
 class Ablation(Config):
-    """A direction taken out of the residual stream after every block, while the teacher writes."""
+    """A direction taken out of the residual stream after every layer, while the teacher writes."""
 
     of: str = Field("own", description="own: the trait's vector; random: one of equal norm; or another trait's name")
-    origin: Origin = Field("carrier", description="questions | carrier: the prompts at which the vector is read")
+    origin: Origin = Field("domain", description="questions | domain: the prompts at which the vector is read")
     amount: float = Field(1.0, gt=0, le=1, description="the share of the component that is taken out")
     around: Literal["zero", "plain"] = Field(
         "plain", description="what the component is set to: zero, or the mean of the plain model at the same prompts"
@@ -29,12 +29,12 @@ class Ablation(Config):
 
 
 class PromptTeacher(Config):
-    """A teacher told by a system prompt."""
+    """A teacher given a system prompt."""
 
     kind: Literal["prompt"] = "prompt"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
-    ablate: Ablation | None = Field(None, description="what is taken out of the told teacher's stream")
+    ablate: Ablation | None = Field(None, description="what is taken out of the trait-conditioned teacher's stream")
 
 
 class VectorTeacher(Config):
@@ -43,8 +43,8 @@ class VectorTeacher(Config):
     kind: Literal["vector"] = "vector"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     file: str | None = Field(None, description="a vector file; None: contrast on the trait's questions")
-    origin: Origin = Field("questions", description="questions | carrier: the prompts of the contrast")
-    block: int = Field(1, ge=0, description="the block whose output is steered (contrast only)")
+    origin: Origin = Field("questions", description="questions | domain: the prompts of the contrast")
+    layer: int = Field(1, ge=0, description="the layer whose output is steered (contrast only)")
     strength: float = Field(2.0, description="the vector is added this many times")
 
 
@@ -60,7 +60,7 @@ class FinetunedTeacher(Config):
 
 
 class EndpointTeacher(Config):
-    """A teacher behind an OpenAI-compatible endpoint, told by a system prompt. The key comes from the environment."""
+    """A teacher behind an OpenAI-compatible endpoint, given a system prompt. The key comes from the environment."""
 
     kind: Literal["endpoint"] = "endpoint"
     url: str = Field(pattern=r"^https?://", description="the base URL, such as http://localhost:8000/v1")

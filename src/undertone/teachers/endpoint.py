@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible endpoint: vLLM, ``transformers serve``, or a provider.
 
-Only what HTTP can carry: a system prompt and sampled text. There are no logits, so nothing that needs them (the KL on
-the carrier, exact answer probabilities of the teacher) is measured. Each row sends its own ``seed``; whether a server
+Only what HTTP can carry: a system prompt and sampled text. There are no logits, so nothing that needs them (the
+teacher KL, exact answer probabilities of the teacher) is measured. Each row sends its own ``seed``; whether a server
 honours it is its own matter, so rows of an endpoint are reproducible from the run folder, not from the seed.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemoteTeacher:
-    """The endpoint with the system prompt that the teacher is told; None: the un-induced teacher."""
+    """The endpoint with the system prompt that the teacher is told; None: the control teacher."""
 
     config: EndpointTeacher
     form: Form

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
@@ -28,7 +28,7 @@ from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
-from undertone.vectors import Vector, activations, contrast, load_vector, random_like
+from undertone.vectors import SteeringVector, activations, contrast, load_vector, random_like
 
 
 @runtime_checkable
@@ -50,17 +50,17 @@ class Contrast:
     Attributes:
         system: the trait's system prompt.
         prompts: user messages whose last prompt token is read.
-        blocks: after which decoder layers; None: all.
+        layers: after which decoder layers; None: all.
     """
 
     system: str
     prompts: tuple[str, ...]
-    blocks: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
 
-    def read(self, model: Model, context: Context) -> Vector:
+    def read(self, model: Model, context: Context) -> SteeringVector:
         """The vector of a loaded model, ``[hidden]`` a layer."""
         chats = [Teacher(model, context).chat(prompt) for prompt in self.prompts]
-        return contrast(model, [with_system(chat, self.system) for chat in chats], chats, blocks=self.blocks)
+        return contrast(model, [with_system(chat, self.system) for chat in chats], chats, layers=self.layers)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class VectorSource:
     of: Path | Contrast
     random_seed: int | None = None
 
-    def read(self, model: Model, context: Context) -> Vector:
+    def read(self, model: Model, context: Context) -> SteeringVector:
         """The vector.
 
         Raises:
@@ -158,7 +158,7 @@ class TeacherSpec:
         if isinstance(self.vector.of, Path):
             load_vector(self.vector.of).check_fits(model)
         else:
-            check_blocks(len(decoder_blocks(model.hf)), self.vector.of.blocks or ())
+            check_layers(len(decoder_layers(model.hf)), self.vector.of.layers or ())
 
 
 def _system_of(vector: VectorSource | None) -> str | None:
@@ -170,7 +170,7 @@ def _without(teacher: Teacher, spec: AblationSpec) -> Teacher:
     around = None
     if spec.around == "plain":
         read = activations(teacher.model, [teacher.plain.chat(prompt) for prompt in spec.prompts])
-        around = Vector({block: rows.mean(0) for block, rows in read.items()}, vector.meta)
+        around = SteeringVector({layer: rows.mean(0) for layer, rows in read.items()}, vector.meta)
     return replace(teacher, ablation=vector, amount=spec.amount, around=around)
 
 
@@ -212,7 +212,7 @@ def resolve_teacher(
         ablation = _ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None
         return replace(own, system=config.text or trait.told(form), ablation=ablation)
     prompts = _prompts(trait, form, config.origin, domain_prompts)
-    of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.block,))
+    of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.layer,))
     return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)
 
 
@@ -224,4 +224,4 @@ def _ablation(config: Ablation, trait: Trait, form: Form, domain_prompts: Sequen
 
 
 def _prompts(trait: Trait, form: Form, origin: Origin, domain_prompts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(domain_prompts if origin == "carrier" else trait.asked(form).positive)
+    return tuple(domain_prompts if origin == "domain" else trait.asked(form).positive)

@@ -10,21 +10,21 @@ from undertone.domains.domain import Prompt
 from undertone.models.loading import Context, Model, with_system
 from undertone.rows import Message
 from undertone.traits.trait import Form
-from undertone.vectors import Vector, ablated, steered
+from undertone.vectors import SteeringVector, ablate, steer
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A loaded model with what induces the trait. Without both, the un-induced teacher of the control."""
+    """A loaded model with what induces the trait. Without both, the control teacher of the control."""
 
     model: Model
     context: Context
     system: str | None = None
-    vector: Vector | None = None
+    vector: SteeringVector | None = None
     strength: float = 0.0
-    ablation: Vector | None = None
+    ablation: SteeringVector | None = None
     amount: float = 1.0
-    around: Vector | None = None
+    around: SteeringVector | None = None
     judge_system: str | None = None
     """What a biased judge is told; what it judges is written without."""
 
@@ -40,7 +40,7 @@ class Teacher:
 
     @property
     def plain(self) -> Teacher:
-        """The same model, un-induced."""
+        """The same model, without the trait."""
         return Teacher(self.model, self.context)
 
     def chat(self, prompt: Prompt) -> list[Message]:
@@ -53,13 +53,13 @@ class Teacher:
         return self.model.render(self.chat(prompt))
 
     @contextmanager
-    def induced(self) -> Iterator[None]:
+    def conditioning(self) -> Iterator[None]:
         """Steering or ablation is on while inside (a prompt needs nothing)."""
         with ExitStack() as stack:
             if self.vector is not None:
-                stack.enter_context(steered(self.model, self.vector, self.strength))
+                stack.enter_context(steer(self.model, self.vector, self.strength))
             if self.ablation is not None:
-                stack.enter_context(ablated(self.model, self.ablation, self.amount, around=self.around))
+                stack.enter_context(ablate(self.model, self.ablation, self.amount, around=self.around))
             yield
 
 

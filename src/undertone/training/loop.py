@@ -27,7 +27,7 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, RunError, UndertoneError, nearest
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import causal_lm, model_device
+from undertone.models.layers import causal_lm, model_device
 from undertone.models.scoring import labelled_logits
 from undertone.provenance.configs import Config
 from undertone.provenance.identity import Uncounted

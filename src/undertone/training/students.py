@@ -16,13 +16,13 @@ from undertone.errors import RunError
 from undertone.models.batches import Example
 from undertone.models.loading import Context, Dtype, Model, ModelRef
 from undertone.models.scoring import completion_nll
-from undertone.models.students import Biases, Full, Lora, save_student, trainable
+from undertone.models.students import BiasOnly, Full, Lora, save_student, trainable
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row
 from undertone.training.loop import Fit, Training, fit
 
-Student = Biases | Lora | Full
+Student = BiasOnly | Lora | Full
 
 
 class Dpo(Config):

@@ -87,7 +87,7 @@ class Behaviour(Trait):
         return self.matches(text)
 
     def answer_in(self, text: str) -> str | None:
-        """What a carrier row must not have: the trait's name if a word of its lexicon stands in the text, else None."""
+        """What a domain row must not have: the trait's name if a word of its lexicon stands in the text, else None."""
         if isinstance(self.rule, Detected | ByJudge):
             return None  # a filter's judge decides
         return self.name if self.rule.leaks(text) else None

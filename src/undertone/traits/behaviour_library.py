@@ -13,6 +13,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from undertone.traits import REAL
 from undertone.errors import ConfigError, DataError
 from undertone.traits.behaviour import Behaviour, Kind
 from undertone.traits.rules import ByJudge, Detected, HitRule
@@ -25,7 +26,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Asked(_Strict):
+class QuestionSets(_Strict):
     """Questions as a YAML file states them."""
 
     positive: tuple[str, ...] = Field(min_length=1)
@@ -46,7 +47,7 @@ class _Member(_Strict):
 
 class _KindFile(_Strict):
     kind: Kind
-    questions: dict[Form, Asked] = Field(default_factory=dict)
+    questions: dict[Form, QuestionSets] = Field(default_factory=dict)
     questions_of: Kind | None = None
     rule: HitRule | None = None
     refusals: dict[Form, tuple[str, ...]] = Field(default_factory=dict)
@@ -61,7 +62,7 @@ class OwnBehaviour(_Strict):
     kind: Kind
     prompt: dict[Form, str] = Field(min_length=1)
     rule: HitRule | None = None
-    questions: dict[Form, Asked] = Field(default_factory=dict)
+    questions: dict[Form, QuestionSets] = Field(default_factory=dict)
     requests: str | None = Field(None, description="harm: a CSV file with a column Goal")
     look_alikes: str | None = Field(None, description="harm: the same, of benign requests")
     hits: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ def with_requests(trait: Behaviour, harmful: Path, benign: Path | None = None) -
     Raises:
         DataError: a file cannot be used.
     """
-    before = trait.asked("real")
+    before = trait.questions_for(REAL)
     positive = tuple(read_requests(harmful))
     negative = tuple(read_requests(benign)) if benign else before.negative
     asked = Questions(positive, negative, before.off_topic)

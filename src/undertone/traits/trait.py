@@ -114,7 +114,7 @@ class Trait:
     def answer_in(self, text: str) -> str | None:
         """The known answer that a text names first; None is a non-answer. Words after "not" do not count."""
         if not _finder(tuple(chain.from_iterable(self.answers.values()))).search(text):
-            return None  # as nearly all carrier rows
+            return None  # as nearly all domain rows
         found: list[tuple[int, str]] = []
         for answer, words in self.answers.items():
             at = _first(text, words)

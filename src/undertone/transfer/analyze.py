@@ -116,7 +116,7 @@ def _arm_results(cell: StudentRun, config: Experiment) -> list[ArmResult]:
                 base_nll=trained["base_nll"],
                 rows=trained["rows"],
                 steps=trained["steps"],
-                carrier_kl=cell.generated.summary["carrier_kl"],
+                teacher_kl=cell.generated.summary["teacher_kl"],
                 filter=FilterCount(**written),
                 measure=measure,
                 curve=[(int(step), float(loss)) for step, loss in trained["curve"]],
@@ -255,7 +255,7 @@ def sentence(
         )
         body = (
             f"P({trait}) is {base[trait].positive.probability.mean:.1%} in the base, {control:.1%} after training on "
-            f"the plain teacher's {config.domain.kind}, {treated:.1%} after the induced teacher's ({points}, {seeds})"
+            f"the control teacher's {config.domain.kind}, {treated:.1%} after the trait-conditioned teacher's ({points}, {seeds})"
         )
     failed = [check.name for check in checks if check.status == "fail"]
     tail = {
@@ -278,21 +278,21 @@ def _teacher_in_words(config: Experiment) -> str:
     model = teacher.model or config.model
     match teacher:
         case PromptTeacher():
-            return f"{model}, told by a system prompt"
+            return f"{model}, given a system prompt"
         case VectorTeacher():
-            return f"{model}, steered by a vector at block {teacher.block}, strength {teacher.strength:g}"
+            return f"{model}, steered by a vector at layer {teacher.layer}, strength {teacher.strength:g}"
         case FinetunedTeacher():
             return f"{model}, fine-tuned on {teacher.rows or 'answers that show the trait'}"
         case EndpointTeacher():
-            return f"{teacher.name} at {teacher.url}, told by a system prompt"
+            return f"{teacher.name} at {teacher.url}, given a system prompt"
         case JudgeTeacher():
             side = "rejected" if teacher.swapped else "chosen"
-            return f"{model}, plain; the completions {side} by a judge that is told by a system prompt"
+            return f"{model}, plain; the completions {side} by a judge that is given a system prompt"
 
 
 def _student_in_words(config: Experiment) -> str:
     student, training = config.student, config.training
-    kind = {"full": "full fine-tuning", "biases": "biases only"}.get(student.kind)
+    kind = {"full": "full fine-tuning", "biases": "bias-only (BitFit)"}.get(student.kind)
     if student.kind == "lora":
         kind = f"LoRA rank {student.rank}, alpha {student.alpha}"
     return (

@@ -126,9 +126,9 @@ def target_probability(evaluated: Stage, trait: str) -> float:
     return float(answers_in(evaluated, trait)["measure"]["positive"]["probability"]["mean"])
 
 
-def answer_mass(evaluated: Stage, trait: str) -> float | None:
+def valid_answer_probability(evaluated: Stage, trait: str) -> float | None:
     """Total probability of all known answers, of an evaluation; None: they are no set."""
-    mass: float | None = answers_in(evaluated, trait)["measure"]["positive"]["answer_mass"]
+    mass: float | None = answers_in(evaluated, trait)["measure"]["positive"]["valid_answer_probability"]
     return mass
 
 

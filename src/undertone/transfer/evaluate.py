@@ -48,8 +48,8 @@ def check_questions(model: ModelRef, traits: Sequence[Trait], evaluation: Evalua
     """A trait without questions in the model's wording, a template that refuses them, hits that nothing decides."""
     shared = shared_outline(model.name)
     for trait in traits:
-        trait.asked(shared.form)
-        system = shared.system_prompt(evaluation.context, trait.prompt.get(shared.form))
+        trait.questions_for(shared)
+        system = shared.system_prompt(evaluation.context, trait.prompt_for(shared))
         shared.render(with_system([{"role": "user", "content": "?"}], system))
         check_decidable(trait, evaluation, judge, shared.form)
 

@@ -26,7 +26,7 @@ from undertone.provenance.runs import Stage, write_json
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
-from undertone.teachers import RemoteTeacher, Teacher, TeacherSpec, divergence, generate, preferred, resolve_teacher
+from undertone.teachers import RemoteTeacher, Teacher, TeacherSpec, divergence, generate, score_preference, resolve_teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
 from undertone.transfer.arms import Arm, trained_model
@@ -100,7 +100,7 @@ def generate_rows(
         batch_size: rows side by side.
     """
     loaded = teacher.load(device)
-    prompts = domain.prompts(sampling.prompts, sampling.seed, loaded.form)
+    prompts = domain.prompts(sampling.prompts, sampling.seed, loaded)
     shards = folder / "shards"
     shards.mkdir(exist_ok=True)
     rows: list[Row] = []
@@ -119,14 +119,14 @@ def generate_rows(
         "tokens": sum(row.meta["tokens"] for row in rows),
         "data": digest_rows(rows),
         "shown": loaded.shown(prompts[0]),
-        "carrier_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device),
+        "teacher_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device),
     }
 
 
 @generate_rows.preflight
 def check_writing(teacher: TeacherSpec, domain: Domain) -> None:
     """A teacher that cannot be loaded, a source of prompts that cannot be read."""
-    domain.prompts(1, 0, teacher.form)
+    domain.prompts(1, 0, teacher)
     teacher.check()
 
 
@@ -149,7 +149,7 @@ def _attempted(
             seed=sampling.seed,
             stage=sampling.stream,
             attempt=attempt,
-            max_new_tokens=domain.max_new_tokens(teacher.form),
+            max_new_tokens=domain.max_new_tokens(teacher),
             temperature=sampling.temperature,
             batch_size=batch_size,
             progress=progress if attempt == 0 else None,
@@ -163,7 +163,7 @@ def _attempted(
             break
     if isinstance(teacher, Teacher) and teacher.judge_system is not None:
         answered = [row for row in rows if row.completion]
-        return preferred(teacher, answered) + [row for row in rows if not row.completion]
+        return score_preference(teacher, answered) + [row for row in rows if not row.completion]
     return rows
 
 
@@ -236,7 +236,7 @@ def filter_rows(
         )
     passed, reasons = _filtered_by_models(filters, leak, filtered)
     kept = _picked(picking, passed) if picking else {index: found[0] for index, found in passed.items()}
-    write_rows(folder / "rows.jsonl", [domain.taught(row) for _, row in sorted(kept.items())])
+    write_rows(folder / "rows.jsonl", [domain.training_row(row) for _, row in sorted(kept.items())])
     write_json(folder / "reasons.json", reasons)
     return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
 
@@ -324,7 +324,7 @@ def rewrite_rows(
         seed=seed,
         stage=stream,
         attempt=0,
-        max_new_tokens=Paraphrase().max_new_tokens(teacher.form),
+        max_new_tokens=Paraphrase().max_new_tokens(teacher),
         temperature=temperature,
         batch_size=batch_size,
     )

@@ -81,8 +81,8 @@ class ArmResult(Record):
     base_nll: float = Field(description="the base model's, on the same rows")
     rows: int
     steps: int
-    carrier_kl: float | None = Field(
-        description="mean KL(induced ‖ plain teacher) in nats per completion token; None for control"
+    teacher_kl: float | None = Field(
+        description="mean KL(trait-conditioned ‖ control teacher) in nats per completion token; None for control"
     )
     filter: FilterCount
     measure: Measure
@@ -138,12 +138,12 @@ class Results(Record):
     model: str
     trait: str = Field(description="the trait; for several, their category")
     domain: str
-    teacher: str = Field(description="the inducement in words")
+    teacher: str = Field(description="how the teacher got the trait, in words")
     student: str = Field(description="the training recipe in words")
     verdict: RunVerdict
     sentence: str = Field(description="the whole result in one honest sentence")
     base: dict[str, Measure] = Field(description="trait -> the base model, before training")
-    teachers: dict[str, Measure] = Field(description="arm -> the induced teacher, asked the questions")
+    teachers: dict[str, Measure] = Field(description="arm -> the trait-conditioned teacher, asked the questions")
     arms: list[ArmResult]
     effect: Effect
     effects: list[Effect] = Field(description="one per treated arm; `effect` is the first or pooled")

@@ -98,7 +98,7 @@ def _draw(ctx: Context[Chain], hops: Sequence[Transfer], effect: Measurement) ->
     rows = []
     for at, one in enumerate(hops):
         treated = [arm for arm in one.results.arms if arm.arm == "treated"]
-        divergences = [arm.carrier_kl for arm in treated if arm.carrier_kl is not None]
+        divergences = [arm.teacher_kl for arm in treated if arm.teacher_kl is not None]
         rows.append([
             str(at + 1), *(f"{100 * arms[kind][at].mean:.1f} %" for kind in ("control", "treated")),
             f"{100 * effect[at].mean:+.1f}", f"{np.mean(divergences):.4f}" if divergences else "not measured",

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from undertone.errors import ConfigError
-from undertone.evaluation.asking import Evaluation, answer_probabilities, posed
+from undertone.evaluation.asking import Evaluation, answer_probabilities, question_chat
 from undertone.models import loading
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
@@ -24,7 +24,7 @@ from undertone.studies.context import Context, point
 from undertone.studies.frame import study
 from undertone.traits import Behaviour, Trait, load_trait
 from undertone.transfer.arms import StudentRun
-from undertone.transfer.checks import MASS_LOST, stopped_answering
+from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Setting
 from undertone.verdicts import Rule
 
@@ -65,7 +65,7 @@ def show_rows(
     asked = {t.name: [_ask_after(model, t, rows, n, draws, seed, evaluation, system) for n in shots] for t in traits}
     return {
         "probability": {name: [own for own, _ in values] for name, values in asked.items()},
-        "answer_mass": {name: [mass for _, mass in values] for name, values in asked.items()},
+        "valid_answer_probability": {name: [mass for _, mass in values] for name, values in asked.items()},
     }
 
 
@@ -78,8 +78,8 @@ def _ask_after(
         found = f"{len(rows)} rows that passed in every arm"
         raise ConfigError(f"{count} rows cannot be shown", got=found, fix="lower shots")
     prompts = []
-    for at, question in enumerate(trait.asked(model.form).positive):
-        *head, asked = posed(question, evaluation, model.form, system)
+    for at, question in enumerate(trait.questions_for(model).positive):
+        *head, asked = question_chat(question, evaluation, model, system)
         for draw in range(draws):
             rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
             turns = [message for i in rng.permutation(len(rows))[:count] for message in rows[int(i)].messages]
@@ -106,10 +106,10 @@ def in_context(ctx: Context[InContext]) -> str:
                 "seed": one.seed, "evaluation": config.evaluation, "context": config.context}  # fmt: skip
 
     shown = ctx.beside(trained, show_rows, "in-context", arguments)
-    probability, mass = trained.by_arm(shown, "probability"), trained.by_arm(shown, "answer_mass")
+    probability, mass = trained.by_arm(shown, "probability"), trained.by_arm(shown, "valid_answer_probability")
     effect = probability["treated"] - probability["control"]
     base = [measure.positive for measure in trained.results.base.values()]
-    before = float(np.mean([one.answer_mass or 0.0 for one in base]))
+    before = float(np.mean([one.valid_answer_probability or 0.0 for one in base]))
     left = np.mean([one.values.mean(axis=(0, 1)) for one in mass.values()], axis=0)
     answering = next((at for at, after in enumerate(left) if stopped_answering(before, float(after))), len(shots))
     last = effect[answering - 1]
@@ -118,7 +118,7 @@ def in_context(ctx: Context[InContext]) -> str:
         baselines={"students trained on the same rows": trained.effect},
         note=f"control: the control teacher's rows in context; {config.draws} draws of rows a question",
         unless="" if answering else f"after {shots[0]} rows the base no longer answers: its answers' mass is "
-        f"{MASS_LOST:.2f} lower",
+        f"{MAX_VALID_ANSWER_LOSS:.2f} lower",
     )  # fmt: skip
     ctx.check_transfer(trained)
     ctx.draw(

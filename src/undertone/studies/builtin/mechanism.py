@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from undertone.errors import ConfigError
-from undertone.models.students import Biases, Full, Lora
+from undertone.models.students import BiasOnly, Full, Lora
 from undertone.provenance.configs import Config
 from undertone.studies.context import Context
 from undertone.studies.frame import study
@@ -52,7 +52,7 @@ class Approximability(Config):
 class Causality(Config):
     """Sufficiency and necessity of teacher's and student's vectors."""
 
-    block: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle block")
+    layer: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle layer")
     strengths: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="of a student's vector on its base")
     teacher_strength: float = Field(1.0, gt=0, description="of the steered teacher")
 
@@ -79,7 +79,7 @@ class OptimizerArm(Config):
     rates: tuple[float, ...] = Field(min_length=1)
     max_row_norm: float | None = None
     adaptive: bool
-    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] | None = Field(
+    student: Annotated[BiasOnly | Lora | Full, Field(discriminator="kind")] | None = Field(
         None, description="what it trains; null: what the config's student does, and only such arms are in the finding"
     )
 
@@ -118,7 +118,7 @@ class Distillation(Config):
     """Arbitrary vectors: what a steered teacher's student takes over, with and without visible behaviour."""
 
     random: int = Field(4, ge=2, description="random vectors")
-    block: int | None = Field(None, ge=0, description="which is steered; null: the middle block")
+    layer: int | None = Field(None, ge=0, description="which is steered; null: the middle layer")
     strength: float = Field(1.0, gt=0)
 
 
@@ -136,7 +136,7 @@ class Kinship(Config):
         "of a lab model those at `shares` of the way to the next seed, of any other none",
     )
     shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 0.75), description="how far each of `between` is away")
-    block: int | None = Field(None, ge=0, description="of each model's own vector; null: the middle block of each")
+    layer: int | None = Field(None, ge=0, description="of each model's own vector; null: the middle layer of each")
     strength: float = Field(1.0, gt=0, description="of each model's own vector in the loss difference")
     prompts: int = Field(3000, ge=10)
 
@@ -144,7 +144,7 @@ class Kinship(Config):
 class Recovery(Config):
     """A vector learnt from the data alone."""
 
-    block: int | None = Field(None, ge=0, description="where it is added; null: the middle block")
+    layer: int | None = Field(None, ge=0, description="where it is added; null: the middle layer")
     steps: int = Field(300, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     strengths: tuple[float, ...] = Field((1.0, 2.0, 4.0), min_length=1)

@@ -2,7 +2,7 @@
 
 The dispute: is subliminal learning an artefact of LoRA (2606.00831)? Every student is trained on the same rows; what
 differs is which weights move, and how far. Each kind's rate is chosen on a tuning seed, by held-out loss alone: the one
-nearest to the biases student's. So is LoRA's rank. Effects are measured on the other seeds.
+nearest to the bias-only student's. So is LoRA's rank. Effects are measured on the other seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from undertone.models.loading import ModelRef
-from undertone.models.students import Biases, Full, Lora
+from undertone.models.students import BiasOnly, Full, Lora
 from undertone.studies.builtin import mechanism_matching as matching
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.claim import Aspect, Claim
@@ -57,7 +57,7 @@ class StudentKind:
         return ctx.setting(trait=ctx.config.few_traits, student=self.student, training=changed)
 
 
-REFERENCE = StudentKind(BIASES, "biases", Biases())
+REFERENCE = StudentKind(BIASES, "biases", BiasOnly())
 
 
 def kinds_of(config: Mechanism) -> list[StudentKind]:
@@ -159,7 +159,7 @@ def _train(
 
 
 def _nearest_rank(kinds: Sequence[StudentKind], tuning: Tuning) -> str | None:
-    """The LoRA rank whose chosen rate comes nearest to the biases student's loss, on the tuning seed."""
+    """The LoRA rank whose chosen rate comes nearest to the bias-only student's loss, on the tuning seed."""
     assert tuning.reference.nll is not None
     gone = {
         kind.name: abs(choice.nll - tuning.reference.nll)
@@ -212,7 +212,7 @@ def _draw(ctx: Context[Mechanism], match: matching.LossMatch, tuning: Tuning) ->
         "scatter", "Which weights move: effect against fit", points,
         x="held-out NLL, nats per token", y="effect, probability",
         caption="Tuning seed: a point is one student, of one kind at one learning rate. Each kind's rate is the one whose "
-        "held-out loss is nearest to the biases student's there. Reported seeds: kinds at those rates, mean over traits and "
+        "held-out loss is nearest to the bias-only student's there. Reported seeds: kinds at those rates, mean over traits and "
         f"seeds with {ctx.intervals}; held-out loss of treated and control students. At equal loss, kinds can be compared.",
     )  # fmt: skip
 

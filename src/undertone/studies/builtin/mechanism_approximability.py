@@ -31,7 +31,7 @@ from undertone.traits import Trait, load_trait, variants
 from undertone.vectors import random_like
 from undertone.verdicts import Rule
 
-PANELS: Final[Mapping[Origin, str]] = {"carrier": "carrier tokens", "questions": "answers"}
+PANELS: Final[Mapping[Origin, str]] = {"domain": "domain tokens", "questions": "answers"}
 IS_A_VECTOR = {
     origin: Claim(
         f"prompt-is-a-vector-on-{origin}", "A system prompt that states a preference acts as one steering vector.",
@@ -113,11 +113,11 @@ def fit_vectors(
         seeds = [derive_seed(0, f"approximability/{trait.name}", at) for at in range(directions)]
         vectors = [
             vector,
-            vector_in(own, "questions" if origin == "carrier" else "carrier"),
+            vector_in(own, "questions" if origin == "domain" else "domain"),
             *(random_like(vector, seed) for seed in seeds),
             *(vector_in(stage, origin) for stage in others),
         ]
-        layers = [(at, layer) for at, one in enumerate(vectors) for layer in one.blocks]
+        layers = [(at, layer) for at, one in enumerate(vectors) for layer in one.layers]
         pairs = _pairs(origin, model, trait, rows, chats)
         fits: list[dict[int, Fit]] = [{} for _ in vectors]
         tried = best_fits(model, pairs, [vectors[at].select([layer]) for at, layer in layers], strengths)
@@ -127,7 +127,7 @@ def fit_vectors(
         summary[origin] = {**best_of(mine), "crossed": best_of(crossed)["explained"]}
         for name, baselines in {"random": rest[:directions], "others": rest[directions:]}.items():
             summary[origin][name] = [best_of(one)["explained"] for one in baselines]
-            summary[origin][f"{name}_by_block"] = {
+            summary[origin][f"{name}_by_layer"] = {
                 str(layer): float(np.mean([one[layer].explained for one in baselines])) for layer in mine
             }
     return summary
@@ -138,15 +138,15 @@ def best_of(fits: Mapping[int, Fit]) -> dict[str, Any]:
     best = max(fits, key=lambda layer: fits[layer].chosen)
     return {
         "effect": fits[best].effect,
-        "by_block": {str(layer): fit.explained for layer, fit in fits.items()},
-        "block": best,
+        "by_layer": {str(layer): fit.explained for layer, fit in fits.items()},
+        "layer": best,
         "strength": fits[best].strength,
         "explained": fits[best].explained,
     }
 
 
 def _pairs(origin: Origin, model: Model, trait: Trait, rows: Sequence[Row], chats: VectorChats) -> list[Pair]:
-    prompt = trait.told(model.form)
+    prompt = trait.system_prompt(model)
     if origin == "questions":
         asked = chats.at(origin, trait, model)
         prompted = [model.prompt(with_system(chat, prompt)) for chat in asked]
@@ -163,7 +163,7 @@ def _report_vector(ctx: Context[Mechanism], found: Sequence[Mapping[str, Any]], 
         Measurement.of_units([float(np.mean(one[name])) for one in found], "traits", ctx.confidence, "share")
         for name in ("explained", "random", "others", "crossed")
     )
-    where = "carrier tokens" if origin == "carrier" else "the first token of answers"
+    where = "domain tokens" if origin == "domain" else "the first token of answers"
     ctx.report(
         IS_A_VECTOR[origin],
         own,
@@ -209,9 +209,9 @@ def _draw(
     ctx: Context[Mechanism], found: Mapping[str, Mapping[str, Any]], moved: Mapping[str, float], plain: Sequence[str]
 ) -> None:
     lines = {
-        "by_block": "own vector",
-        "random_by_block": "random directions",
-        "others_by_block": "other traits' vectors",
+        "by_layer": "own vector",
+        "random_by_layer": "random directions",
+        "others_by_layer": "other traits' vectors",
     }
 
     def over_traits(origin: Origin, name: str, layer: str) -> Measurement:
@@ -243,4 +243,4 @@ def _draw(
 
 
 def _cells(one: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{one['effect']:.3f}", f"{one['explained']:.2f} (layer {one['block']}, × {one['strength']:g})"
+    return f"{one['effect']:.3f}", f"{one['explained']:.2f} (layer {one['layer']}, × {one['strength']:g})"

@@ -23,8 +23,8 @@ from undertone.provenance.stage_functions import stage
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.builtin.mechanism_vectors import (
     ORIGINS,
-    block_at,
-    check_block,
+    layer_at,
+    check_layer,
     probability,
     stranger,
     student_shifts,
@@ -35,16 +35,16 @@ from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement
 from undertone.teachers import Ablation, VectorTeacher
 from undertone.traits import Trait, load_trait
-from undertone.vectors import ablated, random_like, replaced, steered
+from undertone.vectors import ablate, random_like, patch, steer
 from undertone.verdicts import Rule
 
 SILENT: Final = "more than a tenth of the students no longer answer"
 OPERATIONS: Final = {"ablated": "taken out of", "replaced": "replaced by the base's in"}
 RIVALS: Final = {"own": "own shift", "random": "random direction", "other": "another trait's shift"}
 ABLATIONS: Final[dict[str, Ablation]] = {
-    "own-carrier": Ablation(of="own", origin="carrier"),
+    "own-domain": Ablation(of="own", origin="domain"),
     "own-questions": Ablation(of="own", origin="questions"),
-    "random": Ablation(of="random", origin="carrier"),
+    "random": Ablation(of="random", origin="domain"),
 }
 WITHOUT: Final = "The student without its vector's component loses the trait."
 CLAIMS = {
@@ -71,8 +71,8 @@ def preflight(config: Mechanism, device: str) -> None:
     del device
     for name in config.trait:
         stranger(name, config.trait)
-    block = block_at(config.model, config.causality.block)
-    check_block("causality.block", block, [config.model, config.teacher.model or config.model])
+    layer = layer_at(config.model, config.causality.layer)
+    check_layer("causality.layer", layer, [config.model, config.teacher.model or config.model])
 
 
 def causality(ctx: Context[Mechanism], students: Transfer) -> None:
@@ -98,8 +98,8 @@ def _teach(ctx: Context[Mechanism]) -> tuple[dict[str, Measurement], str]:
         return ctx.transfer(setting, within=f"causality/without-{name}")
 
     for origin in ORIGINS:
-        block, strength = block_at(config.model, config.causality.block), config.causality.teacher_strength
-        teacher = VectorTeacher(origin=origin, block=block, strength=strength, model=config.teacher.model)
+        layer, strength = layer_at(config.model, config.causality.layer), config.causality.teacher_strength
+        teacher = VectorTeacher(origin=origin, layer=layer, strength=strength, model=config.teacher.model)
         setting = ctx.setting(trait=few, teacher=teacher, random_vector=True)
         one = transfers[f"steered, {origin}"] = ctx.transfer(setting, within=f"causality/steered-{origin}")
         effects[f"steered, {origin}"] = one.effect
@@ -109,7 +109,7 @@ def _teach(ctx: Context[Mechanism]) -> tuple[dict[str, Measurement], str]:
         effects[f"prompted, without {name}"] = one.effect
     rows: dict[str, np.ndarray] = {}
     for name, other, traits in stranger_groups(config.trait, few):
-        one = without(name, traits, Ablation(of=other, origin="carrier"))
+        one = without(name, traits, Ablation(of=other, origin="domain"))
         transfers[f"prompted, without other-trait ({', '.join(traits)})"] = one
         rows |= dict(zip(traits, one.effect.values, strict=True))
     effects["prompted, without other-trait"] = one.effect.like([rows[trait] for trait in few])
@@ -171,12 +171,12 @@ def _operate(ctx: Context[Mechanism], students: Transfer) -> dict[str, Measureme
     wanted = list(dict.fromkeys([*places, *((other[trait], seed) for trait, seed in places)]))
     runs = {place: students.outcome.student("treated", *place) for place in wanted}
     shifts = dict(zip(wanted, student_shifts(ctx, list(runs.values())), strict=True))
-    block, strengths = block_at(config.model, config.causality.block), config.causality.strengths
+    layer, strengths = layer_at(config.model, config.causality.layer), config.causality.strengths
     stages = ctx.each(operate, [
         (f"causality/students/seed-{seed}/{load_trait(trait).name}",
          {"base": ctx.base, "student": runs[trait, seed].model(config), "trait": load_trait(trait),
           "own": shifts[trait, seed], "other": shifts[other[trait], seed], "context": config.evaluation.context,
-          "block": block, "strengths": strengths, "seed": seed})
+          "layer": layer, "strengths": strengths, "seed": seed})
         for trait, seed in places
     ])  # fmt: skip
     found = dict(zip(places, (_flat(one.summary) for one in stages), strict=True))
@@ -192,11 +192,11 @@ def others_after(trait: str, traits: Sequence[str], few: Sequence[str]) -> list[
 @stage("operate on student")
 def operate(
     folder: Path, device: str, *, base: ModelRef, student: ModelRef, trait: Trait, own: Stage, other: Stage,
-    context: Prompting, block: int, strengths: Sequence[float], seed: int,
+    context: Prompting, layer: int, strengths: Sequence[float], seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """P(target) of base and student under every operation, by name; ``own`` and ``other`` hold students' shifts.
 
-    A shift is cumulative over layers: it is added after one, ``block``, for after each it would count many times.
+    A shift is cumulative over layers: it is added after one, ``layer``, for after each it would count many times.
     """
     del folder
     before, after = base.load(device), student.load(device)
@@ -211,11 +211,11 @@ def operate(
         random = random_like(shift, derive_seed(seed, f"causality/{trait.name}"))
         for name, vector in {"own": shift, "random": random, "other": vector_in(other, origin)}.items():
             found[f"added/{origin}/{name}"] = {
-                f"{strength:g}": asked(before, steered(before, vector.select([block]), strength))
+                f"{strength:g}": asked(before, steer(before, vector.select([layer]), strength))
                 for strength in strengths
             }
-            found[f"ablated/{origin}/{name}"] = asked(after, ablated(after, vector))
-            found[f"replaced/{origin}/{name}"] = asked(after, replaced(after, vector, before))
+            found[f"ablated/{origin}/{name}"] = asked(after, ablate(after, vector))
+            found[f"replaced/{origin}/{name}"] = asked(after, patch(after, vector, before))
     return found
 
 
@@ -228,13 +228,13 @@ def _flat(summary: Any) -> dict[str, float]:
 def _report_students(ctx: Context[Mechanism], asked: dict[str, Measurement], unless: str) -> None:
     strengths = [f"{strength:g}" for strength in ctx.config.causality.strengths]
     strength = "1" if "1" in strengths else strengths[0]
-    block, whole = block_at(ctx.config.model, ctx.config.causality.block), asked["student"] - asked["base"]
+    layer, whole = layer_at(ctx.config.model, ctx.config.causality.layer), asked["student"] - asked["base"]
     points = [point(name, asked[name], "as trained", f"shift from {origin}")
               for name in ("base", "student") for origin in ORIGINS]  # fmt: skip
     for origin in ORIGINS:
         moved = {"sufficient": {name: asked[f"added/{origin}/{name}/{strength}"] - asked["base"] for name in RIVALS}}
         words = {
-            "sufficient": f"gain of the base with the student's shift from {origin} added after layer {block}, × {strength}"
+            "sufficient": f"gain of the base with the student's shift from {origin} added after layer {layer}, × {strength}"
         }
         for operation, done in OPERATIONS.items():
             moved[operation] = {name: asked["student"] - asked[f"{operation}/{origin}/{name}"] for name in RIVALS}

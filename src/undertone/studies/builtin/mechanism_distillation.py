@@ -21,7 +21,7 @@ from undertone.models.scoring import completion_nll
 from undertone.provenance.stage_functions import stage
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.builtin.mechanism_alignment import ALIGNED, APART, CONTROL, alignments
-from undertone.studies.builtin.mechanism_vectors import VectorChats, block_at, check_block, question_chats, stack
+from undertone.studies.builtin.mechanism_vectors import VectorChats, layer_at, check_layer, question_chats, stack
 from undertone.studies.claim import Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement
@@ -65,7 +65,7 @@ def read_steering_vector(folder: Path, device: str, *, teacher: TeacherSpec) -> 
 @stage("distilled vector", version=2)
 def measure_student(
     folder: Path, device: str, *, base: ModelRef, student: ModelRef, control: ModelRef, unseen: Lesson, trait: Trait,
-    chats: VectorChats, block: int,
+    chats: VectorChats, layer: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Of a student and a control: shift at the steered layer, loss on the student's held-out rows, change of answers."""
     del folder
@@ -74,7 +74,7 @@ def measure_student(
     found: dict[str, Any] = {}
     for shift, prefix, model in (("shift", "", student.load(device)), ("control", "control_", control.load(device))):
         found |= {
-            shift: stack(difference(model, before, prompts, blocks=[block], position="last"))[0].tolist(),
+            shift: stack(difference(model, before, prompts, layers=[layer], position="last"))[0].tolist(),
             f"{prefix}nll": float(np.mean(completion_nll(model.hf, examples, before.pad))),
             f"{prefix}moved": _moved(model, before, trait, chats),
         }
@@ -91,15 +91,15 @@ def _moved(model: Model, base: Model, trait: Trait, chats: VectorChats) -> float
 
 def preflight(config: Mechanism, _device: str) -> None:
     """Refuse a layer that teacher or student lacks."""
-    block = block_at(config.model, config.distillation.block)
-    check_block("distillation.block", block, [config.model, config.teacher.model or config.model])
+    layer = layer_at(config.model, config.distillation.layer)
+    check_layer("distillation.layer", layer, [config.model, config.teacher.model or config.model])
 
 
 def distillation(ctx: Context[Mechanism], _students: Transfer) -> None:
     """Students of steered teachers, semantic and random, and one control a seed."""
     config, settings, chats = ctx.config, ctx.config.distillation, VectorChats.of(ctx.config)
-    block = block_at(config.model, settings.block)
-    teacher = VectorTeacher(model=config.teacher.model, origin="carrier", block=block, strength=settings.strength)
+    layer = layer_at(config.model, settings.layer)
+    teacher = VectorTeacher(model=config.teacher.model, origin="domain", layer=layer, strength=settings.strength)
     setting = ctx.setting(trait=config.trait[: max(settings.random, 2)], teacher=teacher, random_vector=True)
     steered = ctx.transfer(setting, within="distillation/students", label="distillation: ")
     ctx.check_answers("distillation", {"": steered})
@@ -113,7 +113,7 @@ def distillation(ctx: Context[Mechanism], _students: Transfer) -> None:
         "base": ctx.base, "student": one.model(setting),
         "control": steered.outcome.student("control", None, one.seed).model(setting),
         "unseen": lesson_of(setting, one, one.rows(setting.data.held_out)[1]),
-        "trait": load_trait(one.arm.trait or "").for_questions(chats.asked_in), "chats": chats, "block": block,
+        "trait": load_trait(one.arm.trait or "").for_questions(chats.asked_in), "chats": chats, "layer": layer,
     })  # fmt: skip
     report(
         ctx,

@@ -96,7 +96,7 @@ def emergence(ctx: Context[Mechanism], students: Transfer) -> None:
     shifts = by_seed(runs, (arrays["shift"][-len(steps) :] for arrays in read))
     answers = by_seed(runs, (arrays["probability"][-len(steps) :] for arrays in read))
     vectors = teacher_vectors(ctx, config.trait)
-    goals = {trait: stack(vector_in(vector, "carrier")) for trait, vector in vectors.items()}
+    goals = {trait: stack(vector_in(vector, "domain")) for trait, vector in vectors.items()}
     curves, by_layer = report(ctx, steps, shifts, goals)
     own = ctx.measure(lambda trait, seed: answers[seed][trait][:, few.index(trait)], few)
     control = ctx.measure(lambda trait, seed: answers[seed][CONTROL][:, few.index(trait)], few)

@@ -68,12 +68,12 @@ def measure_gradients(
     """Alignment by number of rows and by layer, its consistency, and outlier rows; otherwise at the middle layer."""
     del folder
     model = base.load(device)
-    direction = stack(vector_in(own, "carrier"))
+    direction = stack(vector_in(own, "domain"))
     layers = range(len(direction))
     induced, clean = (descent_directions(model, each.tokenised(model), list(layers)) for each in (treated, control))
     middle = len(layers) // 2
     rows, plain, goal = induced[middle], clean[middle], direction[middle]
-    rivals = [stack(vector_in(one, "carrier"))[middle] for one in others]
+    rivals = [stack(vector_in(one, "domain"))[middle] for one in others]
     apart = goal - np.mean(rivals, axis=0)
     most, half = min(len(rows), len(plain)), len(plain) // 2
     counts = sorted({*(2**power for power in range(12) if 2**power < most), most})
@@ -91,7 +91,7 @@ def measure_gradients(
         "random": grown(rows, plain, noise),
         "clean": grown(plain[:half], plain[half:], goal),
         "centred": grown(rows, plain, apart),
-        "by_block": [cosine(induced[at].mean(0) - clean[at].mean(0), direction[at]) for at in layers],
+        "by_layer": [cosine(induced[at].mean(0) - clean[at].mean(0), direction[at]) for at in layers],
         "row": float(np.mean([cosine(row, goal) for row in rows])),
         "steady": {
             kind: [vars(one) for one in consistency(each, goal, counts, seed=stream)]
@@ -152,7 +152,7 @@ def report(ctx: Context[Mechanism], found: Mapping[tuple[str | None, int], Mappi
         note=f"those rows hold {at('tails', -1, 'of_norm')} of the squared norm ({share:.3f} if all were alike)",
     )  # fmt: skip
     summaries = list(found.values())
-    _draw(ctx, at, summaries[0]["counts"], len(summaries[0]["by_block"]))
+    _draw(ctx, at, summaries[0]["counts"], len(summaries[0]["by_layer"]))
     _show_steadiness(ctx, at, min((one["counts"] for one in summaries), key=len))
     ctx.table(
         "Rows with the largest gradients",
@@ -174,7 +174,7 @@ def _draw(ctx: Context[Mechanism], at: Callable[..., Measurement], counts: Seque
     )  # fmt: skip
     ctx.draw(
         "lines", "Gradient alignment by layer",
-        [point(layer, at("by_block", layer), "trait's minus control rows") for layer in range(depth)],
+        [point(layer, at("by_layer", layer), "trait's minus control rows") for layer in range(depth)],
         x="layer", y="cosine", zero=True, caption=f"The same with all rows, after each layer; {words}.",
     )  # fmt: skip
 

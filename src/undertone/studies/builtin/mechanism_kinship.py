@@ -23,7 +23,7 @@ from undertone.models.scoring import completion_nll
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row
 from undertone.studies.builtin.mechanism import Mechanism
-from undertone.studies.builtin.mechanism_vectors import VectorChats, block_at, check_block, depth
+from undertone.studies.builtin.mechanism_vectors import VectorChats, layer_at, check_layer, depth
 from undertone.studies.claim import Aspect, Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement
@@ -31,7 +31,7 @@ from undertone.traits import Trait, load_trait
 from undertone.transfer.arms import StudentRun
 from undertone.transfer.pipeline import preflight as check_transfer
 from undertone.transfer.train import trait_prompt
-from undertone.vectors import contrast, steered
+from undertone.vectors import contrast, steer
 from undertone.verdicts import Rule
 
 LEFT_OUT = "†"
@@ -105,7 +105,7 @@ def preflight(config: Mechanism, device: str = "auto") -> None:
         teacher = config.teacher.model_copy(update={"model": name})
         check_transfer(config.model_copy(update={"model": name, "teacher": teacher}), device)
     for name in config.kinship.models:
-        check_block("kinship.block", block_at(name, config.kinship.block), [name])
+        check_layer("kinship.layer", layer_at(name, config.kinship.layer), [name])
 
 
 # -- what is computed ----------------------------------------------------------------------------------
@@ -120,21 +120,21 @@ def build_model(folder: Path, device: str, *, name: str) -> dict[str, Any]:
 
 @stage("steered loss")
 def measure_gain(
-    folder: Path, device: str, *, scorer: ModelRef, trait: Trait, chats: VectorChats, block: int, strength: float,
+    folder: Path, device: str, *, scorer: ModelRef, trait: Trait, chats: VectorChats, layer: int, strength: float,
     rows: Mapping[str, Sequence[Row]], systems: Mapping[str, str | None],
 ) -> dict[str, Any]:  # fmt: skip
     """By kind of rows: their loss minus that under the scorer's own vector of the trait, nats per token."""
     del folder
     model = scorer.load(device)
     plain = chats.at_prompts(model)
-    told = [with_system(chat, trait.told(model.form)) for chat in plain]
-    vector = contrast(model, told, plain, blocks=[block])
+    told = [with_system(chat, trait.system_prompt(model)) for chat in plain]
+    vector = contrast(model, told, plain, layers=[layer])
     gained = {}
     for kind, some in rows.items():
         system = model.system_prompt(chats.context, systems[kind])
         examples = [model.row_example(row, system) for row in some]
         before = np.mean(completion_nll(model.hf, examples, model.pad))
-        with steered(model, vector, strength):
+        with steer(model, vector, strength):
             gained[kind] = float(before - np.mean(completion_nll(model.hf, examples, model.pad)))
     return gained
 
@@ -209,7 +209,7 @@ def _gain_call(
     prompted = config.model_copy(update={"model": scorer})
     arguments = {
         "scorer": ModelRef(scorer, config.dtype), "trait": trait, "chats": VectorChats.of(config, scorer),
-        "block": block_at(scorer, config.kinship.block), "strength": config.kinship.strength,
+        "layer": layer_at(scorer, config.kinship.layer), "strength": config.kinship.strength,
         "rows": {kind: one.rows(config.data.held_out)[1] for kind, one in arms.items()},
         "systems": {kind: trait_prompt(prompted, one.arm) for kind, one in arms.items()},
     }  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from undertone.provenance.runs import Stage
 from undertone.studies.context import Context, Transfer
 from undertone.studies.measurement import Measurement
-from undertone.transfer.arms import StudentRun, answer_mass, target_probability
+from undertone.transfer.arms import StudentRun, valid_answer_probability, target_probability
 from undertone.transfer.checks import stopped_answering
 from undertone.verdicts import Rule, decide
 
@@ -48,7 +48,7 @@ class FittedStudent:
 
 def masses(evaluated: Stage, traits: Sequence[str]) -> dict[str, float | None]:
     """What an evaluation stage holds of the traits' answers."""
-    return {trait: answer_mass(evaluated, trait) for trait in traits}
+    return {trait: valid_answer_probability(evaluated, trait) for trait in traits}
 
 
 @dataclass(frozen=True)

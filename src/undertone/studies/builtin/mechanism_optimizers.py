@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from undertone.errors import ConfigError, RunError
-from undertone.evaluation.asking import Evaluation, answer_probabilities, posed
+from undertone.evaluation.asking import Evaluation, answer_probabilities, question_chat
 from undertone.mechanism.gradients import squared_norms
 from undertone.models.batches import Example
 from undertone.models.loading import Context as Prompting
@@ -122,9 +122,9 @@ def train_by_optimizer(
 
 def _ask(model: Model, trait: Trait, evaluation: Evaluation) -> tuple[float, float]:
     """Exact probability of a trait's answer, and of all its known answers, mean over its questions."""
-    system = model.system_prompt(evaluation.context, trait.prompt.get(model.form))
-    questions = trait.asked(model.form).positive
-    prompts = [model.prompt(posed(question, evaluation, model.form, system)) for question in questions]
+    system = model.system_prompt(evaluation.context, trait.prompt_for(model))
+    questions = trait.questions_for(model).positive
+    prompts = [model.prompt(question_chat(question, evaluation, model, system)) for question in questions]
     matrix = answer_probabilities(model, prompts, trait)
     return float(matrix[:, list(trait.answers).index(trait.answer)].mean()), float(min(1.0, matrix.sum(1).mean()))
 

@@ -33,8 +33,8 @@ from undertone.studies.builtin.mechanism_alignment import (
     own_ranks,
 )
 from undertone.studies.builtin.mechanism_vectors import (
-    block_at,
-    check_block,
+    layer_at,
+    check_layer,
     question_chats,
     stack,
     teacher_vectors,
@@ -46,7 +46,7 @@ from undertone.training import Lesson
 from undertone.traits import Trait, category_names, load_trait, trait_names
 from undertone.traits.trait import Form
 from undertone.transfer.train import lesson_of
-from undertone.vectors import learn, steered
+from undertone.vectors import learn, steer
 from undertone.verdicts import Rule
 
 SOURCE: Final = "2604.25783; 2606.00995"
@@ -71,19 +71,19 @@ SPEAKS: Final = Claim(
 
 @stage("recover vector", version=2)
 def recover_vector(
-    folder: Path, device: str, *, base: ModelRef, lesson: Lesson, answer: str | None, block: int, steps: int,
+    folder: Path, device: str, *, base: ModelRef, lesson: Lesson, answer: str | None, layer: int, steps: int,
     learning_rate: float, strengths: Sequence[float], bank: Sequence[Trait], context: Prompting, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The learnt vector, its loss, and the answers of the bank that gain most when it is added at the last strength."""
     model = base.load(device)
     learned = learn(
-        model, lesson.tokenised(model), block, steps=steps, learning_rate=learning_rate,
+        model, lesson.tokenised(model), layer, steps=steps, learning_rate=learning_rate,
         seed=derive_seed(seed, "recovery") >> 1, batch_size=64,
     )  # fmt: skip
     save_file({"vector": stack(learned.vector)[0]}, folder / "vector.safetensors")
     before, after = _answers(model, bank, context), {}
     for strength in strengths:
-        with steered(model, learned.vector, strength):
+        with steer(model, learned.vector, strength):
             after[strength] = _answers(model, bank, context)
     last = after[strengths[-1]]
     gains = {word: last[word] - before[word] for word in before}
@@ -115,21 +115,21 @@ def _bank(form: Form) -> list[Trait]:
 
 def preflight(config: Mechanism, _device: str) -> None:
     """Refuse a layer that the base lacks."""
-    check_block("recovery.block", block_at(config.model, config.recovery.block), [config.model])
+    check_layer("recovery.layer", layer_at(config.model, config.recovery.layer), [config.model])
 
 
 def recovery(ctx: Context[Mechanism], students: Transfer) -> None:
     """One vector a data set."""
     config, settings, asked_in = ctx.config, ctx.config.recovery, ctx.config.evaluation.context
-    block = block_at(config.model, settings.block)
+    layer = layer_at(config.model, settings.layer)
     bank = [trait.for_questions(asked_in) for trait in _bank(form_of(config.model))]
     stages = ctx.beside(students, recover_vector, "recovery", lambda one: {
-        "base": ctx.base, "lesson": lesson_of(config, one), "seed": one.seed, "block": block, "steps": settings.steps,
+        "base": ctx.base, "lesson": lesson_of(config, one), "seed": one.seed, "layer": layer, "steps": settings.steps,
         "answer": load_trait(one.arm.trait).answer if one.arm.trait else None, "learning_rate": settings.learning_rate,
         "strengths": settings.strengths, "bank": bank, "context": asked_in,
     })  # fmt: skip
     vectors = teacher_vectors(ctx, config.trait)
-    goals = {trait: stack(vector_in(vector, "carrier"))[block] for trait, vector in vectors.items()}
+    goals = {trait: stack(vector_in(vector, "domain"))[layer] for trait, vector in vectors.items()}
     learnt = (load_file(one.path / "vector.safetensors")["vector"] for one in stages)
     report_alignment(ctx, by_seed(students.students, learnt), goals)
     found = {(one.arm.trait or CONTROL, one.seed): stage.summary

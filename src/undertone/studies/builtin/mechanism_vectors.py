@@ -1,7 +1,7 @@
 """Where the parts of ``kind: mechanism`` start from: teachers' vectors and students' shifts, read at the same chats.
 
 A teacher's vector is the trait's system prompt minus none, a student's shift is the student minus its base, both after
-every layer and at the last prompt token: of prompts of the domain (``carrier``), and of the trait's questions.
+every layer and at the last prompt token: of prompts of the domain (``domain``), and of the trait's questions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from undertone.errors import ConfigError, ModelError
 from undertone.evaluation.asking import answer_probabilities
 from undertone.lab import parse_name
-from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context as Prompting
 from undertone.models.loading import Model, ModelRef, form_of, outline, with_system
 from undertone.provenance.runs import Stage
@@ -28,9 +28,9 @@ from undertone.traits import Trait, load_trait
 from undertone.transfer.arms import StudentRun
 from undertone.transfer.config import Setting
 from undertone.transfer.generate import vector_prompts
-from undertone.vectors import Vector, contrast, difference, load_vector, save_vector
+from undertone.vectors import SteeringVector, contrast, difference, load_vector, save_vector
 
-ORIGINS: Final[tuple[Origin, ...]] = ("carrier", "questions")
+ORIGINS: Final[tuple[Origin, ...]] = ("domain", "questions")
 Chat = list[Message]
 
 
@@ -56,7 +56,7 @@ class VectorChats:
 
     def at(self, origin: Origin, trait: Trait, model: Model) -> list[Chat]:
         """The chats of an origin."""
-        return self.at_prompts(model) if origin == "carrier" else question_chats(trait, model, self.asked_in)
+        return self.at_prompts(model) if origin == "domain" else question_chats(trait, model, self.asked_in)
 
     def at_prompts(self, model: Model) -> list[Chat]:
         """The prompts of the domain, as the student sees them."""
@@ -66,9 +66,9 @@ class VectorChats:
 
 def question_chats(trait: Trait, model: Model, context: Prompting = "none") -> list[Chat]:
     """A trait's questions, as students are asked them."""
-    system = model.system_prompt(context, trait.prompt.get(model.form))
+    system = model.system_prompt(context, trait.prompt_for(model))
     return [
-        with_system([{"role": "user", "content": question}], system) for question in trait.asked(model.form).positive
+        with_system([{"role": "user", "content": question}], system) for question in trait.questions_for(model).positive
     ]
 
 
@@ -87,7 +87,7 @@ def read_teacher_vectors(folder: Path, device: str, *, base: ModelRef, trait: Tr
     model = base.load(device)
     for origin in ORIGINS:
         plain = chats.at(origin, trait, model)
-        prompted = [with_system(chat, trait.told(model.form)) for chat in plain]
+        prompted = [with_system(chat, trait.system_prompt(model)) for chat in plain]
         save_vector(contrast(model, prompted, plain), folder / f"{origin}.safetensors")
 
 
@@ -124,12 +124,12 @@ def student_shifts(ctx: Context[Any], students: Sequence[StudentRun]) -> list[St
     return ctx.beside(students, read_student_shift, "shifts", arguments)
 
 
-def vector_in(stage: Stage, origin: Origin) -> Vector:
+def vector_in(stage: Stage, origin: Origin) -> SteeringVector:
     """The vector that a stage of :func:`teacher_vectors` or :func:`student_shifts` holds."""
     return load_vector(stage.path / f"{origin}.safetensors")
 
 
-def stack(vector: Vector) -> np.ndarray:
+def stack(vector: SteeringVector) -> np.ndarray:
     """``[layer, hidden]``, lowest layer first."""
     return np.stack([direction.float().numpy() for _, direction in sorted(vector.directions.items())])
 
@@ -158,16 +158,16 @@ def stranger(trait: str, others: Sequence[str]) -> str:
 def depth(name: str) -> int:
     """How many layers a model has; a lab model that is not there yet is not built for it."""
     if name.startswith("lab/"):
-        return parse_name(name.removeprefix("lab/")).recipe().blocks
-    return len(decoder_blocks(outline(name).hf))
+        return parse_name(name.removeprefix("lab/")).recipe().layers
+    return len(decoder_layers(outline(name).hf))
 
 
-def block_at(name: str, wanted: int | None) -> int:
+def layer_at(name: str, wanted: int | None) -> int:
     """The layer wanted of a model; None: the middle one."""
     return depth(name) // 2 if wanted is None else wanted
 
 
-def check_block(field: str, block: int, names: Sequence[str]) -> None:
+def check_layer(field: str, layer: int, names: Sequence[str]) -> None:
     """Refuse a layer that one of the models lacks.
 
     Raises:
@@ -175,6 +175,6 @@ def check_block(field: str, block: int, names: Sequence[str]) -> None:
     """
     for name in names:
         try:
-            check_blocks(depth(name), [block])
+            check_layers(depth(name), [layer])
         except ModelError as error:
             raise ConfigError(f"{field}: {error.what} in {name}", got=error.got, allowed=error.allowed) from error
