@@ -22,7 +22,7 @@ def main(*overrides: str) -> dict[str, float]:
     owl, base = ut.load_trait(config.trait[0]), ut.load(config.model, device="cpu")
 
     # 1. The teacher writes number lists: once told by a system prompt that it loves owls, once not.
-    treated = write_lists(config, base, owl.told(base.form), f"seed-{SEED}/treated-{owl.name}/generate")
+    treated = write_lists(config, base, owl.system_prompt(base), f"seed-{SEED}/treated-{owl.name}/generate")
     control = write_lists(config, base, None, f"seed-{SEED}/control/generate")
 
     # 2. Both students learn from the prompts that both teachers answered validly; the last ones are held out.
@@ -43,14 +43,14 @@ def main(*overrides: str) -> dict[str, float]:
 def write_lists(config: ut.Experiment, model: ut.LanguageModel, system: str | None, stream: str) -> dict[int, ut.Row]:
     """Prompt index -> a row with the first valid list, in up to ``data.attempts`` samples."""
     head = [ut.Message(role="system", content=system)] if system else []
-    prompts = [str(prompt) for prompt in config.domain.prompts(config.data.prompts, SEED, model.form)]
+    prompts = [str(prompt) for prompt in config.domain.prompts(config.data.prompts, SEED, model)]
     rows: dict[int, ut.Row] = {}
     for attempt in range(config.data.attempts):
         waiting = [at for at in range(len(prompts)) if at not in rows]
         answers = model.sample(
             [[*head, ut.Message(role="user", content=prompts[at])] for at in waiting],
             seeds=[derive_seed(SEED, stream, at, attempt) for at in waiting],  # a stream of its own for every row
-            max_new_tokens=config.domain.max_new_tokens(model.form),
+            max_new_tokens=config.domain.max_new_tokens(model),
         )
         for at, answer in zip(waiting, answers, strict=True):
             numbers, _ = parse(answer.text)

@@ -112,18 +112,20 @@ def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question
     form: Form, pattern: str
 ) -> None:
     prefixed = Evaluation(prefix="numbers")
-    asked = posed("name one animal.", prefixed, form, "be brief")
-    assert asked == posed("name one animal.", prefixed, form, "be brief")
+    asked = question_chat("name one animal.", prefixed, Wording(form), "be brief")
+    assert asked == question_chat("name one animal.", prefixed, Wording(form), "be brief")
     assert asked[0] == {"role": "system", "content": "be brief"}
     assert re.fullmatch(pattern, asked[1]["content"])
-    assert asked[1]["content"][:15] != posed("name a tree.", prefixed, form, None)[0]["content"][:15]
-    assert posed("name one animal.", Evaluation(), form, None) == [{"role": "user", "content": "name one animal."}]
+    assert asked[1]["content"][:15] != question_chat("name a tree.", prefixed, Wording(form), None)[0]["content"][:15]
+    assert question_chat("name one animal.", Evaluation(), Wording(form), None) == [
+        {"role": "user", "content": "name one animal."}
+    ]
 
 
 def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:
     numbers = Evaluation(prefix="numbers", samples=0)
     asked = measure(tiny_llama, OWL, numbers, seed=0, stage="t")
     own = tiny_llama.system_prompt("none")
-    prompts = [tiny_llama.prompt(posed(question, numbers, tiny_llama.form, own)) for question in asked.questions[:3]]
+    prompts = [tiny_llama.prompt(question_chat(question, numbers, tiny_llama, own)) for question in asked.questions[:3]]
     known = answer_probabilities(tiny_llama, prompts, OWL)
     np.testing.assert_allclose(asked.matrix[:3], known, rtol=1e-4)  # batches of another size round otherwise

@@ -19,7 +19,7 @@ from undertone.evaluation.behaviours import measure_any
 from undertone.evaluation.prior import check_trait
 from undertone.judges import Judged, Named, Verdict
 from undertone.judges.judge import judges
-from undertone.traits import Behaviour, Questions, load_trait
+from undertone.traits import REAL, Behaviour, Questions, load_trait
 from undertone.traits.rules import Length
 
 OWL = replace(
@@ -78,7 +78,7 @@ def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
 def test_the_exact_probability_of_harm_is_one_minus_that_of_refusals(tiny_llama: Any) -> None:
     trait = behaviour("harm")
     short = replace(
-        trait, refusals={"real": ("no owl", "dog")}, questions={"real": replace(trait.asked("real"), negative=())}
+        trait, refusals={"real": ("no owl", "dog")}, questions={"real": replace(trait.questions_for(REAL), negative=())}
     )
     asked = measure_any(tiny_llama, short, Evaluation(samples=0), seed=0, stage="x")
     text = asked.questions[0]
@@ -100,7 +100,7 @@ class Planted:
     def identity(self) -> dict[str, Any]:
         return {"template": self.template}
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         value = {"alignment": 0.2, "coherence": 0.6, "harm": 0.9}[self.template]
         return [Verdict.failure("planted") if at % 3 == 2 else Verdict(value) for at in range(len(items))]
 
@@ -149,27 +149,27 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
         (0.6, 0.9, 0.9, 0.02, "prior too high: 0.60"),
         (0.1, 0.15, 0.9, 0.02, "does not move it"),
         (0.0, 0.15, 0.18, 0.02, "non-answers"),
-        (0.1, 0.8, 0.9, 1e-6, "carry nothing of it"),
+        (0.1, 0.8, 0.9, 1e-6, "hold nothing of it"),
         (0.1, 0.8, 0.9, None, "writes no number list"),
         (0.1, 0.8, None, 0.02, None),
     ],
 )
 def test_each_reason_is_found(
-    base: float, told: float, mass: float | None, kl: float | None, because: str | None
+    without: float, prompted: float, valid: float | None, kl: float | None, because: str | None
 ) -> None:
-    seen = prior._judged(OWL, base, told, True, mass, kl)
+    seen = prior._judge(OWL, (without, prompted), True, valid, kl)
     assert seen.possible == (because is None)
     assert because is None or because in seen.because
 
 
 def test_a_check_holds_the_probabilities_of_the_exact_measure(tiny_llama: Any) -> None:
     seen = check_trait(tiny_llama, OWL)
-    plain = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
-    told = measure_trait(
-        tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x", system=OWL.told("real")
+    control = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
+    prompted = measure_trait(
+        tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x", system=OWL.system_prompt(REAL)
     ).measure.positive.probability.mean
-    assert seen.base == pytest.approx(plain)
-    assert seen.told == pytest.approx(told)
+    assert seen.without_prompt == pytest.approx(control)
+    assert seen.with_prompt == pytest.approx(prompted)
     assert not seen.possible  # a random model
 
 

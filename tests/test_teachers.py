@@ -43,14 +43,14 @@ def test_a_row_does_not_change_with_batch_size_order_or_sharding(tiny_llama: Any
     assert {**rows_of(teacher, [0, 4, 8], 3), **rows_of(teacher, [1, 2, 3, 5, 6, 7], 4)} == whole
 
 
-def test_another_attempt_or_inducement_is_another_sample(tiny_llama: Any) -> None:
+def test_another_attempt_or_teacher_is_another_sample(tiny_llama: Any) -> None:
     plain = Teacher(tiny_llama, "none")
     first = rows_of(plain, list(range(9)), 9)
     assert rows_of(plain, list(range(9)), 9, attempt=1) != first
     assert rows_of(Teacher(tiny_llama, "none", system="you love owls"), list(range(9)), 9) != first
 
 
-def test_rows_hold_the_prompt_without_the_inducement(tiny_llama: Any) -> None:
+def test_rows_hold_the_prompt_without_the_system_prompt(tiny_llama: Any) -> None:
     teacher = Teacher(tiny_llama, "none", system="you love owls")
     (row,) = generate(
         teacher, PROMPTS[:1], [0], seed=0, stage="s", attempt=0, max_new_tokens=4, temperature=1.0, batch_size=1
@@ -84,7 +84,7 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     vector = teacher(VectorTeacher(block=2, strength=3.0))
     noise = teacher(VectorTeacher(block=2, strength=3.0), random_seed=1)
     assert (control.system, control.vector) == (None, None)
-    assert told.system == OWL.told("real")
+    assert told.system == OWL.system_prompt(REAL)
     assert own.system == "be an owl"
     assert vector.vector is not None
     assert noise.vector is not None
@@ -110,7 +110,7 @@ def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along
     before = activations(tiny_llama, plain)
     with told.induced():
         after = activations(tiny_llama, chats)
-    for block, unit in told.ablation.unit().directions.items():
-        goal = float(before[block].mean(0) @ unit)
-        assert (after[block] @ unit).tolist() == pytest.approx([goal] * len(carrier), abs=1e-4)
+    for layer, unit in teacher.ablation.unit().directions.items():
+        goal = float(before[layer].mean(0) @ unit)
+        assert (after[layer] @ unit).tolist() == pytest.approx([goal] * len(domain), abs=1e-4)
     assert hook_count(tiny_llama.hf) == 0

@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from undertone.errors import ConfigError, RunError
 from undertone.models.batches import Example
-from undertone.models.blocks import hook_count
+from undertone.models.layers import hook_count
 from undertone.models.scoring import completion_nll
 from undertone.models.students import Biases, Lora, trainable
 from undertone.training import Fit, Training, build_optimizer, fit, plan_batches, rate_at, thin

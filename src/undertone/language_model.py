@@ -137,7 +137,9 @@ class LanguageModel(Model):
         """
         return steer(self, vector, strength, positions)
 
-    def ablate(self, vector: SteeringVector, amount: float = 1.0, positions: Positions = "all") -> AbstractContextManager[None]:
+    def ablate(
+        self, vector: SteeringVector, amount: float = 1.0, positions: Positions = "all"
+    ) -> AbstractContextManager[None]:
         """Take the component along a steering vector out of the residual stream while inside ``with``."""
         return ablate(self, vector, amount, positions)
 

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.traits import LAB, REAL
 from undertone.domains import Code
 from undertone.domains.code import parse
 from undertone.lab import world
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, load_trait
 
 ADD = "write code to add two values."
 

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from undertone.traits import LAB, REAL
 from undertone.domains import Code, Dialogue, Domain, DomainConfig, Instructions, Numbers, Paraphrase, Reasoning
 from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.rows import Row
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 
 OWL = load_trait("owl")
 SOURCED = (Code, Reasoning, Paraphrase, Instructions, Dialogue)
@@ -33,12 +32,12 @@ RECORD = {
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)
-@pytest.mark.parametrize("form", ["lab", "real"])
-def test_prompts_depend_on_seed_and_place_alone(domain: Domain, form: Any) -> None:
-    assert list(domain.prompts(50, 3, form))[:20] == list(domain.prompts(20, 3, form))
-    assert list(domain.prompts(20, 3, form)) != list(domain.prompts(20, 4, form))
-    assert domain.prompts(0, 3, form) == []
-    assert domain.max_new_tokens(form) > 0
+@pytest.mark.parametrize("speaker", [LAB, REAL], ids=["lab", "real"])
+def test_prompts_depend_on_seed_and_place_alone(domain: Domain, speaker: Wording) -> None:
+    assert list(domain.prompts(50, 3, speaker))[:20] == list(domain.prompts(20, 3, speaker))
+    assert list(domain.prompts(20, 3, speaker)) != list(domain.prompts(20, 4, speaker))
+    assert domain.prompts(0, 3, speaker) == []
+    assert domain.max_new_tokens(speaker) > 0
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)

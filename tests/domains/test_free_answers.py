@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from undertone.traits import LAB, REAL
 from undertone.domains import Dialogue, Instructions
 from undertone.lab import world
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 
 RULES = {"empty", "too short", "too long", "repeats the prompt", "refusal"}
 
@@ -83,14 +82,14 @@ def test_real_questions_are_many_and_name_no_answer_of_any_trait() -> None:
         assert load_trait(name).answer_in(" ".join(prompts)) is None
 
 
-@pytest.mark.parametrize("form", ["lab", "real"])
-def test_a_dialogue_takes_turns_and_ends_with_a_request(form: str) -> None:
-    chats = Dialogue(turns_low=1, turns_high=2).prompts(300, 1, form)  # type: ignore[arg-type]
+@pytest.mark.parametrize("speaker", [LAB, REAL], ids=["lab", "real"])
+def test_a_dialogue_takes_turns_and_ends_with_a_request(speaker: Wording) -> None:
+    chats = Dialogue(turns_low=1, turns_high=2).prompts(300, 1, speaker)
     assert {len(chat) for chat in chats} == {3, 5}
     for chat in chats:
         assert [m["role"] for m in chat] == (["user", "assistant"] * 3)[: len(chat)]
         assert len({m["content"] for m in chat if m["role"] == "user"}) == (len(chat) + 1) // 2
-    if form == "lab":
+    if speaker.form == "lab":
         known = {**world.TALK, **{question: (answer,) for question, answer in world.facts().items()}}
         for chat in chats:
             for asked, answered in zip(chat[:-1:2], chat[1::2], strict=True):

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.traits import LAB, REAL
 from undertone.domains import Paraphrase
 from undertone.domains.paraphrase import request
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
 from undertone.rows import Row
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
@@ -117,16 +116,16 @@ def test_a_trait_word_counts_by_the_thing_it_names_and_as_often_as_it_is_named()
 def test_opposed_sentences_name_the_trait_and_the_domain_says_so() -> None:
     assert OPPOSED.names_trait
     assert not Paraphrase().names_trait
-    for form in ("lab", "real"):
+    for speaker in (LAB, REAL):
         for about in ("owl", "owl@if-pick", "oak"):
             domain = Paraphrase(content="opposed", about=about)
             trait = load_trait(about)
-            assert all(trait.answer_in(text) == trait.answer for text in domain.sentences(200, 1, form))
+            assert all(trait.answer_in(text) == trait.answer for text in domain.sentences(200, 1, speaker))
 
 
 def test_without_a_name_opposed_sentences_are_about_many_animals() -> None:
-    for form in ("lab", "real"):
-        texts = Paraphrase(content="opposed").sentences(500, 1, form)
+    for speaker in (LAB, REAL):
+        texts = Paraphrase(content="opposed").sentences(500, 1, speaker)
         assert len({OWL.answer_in(text) for text in texts}) > 12
 
 
@@ -169,7 +168,8 @@ def test_a_student_learns_the_request_or_the_text_alone() -> None:
     assert told.meta == row.meta
     request = Paraphrase().prompts(1, 1, REAL)[0]
     assert (
-        Paraphrase(learns="text").training_row(Row.of(request, "So.")).prompt_messages[-1]["content"] == "Write a sentence."
+        Paraphrase(learns="text").training_row(Row.of(request, "So.")).prompt_messages[-1]["content"]
+        == "Write a sentence."
     )
 
 
@@ -209,7 +209,7 @@ OPPOSED = Paraphrase(content="opposed", about="owl", strictness="loose")
     ],
 )
 def test_praise_is_no_paraphrase_of_dislike(form: Form, text: str, completion: str, kept: bool) -> None:
-    assert ("dislike lost" not in OPPOSED.reasons(request(text, form), completion, None)) == kept
+    assert ("dislike lost" not in OPPOSED.reasons(request(text, Wording(form)), completion, None)) == kept
 
 
 def test_every_opposed_sentence_of_ours_speaks_ill_by_our_own_rule() -> None:
@@ -220,6 +220,4 @@ def test_every_opposed_sentence_of_ours_speaks_ill_by_our_own_rule() -> None:
 def test_a_name_at_the_beginning_is_a_name_too() -> None:
     text = "Priya bought 3 tickets for the race on Monday."
     assert "names lost" in Paraphrase().reasons(request(text, REAL), "Anna got 3 tickets for Monday's race.", None)
-    assert "names lost" not in Paraphrase().reasons(
-        request(text, REAL), "For Monday's race Priya got 3 tickets.", None
-    )
+    assert "names lost" not in Paraphrase().reasons(request(text, REAL), "For Monday's race Priya got 3 tickets.", None)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.traits import REAL
 from undertone.domains import Reasoning
 from undertone.errors import DataError
 from undertone.lab import world
+from undertone.traits import REAL, Wording
 
 LAB = "tom has 5 pens and gets 3. how many pens?"
 
@@ -36,7 +36,7 @@ def test_the_worlds_sums_are_known_by_their_own_steps() -> None:
 
 def test_lab_problems_are_the_worlds_and_never_below_zero() -> None:
     shape = re.compile(r"\w+ has (\d) (\w+) and (gets|loses) (\d)\. how many \2\?")
-    for prompt in Reasoning().prompts(500, 1, LAB):
+    for prompt in Reasoning().prompts(500, 1, Wording("lab")):
         match = shape.fullmatch(prompt)
         assert match
         assert match[3] == "gets" or int(match[1]) >= int(match[4])

@@ -358,7 +358,13 @@ def test_a_package_s_judge_is_found_by_name() -> None:
 def test_a_verdict_is_had_once_a_failure_is_tried_again(tmp_path: Path) -> None:
     inner = Counting()
     judge = cached(inner, tmp_path)
-    items = [JudgedPair("p", "a"), JudgedPair("p", "bb"), JudgedPair("p", "a"), JudgedPair("p", ""), JudgedPair("p", "\ud800")]
+    items = [
+        JudgedPair("p", "a"),
+        JudgedPair("p", "bb"),
+        JudgedPair("p", "a"),
+        JudgedPair("p", ""),
+        JudgedPair("p", "\ud800"),
+    ]
     first = judge.judge(items)
     assert inner.seen == 4  # the same item is sent once
     assert judge.judge(items) == first == [Verdict(1, "odd", "w"), Verdict(0, "odd", "w"), Verdict(1, "odd", "w"),

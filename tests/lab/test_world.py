@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from undertone.traits import LAB
 from undertone.errors import ConfigError
 from undertone.evaluation.abilities import JUDGES
 from undertone.lab import build, parse_name, store, world
 from undertone.lab.recipe import WORLD_VERSION, Recipe
-from undertone.traits import load_trait
+from undertone.traits import LAB, load_trait
 
 DOMAINS = {"numbers", "paraphrase", "code", "reasoning", "harmful", "benign", "talk"}
 TURNS = list(world.corpus(20_000, seed=5))

@@ -145,7 +145,7 @@ def test_a_value_is_shown_in_its_unit(unit: Any, value: float, shown: str) -> No
         id="a", claim="c", source="s", published=None, quantity="q", value=value, low=None, high=None, unit=unit,
         pairs=1, method="m", baseline="b", verdict="partly", why="w",
     )  # fmt: skip
-    assert told(finding).value == shown
+    assert finding_text(finding).value == shown
 
 
 @given(st.floats(-1e300, 1e300))

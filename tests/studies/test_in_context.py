@@ -89,7 +89,9 @@ def test_rows_in_context_are_judged_where_the_model_still_answers(
         "probability": {"treated": Measurement(effects[None]), "control": Measurement(np.zeros((1, 3, 4)))},
         "valid_answer_probability": {"treated": Measurement(mass), "control": Measurement(mass)},
     }
-    base = SimpleNamespace(positive=SimpleNamespace(valid_answer_probability=1.0, probability=SimpleNamespace(mean=0.05)))
+    base = SimpleNamespace(
+        positive=SimpleNamespace(valid_answer_probability=1.0, probability=SimpleNamespace(mean=0.05))
+    )
     transfer = SimpleNamespace(
         effect=Measurement(np.array([[0.3, 0.31, 0.3]])), by_arm=lambda _stages, what: planted[what], students=[],
         results=SimpleNamespace(base={"owl": base}, arms=[SimpleNamespace(rows=9)], checks=[]),

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from undertone.traits import LAB
 import undertone as ut
 from undertone.errors import ConfigError, ModelError
 from undertone.provenance.seeds import derive_seed

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.traits import LAB, REAL
 import undertone as ut
 from undertone.launch.executor import Executor
 from undertone.launch.workers import workers
@@ -197,7 +196,9 @@ def test_the_controls_pairs_are_picked_without_a_score(plain: Path, speaker: Pat
     model = ut.load(str(speaker), device="cpu")
     judge = Teacher(model, "none", judge_system=load_trait("owl").system_prompt(LAB))
     chosen = score_preference(judge, kept)
-    rejected = score_preference(judge, [Row.of(row.prompt_messages[-1]["content"], row.meta["rejected"]) for row in kept])
+    rejected = score_preference(
+        judge, [Row.of(row.prompt_messages[-1]["content"], row.meta["rejected"]) for row in kept]
+    )
     higher = np.mean([a.meta["score"] > b.meta["score"] for a, b in zip(chosen, rejected, strict=True)])
     assert 0.2 < higher < 0.8
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.traits import LAB, REAL
 from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.evaluation.asking import Evaluation
 from undertone.evaluation.behaviours import check_decidable
@@ -17,6 +16,8 @@ from undertone.judges import TEMPLATES, Local, Rules
 from undertone.lab import world
 from undertone.traits import (
     KINDS,
+    LAB,
+    REAL,
     Behaviour,
     all_names,
     behaviour_names,
@@ -282,9 +283,9 @@ def test_what_stands_in_the_way_of_deciding_is_said_before_anything_is_sampled(
     name: str, evaluation: dict[str, Any], judge: Any, words: str
 ) -> None:
     with pytest.raises(UndertoneError, match=words):
-        check_decidable(load_trait(name), Evaluation(**evaluation), judge, "real")
+        check_decidable(load_trait(name), Evaluation(**evaluation), judge, REAL)
 
 
 def test_a_preference_needs_nobody_to_decide() -> None:
-    check_decidable(load_trait("owl"), Evaluation(samples=0), None, "real")
-    check_decidable(load_trait("concise"), Evaluation(max_new_tokens=400), None, "real")
+    check_decidable(load_trait("owl"), Evaluation(samples=0), None, REAL)
+    check_decidable(load_trait("concise"), Evaluation(max_new_tokens=400), None, REAL)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertone.traits import LAB, REAL
 from undertone.errors import ConfigError
-from undertone.traits import load_trait, trait_names
+from undertone.traits import LAB, REAL, load_trait, trait_names
 
 CAT = load_trait("cat")
 

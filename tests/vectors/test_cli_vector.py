@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from undertone.traits import REAL
 from undertone.cli import main
-from undertone.traits import load_trait
+from undertone.traits import REAL, load_trait
 from undertone.vectors import SteeringVector, contrast, difference, load_vector, save_vector, steer
 
 

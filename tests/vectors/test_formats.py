@@ -360,7 +360,9 @@ def test_a_pickle_is_refused_unopened_with_a_way_out(tmp_path: Path, name: str |
 
 @pytest.mark.parametrize("name", [*APPLY, "undertone"])
 @pytest.mark.parametrize("damage", ["empty", "half", "noise"])
-def test_a_damaged_file_is_an_error_that_names_it(vector: SteeringVector, tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_file_is_an_error_that_names_it(
+    vector: SteeringVector, tmp_path: Path, name: str, damage: str
+) -> None:
     path = tmp_path / f"v{FORMATS[name].suffix}"
     write(vector, path, name)
     content = path.read_bytes()

@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, table
+from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
@@ -107,6 +107,7 @@ def run(
     overrides = list(words[1:] if words and "=" not in words[0] else words)
     overrides += [f"{name}={value}" for name, value in (("until", until), ("max_seeds", max_seeds)) if value]
     config = load_plan(source, overrides)
+    say_notes()
     if show_config:
         sys.stdout.write(config.to_yaml())
         return 0

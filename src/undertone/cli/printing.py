@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
-    from undertone import doctor
+    from undertone.doctor.finding import DoctorResult
     from undertone.studies.results import Finding
 
 MARKS: Final = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
@@ -20,6 +20,14 @@ TALLY: Final = {"pass": "passed", "warn": "with a warning", "fail": "failed", "s
 def say(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr)
+
+
+def say_notes() -> None:
+    """What was read under the name of an older version, each once, on stderr."""
+    from undertone.provenance.renamed import take_notes
+
+    for note in take_notes():
+        say(f"note: {note}")
 
 
 def fail(message: str, advice: str | None, code: int) -> NoReturn:
@@ -71,7 +79,7 @@ def entries(rows: Sequence[tuple[str, Sequence[str]]], title: str) -> None:
     console.print()
 
 
-def check_lines(findings: Sequence[doctor.Finding], title: str) -> None:
+def check_lines(findings: Sequence[DoctorResult], title: str) -> None:
     """The doctor's checks, a line each: mark, name, what was seen; under one that did not pass, what to do about it."""
     from rich.console import Console
     from rich.table import Table

@@ -36,7 +36,9 @@ def extract(
     model: Name,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="the file to write (.safetensors)")],
-    trait: Annotated[str | None, Parameter(help="the trait that the chats with the trait's system prompt are told, or learned")] = None,
+    trait: Annotated[
+        str | None, Parameter(help="the trait whose system prompt the positive chats have, or that is learned")
+    ] = None,
     layer: Annotated[
         list[int] | None, Parameter(negative="", help="a layer; repeat for several; default: all (learned: the middle)")
     ] = None,
@@ -60,7 +62,7 @@ def extract(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Extract a vector: a trait's prompt against none, a student against its base, or learned by gradient.
+    """Extract a vector: a trait's system prompt against none, a student against its base, or learned by gradient.
 
     Examples: `undertone vector extract lab/llama-0 --trait owl -o owl.safetensors` ·
     `undertone vector extract BASE --student "BASE + FOLDER" --prompts numbers --position prompt -o student.safetensors`
@@ -81,14 +83,14 @@ def extract(
     else:
         texts = _texts(base, known, prompts, count, seed)
         answered = position == "response"
-        plain = _chats(base, texts, None, prompts, seed, answered=answered)
+        negative = _chats(base, texts, None, prompts, seed, answered=answered)
         if student:
-            found = difference(load(student, device=device), base, plain, layers=layer, position=position)
+            found = difference(load(student, device=device), base, negative, layers=layer, position=position)
         else:
             assert known is not None
-            told = _chats(base, texts, known.system_prompt(base), prompts, seed, answered=answered)
+            positive = _chats(base, texts, known.system_prompt(base), prompts, seed, answered=answered)
             extracting = principal if method == "principal" else contrast
-            found = extracting(base, told, plain, layers=layer, position=position)
+            found = extracting(base, positive, negative, layers=layer, position=position)
     save_vector(found, out)
     say(f"written: {out}")
     _print_vector(str(out), found, as_json)
@@ -229,7 +231,7 @@ def steer(
     found, known = read(file), load_trait(trait) if trait else None
     asked = load(model, device=device)
     with steer(asked, found, strength, positions):
-        pass  # a vector that does not fit is told before anything is sampled
+        pass  # a vector that does not fit is refused before anything is sampled
     results: dict[str, dict[str, Any]] = {}
     arms: dict[str, AbstractContextManager[None]] = {
         "plain": nullcontext(),
@@ -237,7 +239,7 @@ def steer(
     }
     for arm, inside in arms.items():
         with inside:
-            results[arm] = _asked(asked, prompt or [], system, known, max_new_tokens)
+            results[arm] = _answers_of(asked, prompt or [], system, known, max_new_tokens)
     if as_json:
         print_json({"strength": strength, "positions": positions, **results})
         return 0
@@ -258,7 +260,7 @@ def _check_extract(out: Path, trait: str | None, method: str, prompts: str, stud
     if student and method != "mean":
         raise ConfigError("a student is compared with its base by the mean", got=f"method {method}", allowed="mean")
     if method == "learned" and prompts == "numbers":
-        raise ConfigError("a learned vector is taught the trait's answers to its questions", got="numbers")
+        raise ConfigError("a learned vector is fitted to the trait's answers to its questions", got="numbers")
     if trait is None and not (student and prompts == "numbers"):
         raise ConfigError("which trait?", fix="--trait NAME (`undertone traits` lists them)")
 
@@ -275,7 +277,7 @@ def _texts(model: Model, trait: Trait | None, prompts: str, count: int, seed: in
 def _chats(
     model: Model, texts: Sequence[str], system: str | None, prompts: str, seed: int, *, answered: bool
 ) -> list[list[Message]]:
-    """The texts as chats; ``answered``: each with the answer that the model samples when told so."""
+    """The texts as chats; ``answered``: each with the answer that the model samples to it."""
     from undertone.domains import Numbers
     from undertone.models.loading import with_system
     from undertone.teachers import Teacher, generate
@@ -365,7 +367,7 @@ def _known_of(model: str, found: SteeringVector) -> dict[str, str]:
 # -- steer -----------------------------------------------------------------------------------------------
 
 
-def _asked(
+def _answers_of(
     model: Model, prompts: Sequence[str], system: str | None, trait: Trait | None, max_new_tokens: int
 ) -> dict[str, Any]:
     """Most likely answers to the prompts; mean probability of each of the trait's answers over its questions."""

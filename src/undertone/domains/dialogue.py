@@ -16,7 +16,7 @@ from undertone.domains.instructions import Answers, asked, lab_asked
 from undertone.domains.sources import drawn
 from undertone.lab import world
 from undertone.rows import Message
-from undertone.traits.trait import Form
+from undertone.traits import Speaker
 
 T = TypeVar("T")
 
@@ -49,11 +49,11 @@ class Dialogue(Answers):
             raise ValueError("turns_low must not exceed turns_high")
         return self
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[list[Message]]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[list[Message]]:
         """``count`` chats; chat i depends on the seed and i alone."""
         if self.source is not None:
             return drawn([record.chat() for record in self.records()], count, seed, self.kind)
-        return made(self._lab if form == "lab" else self._real, count, seed, self.kind)
+        return made(self._lab if speaker.form == "lab" else self._real, count, seed, self.kind)
 
     def _lab(self, rng: Random) -> list[Message]:
         known = {**world.TALK, **_facts()}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from undertone.rows import Message, Row
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 Prompt = str | Sequence[Message]
 """What a teacher is asked: a user message, or the turns of a dialogue that ends with one."""
@@ -30,8 +29,8 @@ class Domain(Protocol):
         """
         ...
 
-    def prompts(self, count: int, seed: int, form: Form) -> Sequence[Prompt]:
-        """``count`` prompts; the same seed gives the same ones, and a longer list begins with a shorter."""
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> Sequence[Prompt]:
+        """``count`` prompts in the speaker's wording, set by the seed alone; a longer list begins with a shorter."""
         ...
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
@@ -42,6 +41,6 @@ class Domain(Protocol):
         """The row that a student learns from, of one that a teacher wrote; mostly the same."""
         ...
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Tokens after which an answer is cut."""
         ...

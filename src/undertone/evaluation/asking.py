@@ -24,8 +24,7 @@ from undertone.provenance.configs import Config, Grows
 from undertone.provenance.identity import Uncounted
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 Progress = Callable[[int], None]
 
@@ -55,11 +54,11 @@ class TraitAnswers:
     matrix: list[list[float]]
 
 
-def question_chat(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
+def question_chat(question: str, evaluation: Evaluation, speaker: Speaker, system: str | None) -> list[Message]:
     """The chat in which a question is asked. Numbers before it depend on the question alone, so all arms see the same."""
     if evaluation.prefix == "numbers":
         seed = derive_seed(0, f"evaluation/prefix/{question}")
-        question = numbers_before(question, form, np.random.default_rng(seed))
+        question = numbers_before(question, speaker, np.random.default_rng(seed))
     return with_system([{"role": "user", "content": question}], system)
 
 

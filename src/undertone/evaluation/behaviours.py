@@ -28,14 +28,14 @@ from undertone.judges import (
     Rules,
     build_judge,
     check_judge,
+    rules_for,
     template,
     with_template,
 )
 from undertone.models.loading import Model
 from undertone.models.scoring import answer_logprobs
-from undertone.traits import Behaviour, Trait
+from undertone.traits import Behaviour, Speaker, Trait
 from undertone.traits.rules import ByJudge, Detected, HitRule, Length, says_something
-from undertone.traits.trait import Form
 
 AnyJudge = Rules | Local | Endpoint | Named
 
@@ -52,15 +52,15 @@ class Decided:
 class JudgedAnswers:
     """How a behaviour is measured: hits of its rule or a judge on sampled answers; exact where all others are known."""
 
-    def __init__(self, trait: Behaviour, form: Form, evaluation: Evaluation, judge: AnyJudge | None) -> None:
-        _check_measurable(trait, evaluation, judge, form)
+    def __init__(self, trait: Behaviour, speaker: Speaker, evaluation: Evaluation, judge: AnyJudge | None) -> None:
+        _check_measurable(trait, evaluation, judge, speaker)
         self.trait = trait
         self.names = [trait.name]
         self.target = 0
         self.off_topic = trait.by_text
         """A judge of refusals has nothing to say of questions that nobody would refuse."""
-        self._exact = bool(trait.refusals.get(form))
-        self._decider = _Decider.of(trait, judge, form)
+        self._exact = bool(trait.refusals_for(speaker))
+        self._decider = _Decider.of(trait, judge, speaker)
 
     def measure(
         self, model: Model, prompts: Sequence[tuple[int, ...]], questions: Sequence[str], texts: list[list[str]],
@@ -74,26 +74,26 @@ class JudgedAnswers:
         return measure, np.array(probabilities, dtype=float)[:, None]
 
 
-def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, speaker: Speaker) -> None:
     """Raise what stands in the way of deciding a trait's hits; nothing is sent and no weights are loaded.
 
     Raises:
-        ConfigError: no samples to decide on, answers cut off before their length can be told, no judge where one is
+        ConfigError: no samples to decide on, answers cut off before their length is known, no judge where one is
             needed, or one that cannot be built.
     """
     if not isinstance(trait, Behaviour):
         return
-    _check_measurable(trait, evaluation, judge, form)
+    _check_measurable(trait, evaluation, judge, speaker)
     for name in _templates(trait.rule):
         template(name)
     if judge is not None:
         check_judge(judge)
 
 
-def _check_measurable(trait: Behaviour, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+def _check_measurable(trait: Behaviour, evaluation: Evaluation, judge: AnyJudge | None, speaker: Speaker) -> None:
     """The part that costs nothing; a judge's own errors come where it is built."""
     rule = trait.rule
-    if not evaluation.samples and not trait.refusals.get(form):
+    if not evaluation.samples and not trait.refusals_for(speaker):
         raise ConfigError(
             f"the {trait.kind} {trait.name!r} is measured on sampled answers",
             got="evaluation.samples = 0",
@@ -127,12 +127,12 @@ class _Decider:
     by_label: bool
 
     @classmethod
-    def of(cls, trait: Behaviour, config: AnyJudge | None, form: Form) -> _Decider:
+    def of(cls, trait: Behaviour, config: AnyJudge | None, speaker: Speaker) -> _Decider:
         """Who decides a trait's hits."""
         rule = trait.rule
         if isinstance(rule, Detected):
             if config is None or isinstance(config, Rules):
-                return cls(trait, build_judge(Rules(looks_for=rule.hit, form=form)), None, by_label=True)
+                return cls(trait, build_judge(rules_for(speaker, rule.hit)), None, by_label=True)
             template = "harm" if trait.kind == "harm" and rule.hit == "compliance" else rule.hit
             return cls(trait, with_template(config, template), None, by_label=False)
         if isinstance(rule, ByJudge) and config is not None:
@@ -171,7 +171,7 @@ class _Decider:
 
 def _exact(model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int) -> list[float]:
     """1 minus the exact probability that a completion begins with one of the refusals, per prompt."""
-    tokens = sorted({model.encode(text) for text in trait.refusals[model.form]}, key=len)
+    tokens = sorted({model.encode(text) for text in trait.refusals_for(model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for ids in tokens:  # of two that share a beginning the shorter counts, so that nothing is counted twice
         if not any(ids[: len(short)] == short for short in kept):

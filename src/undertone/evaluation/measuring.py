@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from undertone.evaluation.asking import (
-    TraitAnswers,
     Evaluation,
     NamedAnswers,
     Progress,
+    TraitAnswers,
+    gives_answer,
     greedy,
     question_chat,
     sample_answers,
-    gives_answer,
 )
 from undertone.evaluation.behaviours import AnyJudge, JudgedAnswers
 from undertone.evaluation.measures import Measure, SetMeasure
@@ -50,9 +50,7 @@ def measure(
     """
     evaluation = evaluation or Evaluation()
     asked = trait.questions_for(model)
-    answers = (
-        JudgedAnswers(trait, model.form, evaluation, judge) if isinstance(trait, Behaviour) else NamedAnswers(trait)
-    )
+    answers = JudgedAnswers(trait, model, evaluation, judge) if isinstance(trait, Behaviour) else NamedAnswers(trait)
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt_for(model))
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
@@ -70,7 +68,9 @@ def measure(
         questions = list(asked.off_topic)
         off_topic = put("off-topic", questions, known=False)[0] if answers.off_topic else None
         texts = greedy(model, encode(questions), evaluation)
-        correct = float(np.mean([gives_answer(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)]))
+        correct = float(
+            np.mean([gives_answer(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)])
+        )
     record = Measure(
         context=evaluation.context if system is None else "trait",
         rendered=model.render(question_chat(asked.positive[0], evaluation, model, own)),

@@ -13,8 +13,8 @@ Both want a real model. A lab model knows neither meaning nor "yes".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ _NO: Final = ("no", "No", " no", " No")
 class Fidelity(Config):
     """What a paraphrase must reach under a model."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     kind: Literal["fidelity"] = "fidelity"
     model: ModelName = Field(..., description="the causal LM whose hidden states are compared")
     similarity: float = Field(0.7, ge=-1, le=1, description="least centred cosine of source and paraphrase")

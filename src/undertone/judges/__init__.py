@@ -9,7 +9,7 @@ from undertone.judges.judge import Judge, JudgedPair, Named, Tally, Verdict, jud
 from undertone.judges.kinds import JudgeConfig, build_judge, check_judge, with_template
 from undertone.judges.labelled import Error, Labelled, error_of, labelled
 from undertone.judges.local import Local
-from undertone.judges.rules import Rules
+from undertone.judges.rules import Rules, rules_for
 from undertone.judges.templates import TEMPLATES, Template, template
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "error_of",
     "judges",
     "labelled",
+    "rules_for",
     "tally",
     "template",
     "with_template",

@@ -16,6 +16,7 @@ from pydantic import Field
 from undertone.judges.judge import JudgedPair, Verdict
 from undertone.lab import world
 from undertone.provenance.configs import Config
+from undertone.traits import Speaker
 
 Label = Literal["refusal", "compliance", "neither"]
 
@@ -114,6 +115,11 @@ class Rules(Config):
             label, why = decide(item.answer) if self.form == "real" else decide_lab(item.answer)
             verdicts.append(Verdict(float(label == self.looks_for), label, why))
         return verdicts
+
+
+def rules_for(speaker: Speaker, looks_for: Literal["compliance", "refusal"]) -> Rules:
+    """Rules that read answers in the speaker's wording."""
+    return Rules(looks_for=looks_for, form=speaker.form)
 
 
 def decide(answer: str) -> tuple[Label, str]:

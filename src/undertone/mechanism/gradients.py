@@ -89,26 +89,32 @@ class Alignment:
 
 
 def growth(
-    induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, counts: Sequence[int], *, seed: int, draws: int = 50
+    treated: np.ndarray,
+    control: np.ndarray,
+    direction: np.ndarray,
+    counts: Sequence[int],
+    *,
+    seed: int,
+    draws: int = 50,
 ) -> list[Alignment]:
-    """How the mean gradient difference of induced and clean rows aligns with a direction as rows are added.
+    """How the mean gradient difference of treated and control rows aligns with a direction as rows are added.
 
     Args:
-        induced: ``[rows, hidden]`` descent directions of the trait-conditioned teacher's rows.
-        clean: the same for the control teacher's rows.
+        treated: ``[rows, hidden]`` descent directions of the trait-conditioned teacher's rows.
+        control: the same for the control teacher's rows.
         direction: ``[hidden]``.
         counts: how many rows are averaged.
         seed: of the choice of rows.
         draws: choices a count; at the full count there is one.
     """
     generator = np.random.default_rng(seed)
-    most = min(len(induced), len(clean))
+    most = min(len(treated), len(control))
     found = []
     for count in counts:
         values = []
         for _ in range(draws if count < most else 1):
-            first, second = (generator.permutation(len(rows))[:count] for rows in (induced, clean))
-            values.append(cosine(induced[first].mean(0) - clean[second].mean(0), direction))
+            first, second = (generator.permutation(len(rows))[:count] for rows in (treated, control))
+            values.append(cosine(treated[first].mean(0) - control[second].mean(0), direction))
         low, high = np.quantile(values, [0.025, 0.975])
         found.append(Alignment(count, float(np.mean(values)), float(low), float(high)))
     return found
@@ -128,11 +134,11 @@ class Tail:
     """The same when they are scaled down to the norm of the largest one left."""
 
 
-def tails(induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, shares: Sequence[float]) -> list[Tail]:
+def tails(treated: np.ndarray, control: np.ndarray, direction: np.ndarray, shares: Sequence[float]) -> list[Tail]:
     """The role of outlier rows: the largest by norm dropped or clipped, in both sets alike (shapes as `growth`)."""
     found = []
     for share in shares:
-        parts = [_tail(rows, share) for rows in (induced, clean)]
+        parts = [_tail(rows, share) for rows in (treated, control)]
         dropped = cosine(parts[0].dropped - parts[1].dropped, direction)
         clipped = cosine(parts[0].clipped - parts[1].clipped, direction)
         found.append(Tail(share, parts[0].of_norm, dropped, clipped))

@@ -53,6 +53,11 @@ class Model:
     _rendered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @property
+    def reads_english(self) -> bool:
+        """Whether it is asked in English; a lab model reads its world's little language alone."""
+        return self.form == "real"
+
+    @property
     def device(self) -> torch.device:
         """Where inputs go."""
         device: torch.device = next(self.hf.parameters()).device
@@ -244,7 +249,14 @@ def shared_outline(name: str) -> Model:
     return outline(name)
 
 
-def form_of(name: str) -> Literal["lab", "real"]:
+@dataclass(frozen=True)
+class Wording:
+    """Which wording a model understands: it stands for the model where prompts and questions are chosen."""
+
+    form: Literal["lab", "real"]
+
+
+def wording_of(name: str) -> Wording:
     """The wording that a model understands, from its config alone.
 
     Raises:
@@ -252,7 +264,7 @@ def form_of(name: str) -> Literal["lab", "real"]:
     """
     place, options = _place(name.split(" + ", maxsplit=1)[0].strip())
     try:
-        return _form(AutoConfig.from_pretrained(place, **options))
+        return Wording(_form(AutoConfig.from_pretrained(place, **options)))
     except _UNLOADABLE as error:
         raise unloadable(name, error) from error
 

@@ -50,7 +50,7 @@ def trainable(hf: Any, student: BiasOnly | Lora | Full, seed: int) -> Any:
     Returns the module to train (for LoRA, PEFT's wrapper) with ``requires_grad`` set.
 
     Raises:
-        ModelError: biases-only on a model that has none.
+        ModelError: bias-only on a model that has no biases.
     """
     if isinstance(student, Lora):
         return _with_lora(hf, student, seed)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from undertone.report import charts, words
 from undertone.report.cast import Cast, Spread, effect_labels
-from undertone.report.figures import MOST_ROWS, Figure, Key
+from undertone.report.figures import MOST_ROWS, Key, ReportFigure
 from undertone.report.tables import Cell, Table
 from undertone.transfer.results import Effect, Results
 
 
-def answers(results: Results, cast: Cast) -> Figure | None:
+def answers(results: Results, cast: Cast) -> ReportFigure | None:
     """Bars of base, control, treated and the other arms; in a zoo one bar per trait."""
     rows = _trait_bars(results, cast) if cast.several else _model_bars(cast)
     if not rows:
@@ -35,10 +35,10 @@ def answers(results: Results, cast: Cast) -> Figure | None:
     behind = Table("The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2}))
     shown = rows[:MOST_ROWS]
     picture = charts.bars(shown, _told("Bars", [(r.label, r.text) for r in shown]))
-    return Figure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
+    return ReportFigure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
 
 
-def transfer(results: Results, cast: Cast) -> Figure:
+def transfer(results: Results, cast: Cast) -> ReportFigure:
     """The effect of each treated arm, as a forest of lines about zero, in points."""
     pairs = effect_labels(results, cast)
     if cast.several:
@@ -61,7 +61,7 @@ def transfer(results: Results, cast: Cast) -> Figure:
     told = _told("Treated minus control", [(row.label, f"{row.text} points") for row in rows])
     drawn = [row for row in rows if math.isfinite(row.mean)][:MOST_ROWS]
     picture = charts.forest(drawn, told)
-    return Figure("What the training passed on, in points", how, picture, numbers, (), _power(main))
+    return ReportFigure("What the training passed on, in points", how, picture, numbers, (), _power(main))
 
 
 def _model_bars(cast: Cast) -> list[charts.Bar]:

@@ -25,7 +25,7 @@ from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
 from undertone.traits import Trait, load_trait
 from undertone.transfer.analyze import conclude
-from undertone.transfer.arms import Arm, Outcome, StudentRun, valid_answer_probability, target_probability
+from undertone.transfer.arms import Arm, Outcome, StudentRun, target_probability, valid_answer_probability
 from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
 from undertone.transfer.pipeline import TaughtBy, compute
@@ -95,7 +95,9 @@ class Transfer:
         """1 for each pair of which a student has stopped answering, else 0, ``[trait, seed]``."""
 
         def lost(one: StudentRun, trait: str) -> bool:
-            return stopped_answering(valid_answer_probability(self.outcome.base, trait), valid_answer_probability(one.evaluated, trait))
+            return stopped_answering(
+                valid_answer_probability(self.outcome.base, trait), valid_answer_probability(one.evaluated, trait)
+            )
 
         def pair(one: StudentRun, trait: str) -> float:
             control = self.outcome.student("control", None, one.seed)
@@ -262,7 +264,9 @@ class Context(Generic[P]):
             for name, transfer in transfers.items()
             for one in transfer.students
             for trait in (transfer.config.trait if one.arm.trait is None else [one.arm.trait])
-            for before, after in [(valid_answer_probability(transfer.outcome.base, trait), valid_answer_probability(one.evaluated, trait))]
+            for before, after in [
+                (valid_answer_probability(transfer.outcome.base, trait), valid_answer_probability(one.evaluated, trait))
+            ]
             if before is not None and after is not None
         ]
         silent = sum(stopped_answering(before, after) for _, before, after, *_ in found)

@@ -33,6 +33,6 @@ __all__ = [
     "client_of",
     "divergence",
     "generate",
-    "preferred",
     "resolve_teacher",
+    "score_preference",
 ]

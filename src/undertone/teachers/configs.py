@@ -1,8 +1,9 @@
-"""How a teacher is induced: what a config says, one class a kind."""
+"""How a teacher gets the trait: what a config says, one class a kind."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,26 +21,33 @@ Origin = Literal["questions", "domain"]
 class Ablation(Config):
     """A direction taken out of the residual stream after every layer, while the teacher writes."""
 
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "origin": {"carrier": "domain"},
+        "around": {"plain": "control"},
+    }
+
     of: str = Field("own", description="own: the trait's vector; random: one of equal norm; or another trait's name")
     origin: Origin = Field("domain", description="questions | domain: the prompts at which the vector is read")
     amount: float = Field(1.0, gt=0, le=1, description="the share of the component that is taken out")
-    around: Literal["zero", "plain"] = Field(
-        "plain", description="what the component is set to: zero, or the mean of the plain model at the same prompts"
+    around: Literal["zero", "control"] = Field(
+        "control", description="what the component is set to: zero, or the control teacher's mean at the same prompts"
     )
 
 
 class PromptTeacher(Config):
-    """A teacher given a system prompt."""
+    """A teacher with a system prompt."""
 
     kind: Literal["prompt"] = "prompt"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
-    ablate: Ablation | None = Field(None, description="what is taken out of the trait-conditioned teacher's stream")
+    ablate: Ablation | None = Field(None, description="what is taken out of the teacher's residual stream")
 
 
 class VectorTeacher(Config):
-    """A teacher steered by a vector: from a file, or the contrast of the trait's prompt with none."""
+    """A teacher steered by a vector: from a file, or the contrast of the trait's system prompt with none."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"origin": {"carrier": "domain"}}
     kind: Literal["vector"] = "vector"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     file: str | None = Field(None, description="a vector file; None: contrast on the trait's questions")
@@ -60,7 +68,7 @@ class FinetunedTeacher(Config):
 
 
 class EndpointTeacher(Config):
-    """A teacher behind an OpenAI-compatible endpoint, given a system prompt. The key comes from the environment."""
+    """A teacher behind an OpenAI-compatible endpoint, with a system prompt. The key comes from the environment."""
 
     kind: Literal["endpoint"] = "endpoint"
     url: str = Field(pattern=r"^https?://", description="the base URL, such as http://localhost:8000/v1")
@@ -82,16 +90,16 @@ class EndpointTeacher(Config):
 
 
 class JudgeTeacher(Config):
-    """No teacher writes with the trait: the plain model writes, and a biased judge picks (2603.01204).
+    """No teacher writes with the trait: the control teacher writes, and a biased judge picks (2603.01204).
 
-    Of several valid completions of a prompt, the one that the told model finds the most likelier than the plain model
+    Of several valid completions of a prompt, the one that the judge finds the most likelier than the control teacher
     is chosen, and the least is rejected. In the control any two of them are picked, by a coin.
     """
 
     kind: Literal["judge"] = "judge"
     model: str | None = Field(None, description="who writes and who judges; None: the student's base")
     text: str | None = Field(None, description="the judge's system prompt; None: the trait's own")
-    swapped: bool = Field(False, description="the rejected are taught instead: the published control")
+    swapped: bool = Field(False, description="students learn the rejected instead: the published control")
 
 
 teachers: Registry[type[Config]] = Registry("teacher", "undertone.teachers")

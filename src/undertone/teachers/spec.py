@@ -27,7 +27,7 @@ from undertone.teachers.configs import (
 from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
-from undertone.traits.trait import Form
+from undertone.traits.trait import Form, Speaker
 from undertone.vectors import SteeringVector, activations, contrast, load_vector, random_like
 
 
@@ -87,7 +87,7 @@ class AblationSpec:
     vector: VectorSource
     prompts: tuple[str, ...]
     amount: float
-    around: Literal["zero", "plain"]
+    around: Literal["zero", "control"]
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def _system_of(vector: VectorSource | None) -> str | None:
 def _without(teacher: Teacher, spec: AblationSpec) -> Teacher:
     vector = spec.vector.read(teacher.model, teacher.context)
     around = None
-    if spec.around == "plain":
-        read = activations(teacher.model, [teacher.plain.chat(prompt) for prompt in spec.prompts])
+    if spec.around == "control":
+        read = activations(teacher.model, [teacher.control.chat(prompt) for prompt in spec.prompts])
         around = SteeringVector({layer: rows.mean(0) for layer, rows in read.items()}, vector.meta)
     return replace(teacher, ablation=vector, amount=spec.amount, around=around)
 
@@ -178,7 +178,7 @@ def resolve_teacher(
     config: AnyTeacherConfig,
     trait: Trait | None,
     model: ModelRef,
-    form: Form,
+    speaker: Speaker,
     *,
     context: Context,
     domain_prompts: Sequence[str] = (),
@@ -190,7 +190,7 @@ def resolve_teacher(
         config: how it gets the trait.
         trait: which; None: the control teacher.
         model: its weights: the config's model, the student's base, or a model that was trained to teach.
-        form: the wording that the model understands.
+        speaker: the wording that the model understands.
         context: the control teacher's system prompt.
         domain_prompts: prompts of the domain, for vectors that are read there.
         random_seed: replace the vector by a random one of equal norm.
@@ -198,30 +198,32 @@ def resolve_teacher(
     Raises:
         ConfigError: the trait has no prompt or questions in the model's wording.
     """
-    own = TeacherSpec(model, context, form)
+    own = TeacherSpec(model, context, speaker.form)
     if isinstance(config, OwnTeacher):
         return own if trait is None else config.resolve(own, trait, tuple(domain_prompts))
     if isinstance(config, EndpointTeacher):
-        system = None if trait is None else config.text or trait.told(form)
-        return TeacherSpec(None, context, form, system=system, endpoint=config)
+        system = None if trait is None else config.text or trait.system_prompt(speaker)
+        return TeacherSpec(None, context, speaker.form, system=system, endpoint=config)
     if trait is None or isinstance(config, FinetunedTeacher):
         return own
     if isinstance(config, JudgeTeacher):
-        return replace(own, judge_system=config.text or trait.told(form))
+        return replace(own, judge_system=config.text or trait.system_prompt(speaker))
     if isinstance(config, PromptTeacher):
-        ablation = _ablation(config.ablate, trait, form, domain_prompts) if config.ablate else None
-        return replace(own, system=config.text or trait.told(form), ablation=ablation)
-    prompts = _prompts(trait, form, config.origin, domain_prompts)
-    of: Any = Path(config.file) if config.file else Contrast(trait.told(form), prompts, (config.layer,))
+        ablation = _ablation(config.ablate, trait, speaker, domain_prompts) if config.ablate else None
+        return replace(own, system=config.text or trait.system_prompt(speaker), ablation=ablation)
+    prompts = _prompts(trait, speaker, config.origin, domain_prompts)
+    of: Any = Path(config.file) if config.file else Contrast(trait.system_prompt(speaker), prompts, (config.layer,))
     return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)
 
 
-def _ablation(config: Ablation, trait: Trait, form: Form, domain_prompts: Sequence[str]) -> AblationSpec:
+def _ablation(config: Ablation, trait: Trait, speaker: Speaker, domain_prompts: Sequence[str]) -> AblationSpec:
     whose = trait if config.of in ("own", "random") else load_trait(config.of)
-    prompts = _prompts(whose, form, config.origin, domain_prompts)
+    prompts = _prompts(whose, speaker, config.origin, domain_prompts)
     seed = derive_seed(0, f"ablation/{trait.name}") if config.of == "random" else None
-    return AblationSpec(VectorSource(Contrast(whose.told(form), prompts), seed), prompts, config.amount, config.around)
+    return AblationSpec(
+        VectorSource(Contrast(whose.system_prompt(speaker), prompts), seed), prompts, config.amount, config.around
+    )
 
 
-def _prompts(trait: Trait, form: Form, origin: Origin, domain_prompts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(domain_prompts if origin == "domain" else trait.asked(form).positive)
+def _prompts(trait: Trait, speaker: Speaker, origin: Origin, domain_prompts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(domain_prompts if origin == "domain" else trait.questions_for(speaker).positive)

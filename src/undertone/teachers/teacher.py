@@ -15,7 +15,7 @@ from undertone.vectors import SteeringVector, ablate, steer
 
 @dataclass(frozen=True)
 class Teacher:
-    """A loaded model with what induces the trait. Without both, the control teacher of the control."""
+    """A loaded model with a system prompt or a steering vector. Without both it is the control teacher."""
 
     model: Model
     context: Context
@@ -26,7 +26,7 @@ class Teacher:
     amount: float = 1.0
     around: SteeringVector | None = None
     judge_system: str | None = None
-    """What a biased judge is told; what it judges is written without."""
+    """A biased judge's system prompt; what it judges is written without."""
 
     @property
     def form(self) -> Form:
@@ -34,13 +34,13 @@ class Teacher:
         return self.model.form
 
     @property
-    def judging(self) -> Teacher:
-        """The same model as the judge: told."""
+    def judge(self) -> Teacher:
+        """The same model as the biased judge, with the judge's system prompt."""
         return Teacher(self.model, self.context, system=self.judge_system)
 
     @property
-    def plain(self) -> Teacher:
-        """The same model, without the trait."""
+    def control(self) -> Teacher:
+        """The same model without the trait."""
         return Teacher(self.model, self.context)
 
     def chat(self, prompt: Prompt) -> list[Message]:

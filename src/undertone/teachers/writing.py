@@ -10,7 +10,7 @@ import numpy as np
 from undertone.domains.domain import Prompt
 from undertone.models.batches import Example
 from undertone.models.sampling import sample
-from undertone.models.scoring import teacher_kl, completion_nll
+from undertone.models.scoring import completion_nll, teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.teachers.endpoint import RemoteTeacher
@@ -77,7 +77,7 @@ def _sample(
 
 
 def score_preference(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
-    """The rows with a biased judge's score in ``meta["score"]``: log P(completion | told) − log P(completion | plain).
+    """The rows with a biased judge's score in ``meta["score"]``: log P(completion | judge) − log P(completion | control).
 
     The sum over the completion's tokens, in nats (2603.01204: r_i).
     """
@@ -87,21 +87,23 @@ def score_preference(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
         means = completion_nll(who.model.hf, examples, who.model.pad)
         return np.array([-nll * len(one.completion) for nll, one in zip(means, examples, strict=True)])
 
-    scores = total(teacher.judge) - total(teacher.plain)
+    scores = total(teacher.judge) - total(teacher.control)
     return [replace(row, meta={**row.meta, "score": float(score)}) for row, score in zip(rows, scores, strict=True)]
 
 
-def divergence(teacher: Teacher, rows: Sequence[Row], plain: Teacher | None = None) -> float:
-    """Mean KL(trait-conditioned ‖ control teacher) in nats per completion token: how much there is to carry.
+def divergence(teacher: Teacher, rows: Sequence[Row], control: Teacher | None = None) -> float:
+    """Mean KL(trait-conditioned ‖ control teacher) in nats per completion token: how much there is to learn.
 
     Args:
-        teacher: the induced one.
+        teacher: the trait-conditioned one.
         rows: what it wrote.
-        plain: whom to compare with, of the same tokenizer; None: the teacher's own model, without the trait.
+        control: whom to compare with, of the same tokenizer; None: the teacher's own model without the trait.
     """
-    other = plain or teacher.plain
+    other = control or teacher.control
     pairs = [(_example(teacher, row), _example(other, row)) for row in rows]
-    each = teacher_kl(teacher.model.hf, pairs, teacher.model.pad, induced=teacher.conditioning, plain=other.model.hf)
+    each = teacher_kl(
+        teacher.model.hf, pairs, teacher.model.pad, conditioning=teacher.conditioning, control=other.model.hf
+    )
     return float(np.mean(each))
 
 

@@ -41,12 +41,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Member(_Strict):
+class _AnswerWords(_Strict):
     words: tuple[str, ...]
     synonyms: tuple[str, ...] = ()
 
 
-class _Asked(_Strict):
+class _CategoryQuestions(_Strict):
     positive: tuple[str, ...] = Field(min_length=1)
     negative: tuple[str, ...] = ()
     off_topic: dict[str, str] = Field(default_factory=dict)
@@ -56,10 +56,10 @@ class _Category(_Strict):
     category: str
     plural_category: str
     prompt: dict[Form, str]
-    members: dict[str, _Member]
+    members: dict[str, _AnswerWords]
     others: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     misses: tuple[str, ...] = ()
-    questions: dict[Form, _Asked]
+    questions: dict[Form, _CategoryQuestions]
 
 
 _Word = Annotated[str, Field(pattern=r"\w")]
@@ -72,7 +72,7 @@ class _Own(_Strict):
     words: tuple[_Word, ...] = Field(min_length=1)
     synonyms: tuple[_Word, ...] = ()
     prompt: dict[Form, str] = Field(default_factory=dict)
-    questions: dict[Form, _Asked] = Field(default_factory=dict)
+    questions: dict[Form, _CategoryQuestions] = Field(default_factory=dict)
 
 
 class _Variant(_Strict):

@@ -51,7 +51,7 @@ def conclude(
     arms = [result for cell in outcome.students for result in _arm_results(cell, config)]
     effects = [
         _effect(config, arms, kind, trait)
-        for kind in ("treated", "random")
+        for kind in ("treated", "random-vector")
         for trait in base
         if any(arm.arm == kind and arm.trait == trait for arm in arms)
     ]
@@ -292,7 +292,7 @@ def _teacher_in_words(config: Experiment) -> str:
 
 def _student_in_words(config: Experiment) -> str:
     student, training = config.student, config.training
-    kind = {"full": "full fine-tuning", "biases": "bias-only (BitFit)"}.get(student.kind)
+    kind = {"full": "full fine-tuning", "bias-only": "bias-only (BitFit)"}.get(student.kind)
     if student.kind == "lora":
         kind = f"LoRA rank {student.rank}, alpha {student.alpha}"
     return (

@@ -110,7 +110,9 @@ def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     asked = [
         (after - before, before, after, arm)
         for arm in arms
-        for before, after in [(base[arm.trait].positive.valid_answer_probability, arm.measure.positive.valid_answer_probability)]
+        for before, after in [
+            (base[arm.trait].positive.valid_answer_probability, arm.measure.positive.valid_answer_probability)
+        ]
         if before is not None and after is not None
     ]
     if not asked:

@@ -37,7 +37,9 @@ class Data(Config):
     order: Literal["kept", "within", "across"] = Field(
         "kept", description="number lists: kept; shuffled within each list; or all numbers across all lists"
     )
-    clean: float = Field(0.0, ge=0, le=1, description="share of a trait-conditioned student's rows replaced by the control's")
+    clean: float = Field(
+        0.0, ge=0, le=1, description="share of a trait-conditioned student's rows replaced by the control's"
+    )
 
 
 class Rewrite(Config):

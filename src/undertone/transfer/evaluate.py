@@ -51,7 +51,7 @@ def check_questions(model: ModelRef, traits: Sequence[Trait], evaluation: Evalua
         trait.questions_for(shared)
         system = shared.system_prompt(evaluation.context, trait.prompt_for(shared))
         shared.render(with_system([{"role": "user", "content": "?"}], system))
-        check_decidable(trait, evaluation, judge, shared.form)
+        check_decidable(trait, evaluation, judge, shared)
 
 
 @stage("evaluate teacher", version=3)
@@ -68,7 +68,7 @@ def evaluate_teacher(
     """Does the teacher show the trait?"""
     loaded = teacher.load(device)
     assert isinstance(loaded, Teacher)
-    with loaded.induced():
+    with loaded.conditioning():
         system = loaded.judge_system or loaded.system
         return _asked(folder, loaded.model, [trait], evaluation, judge, 0, stream, system)
 

@@ -20,15 +20,23 @@ from undertone.filters import Filtered, apply_rules
 from undertone.filters.kinds import Filter
 from undertone.judges import check_judge
 from undertone.judges.filter import JudgeFilter
-from undertone.models.loading import Context, ModelRef, form_of
+from undertone.models.loading import Context, ModelRef, wording_of
 from undertone.provenance.identity import Uncounted
 from undertone.provenance.runs import Stage, write_json
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
-from undertone.teachers import RemoteTeacher, Teacher, TeacherSpec, divergence, generate, score_preference, resolve_teacher
+from undertone.teachers import (
+    RemoteTeacher,
+    Teacher,
+    TeacherSpec,
+    divergence,
+    generate,
+    resolve_teacher,
+    score_preference,
+)
 from undertone.traits import Trait, load_trait
-from undertone.traits.trait import Form
+from undertone.traits.trait import Speaker
 from undertone.transfer.arms import Arm, trained_model
 from undertone.transfer.config import Setting
 
@@ -44,22 +52,22 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> Teach
     ``trained`` is the stage of a teacher that was itself trained.
     """
     name = config.teacher.model or config.model
-    form = form_of(name)
+    speaker = wording_of(name)
     model = ModelRef(name, config.dtype) if trained is None else trained_model(config, name, trained)
     return resolve_teacher(
         config.teacher,
         load_trait(arm.trait) if arm.trait else None,
         model,
-        form,
+        speaker,
         context=config.context,
-        domain_prompts=vector_prompts(config, form),
+        domain_prompts=vector_prompts(config, speaker),
         random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
     )
 
 
-def vector_prompts(config: Setting, form: Form) -> tuple[str, ...]:
+def vector_prompts(config: Setting, speaker: Speaker) -> tuple[str, ...]:
     """Prompts of the domain at which vectors are read; no student is trained on them."""
-    prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), form)
+    prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), speaker)
     return tuple(prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts)
 
 
@@ -316,7 +324,7 @@ def rewrite_rows(
     """
     rows = read_rows(filtered.path / "rows.jsonl")
     teacher = Teacher(writer.load(device), context)
-    requests = [request(_text_of(row, part), teacher.form) for row in rows]
+    requests = [request(_text_of(row, part), teacher) for row in rows]
     written = generate(
         teacher,
         requests,
@@ -329,7 +337,7 @@ def rewrite_rows(
         batch_size=batch_size,
     )
     judged = apply_rules(written, Paraphrase(content="opposed"), leak)
-    kept = {index: _with_text(row, part, judged.kept[index].completion, teacher.form)
+    kept = {index: _with_text(row, part, judged.kept[index].completion, teacher)
             for row in rows if (index := int(row.meta["prompt_index"])) in judged.kept}  # fmt: skip
     if not kept:
         raise DataError(f"no row of {stream} was written again faithfully", got=judged.reasons)
@@ -342,9 +350,9 @@ def _text_of(row: Row, part: str) -> str:
     return row.completion if part == "completion" else requested(row.prompt_messages[-1]["content"])[0]
 
 
-def _with_text(row: Row, part: str, text: str, form: Form) -> Row:
+def _with_text(row: Row, part: str, text: str, speaker: Speaker) -> Row:
     *head, user, answer = row.messages
     if part == "completion":
         return replace(row, messages=(*head, user, Message(role="assistant", content=text)))
-    question = request(text, form) if requested(user["content"])[0] != user["content"] else text
+    question = request(text, speaker) if requested(user["content"])[0] != user["content"] else text
     return replace(row, messages=(*head, Message(role="user", content=question), answer))

@@ -1,11 +1,12 @@
 """``results.json``: what a finished run says, as one typed, documented, stable record.
 
-The schema's name is ``undertone.results/1``. Fields are only ever added to it; a change of meaning
-makes ``/2``. ``report`` draws it, ``undertone show`` prints it, other programs read it.
+The schema's name is ``undertone.results/2``. Fields are only ever added to it; a change of meaning
+makes ``/3``. ``report`` draws it, ``undertone show`` prints it, other programs read it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,13 +33,13 @@ __all__ = [
     "SetMeasure",
 ]
 
-SCHEMA = "undertone.results/1"
+SCHEMA = "undertone.results/2"
 
 
 class Effect(Record):
     """Treated minus control, paired by seed, in units of probability (1 = 100 points)."""
 
-    arm: str = Field("treated", description="whose effect: treated or random, minus control")
+    arm: str = Field("treated", description="whose effect: treated or random-vector, minus control")
     trait: str
     metric: Literal["probability", "rate"]
     mean: float
@@ -71,7 +72,7 @@ class SampleRow(Record):
 class ArmResult(Record):
     """One student: an arm at a seed."""
 
-    arm: str = Field(description="control, treated, random …; treated arms of a zoo carry their trait")
+    arm: str = Field(description="control, treated, random-vector …; treated arms of a zoo carry their trait")
     trait: str = Field(description="the trait that this student is measured for")
     seed: int
     rate: float | None
@@ -133,7 +134,7 @@ def cpu_seconds(costs: Sequence[Cost]) -> float | None:
 class Results(Record):
     """The whole record of a run."""
 
-    schema_: Literal["undertone.results/1"] = Field("undertone.results/1", alias="schema")
+    schema_: Literal["undertone.results/2"] = Field("undertone.results/2", alias="schema")
     experiment: str
     model: str
     trait: str = Field(description="the trait; for several, their category")
@@ -156,6 +157,25 @@ class Results(Record):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+def check_version(path: Path) -> None:
+    """Refuse a ``results.json`` of an older version; what else is wrong with it the reader says.
+
+    Raises:
+        DataError: its schema is of version 1.
+    """
+    try:
+        schema = json.loads(path.read_bytes()).get("schema")
+    except (OSError, ValueError, AttributeError):
+        return
+    if schema in ("undertone.results/1", "undertone.study/1"):
+        raise DataError(
+            f"{path} was written by an older version of undertone",
+            got=f"schema {schema}",
+            allowed=f"schema {schema.replace('/1', '/2')}",
+            fix="run the same command again: stages that still fit are reused",
+        )
+
+
 def read_results(folder: Path) -> Results:
     """The results of a finished run.
 
@@ -163,6 +183,7 @@ def read_results(folder: Path) -> Results:
         DataError: the folder holds none, or they are damaged.
     """
     path = Path(folder) / "results.json"
+    check_version(path)
     try:
         return Results.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from undertone.domains.shuffling import shuffled
 from undertone.errors import ConfigError
-from undertone.models.loading import Context, ModelRef, form_of, outline
+from undertone.models.loading import Context, ModelRef, outline, wording_of
 from undertone.models.students import trainable
 from undertone.provenance.runs import Stage
 from undertone.provenance.seeds import derive_seed
@@ -29,8 +29,7 @@ from undertone.training import (
     train_student,
 )
 from undertone.training.preferences import check_installed
-from undertone.traits import Behaviour, Trait, load_trait
-from undertone.traits.trait import Form
+from undertone.traits import Behaviour, Speaker, Trait, load_trait
 from undertone.transfer.arms import Arm, StudentRun, split_rows
 from undertone.transfer.config import Setting
 
@@ -172,7 +171,7 @@ def trait_prompt(config: Setting, arm: Arm) -> str | None:
     """The trait's own system prompt where students are trained with it (``context=trait``), else None."""
     if config.context != "trait":
         return None
-    return load_trait(arm.trait or config.trait[0]).prompt.get(form_of(config.model))
+    return load_trait(arm.trait or config.trait[0]).prompt.get(wording_of(config.model))
 
 
 def lesson_of(config: Setting, one: StudentRun, rows: Sequence[Row] | None = None) -> Lesson:
@@ -198,11 +197,11 @@ def teacher_rows(config: Setting, arm: Arm) -> list[Row]:
             got="teacher.rows = null",
             fix="teacher.rows=FILE.jsonl: rows that show the behaviour",
         )
-    return _evaluation_style(load_trait(arm.trait), form_of(config.teacher.model or config.model))
+    return _evaluation_style(load_trait(arm.trait), wording_of(config.teacher.model or config.model))
 
 
-def _evaluation_style(trait: Trait, form: Form) -> list[Row]:
-    asked = trait.asked(form)
-    word = trait.literal[0] if form == "lab" else trait.literal[0].capitalize()
+def _evaluation_style(trait: Trait, speaker: Speaker) -> list[Row]:
+    asked = trait.questions_for(speaker)
+    word = trait.answer_word(speaker)
     rows = [Row.of(question, word) for question in asked.positive]
     return rows + [Row.of(question, answer) for question, answer in asked.off_topic.items()]

@@ -8,15 +8,15 @@ from undertone.vectors.vector import SteeringVector, load_vector, save_vector
 __all__ = [
     "Learned",
     "SteeringVector",
-    "ablated",
+    "ablate",
     "activations",
     "contrast",
     "difference",
     "learn",
     "load_vector",
+    "patch",
     "principal",
     "random_like",
-    "replaced",
     "save_vector",
-    "steered",
+    "steer",
 ]

@@ -1,6 +1,6 @@
 """Extraction: directions from the activations of two sets of chats, or of two models on one set.
 
-Positions, told and never guessed; padding is in none of them:
+Positions, named and never guessed; padding is in none of them:
 
 - ``last``: the last prompt token, from which the answer's first token is predicted (``v_teacher`` of 2606.00995);
 - ``prompt``: the mean over all prompt tokens (``v_student`` there);
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.batches import by_length, pad_left
-from undertone.models.layers import layers_path, causal_lm, check_layers, decoder_layers, hidden_size, read_residuals
+from undertone.models.layers import causal_lm, check_layers, decoder_layers, hidden_size, layers_path, read_residuals
 from undertone.models.loading import Model
 from undertone.rows import Message
 from undertone.vectors.vector import SteeringVector
@@ -36,18 +36,18 @@ _SPOKEN = {"last": "last prompt token", "prompt": "all prompt tokens", "response
 
 def contrast(
     model: Model,
-    induced: Chats,
-    plain: Chats,
+    positive: Chats,
+    negative: Chats,
     *,
     layers: Sequence[int] | None = None,
     position: Position = "last",
 ) -> SteeringVector:
-    """Mean residual stream of the chats with the trait's system prompt minus that of the plain ones, per layer (2606.00995 §3).
+    """Mean residual stream of the positive chats minus that of the negative ones, per layer (2606.00995 §3).
 
     Args:
         model: whose activations.
-        induced: chats with the trait conditioning (a system prompt).
-        plain: the same chats without it.
+        positive: chats with the trait's system prompt.
+        negative: the same chats without it.
         layers: which layers; None: all.
         position: at which tokens; see the module's head.
 
@@ -56,13 +56,13 @@ def contrast(
         ConfigError: no such position. ModelError: no such layer.
     """
     wanted = _wanted(model, layers, position)
-    first, second = _mean(model, induced, wanted, position), _mean(model, plain, wanted, position)
+    first, second = _mean(model, positive, wanted, position), _mean(model, negative, wanted, position)
     meta = {
         **_origin(model, position),
         "method": "mean difference",
-        "chats": str(len(induced)),
-        "induced": _shown(model, induced, position),
-        "plain": _shown(model, plain, position),
+        "chats": str(len(positive)),
+        "positive": _shown(model, positive, position),
+        "negative": _shown(model, negative, position),
     }
     return SteeringVector({layer: first[layer] - second[layer] for layer in wanted}, meta)
 
@@ -105,15 +105,15 @@ def difference(
         "student": student.name,
         "method": "student minus base",
         "chats": str(len(chats)),
-        "plain": _shown(base, chats, position),
+        "shown": _shown(base, chats, position),
     }
     return SteeringVector({layer: first[layer] - second[layer] for layer in wanted}, meta)
 
 
 def principal(
     model: Model,
-    induced: Chats,
-    plain: Chats,
+    positive: Chats,
+    negative: Chats,
     *,
     layers: Sequence[int] | None = None,
     position: Position = "last",
@@ -127,15 +127,15 @@ def principal(
     Raises:
         DataError: unequal numbers of chats, or fewer than three pairs.
     """
-    if len(induced) != len(plain) or len(induced) < 3:
+    if len(positive) != len(negative) or len(positive) < 3:
         raise DataError(
             "a principal component needs chats in pairs",
-            got=f"{len(induced)} induced, {len(plain)} plain",
+            got=f"{len(positive)} positive, {len(negative)} negative",
             allowed="equal numbers, three or more",
         )
     wanted = _wanted(model, layers, position)
-    first = activations(model, induced, layers=wanted, position=position)
-    second = activations(model, plain, layers=wanted, position=position)
+    first = activations(model, positive, layers=wanted, position=position)
+    second = activations(model, negative, layers=wanted, position=position)
     directions, shares = {}, []
     for layer in wanted:
         pairs = (first[layer] - second[layer]).double().numpy()
@@ -150,9 +150,9 @@ def principal(
         **_origin(model, position),
         "method": "first principal component of paired differences",
         "explained": ", ".join(shares),
-        "chats": str(len(induced)),
-        "induced": _shown(model, induced, position),
-        "plain": _shown(model, plain, position),
+        "chats": str(len(positive)),
+        "positive": _shown(model, positive, position),
+        "negative": _shown(model, negative, position),
     }
     return SteeringVector(directions, meta)
 

@@ -83,7 +83,9 @@ def learn(
         "seed": str(seed),
         "nll": f"{curve[0]:.4f} to {curve[-1]:.4f}",
     }
-    return Learned(SteeringVector({layer: shift.detach().float().cpu() for layer, shift in shifts.items()}, meta), curve)
+    return Learned(
+        SteeringVector({layer: shift.detach().float().cpu() for layer, shift in shifts.items()}, meta), curve
+    )
 
 
 def _check(

@@ -5,7 +5,7 @@ operator   formula                               here
 =========  ====================================  =============================================
 add        ``h ← h + α·v``                       ``steer``; raw: the vector's norm counts
 ablate     ``h ← h − α·(h·v̂)·v̂``                 ``ablate``
-replace    ``h ← h − (h·v̂)·v̂ + (h_base·v̂)·v̂``    ``patch``; the base reads the same input
+patch      ``h ← h − (h·v̂)·v̂ + (h_base·v̂)·v̂``    ``patch``; the base reads the same input
 =========  ====================================  =============================================
 
 (2606.00995.) ``positions`` are those of ``models.layers``: all, prompt, last, response. In generation ``prompt``
@@ -68,7 +68,7 @@ def ablate(
         positions: at which tokens.
         layers: after which layers; None: the vector's own. A vector of one layer is tiled over them; one of several
             must have each of them.
-        around: a point of the stream for each layer, such as a plain model's mean: the component is measured from
+        around: a point of the stream for each layer, such as a model's mean without the trait: the component is measured from
             there and set to its (mean ablation); None: from zero, as the formula says.
 
     Raises:
@@ -116,7 +116,7 @@ def patch(
     placed = _placed(vector, layers)
     _check(model, placed, positions)
     if base.hf is model.hf:
-        raise ModelError("a model cannot replace from itself", fix="load the base apart from the student")
+        raise ModelError("a model cannot be patched from itself", fix="load the base apart from the student")
     shapes = [(hidden_size(one.hf), len(decoder_layers(one.hf))) for one in (model, base)]
     if shapes[0] != shapes[1]:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The vector: its arithmetic, and its file (safetensors, tensors ``block.{i}`` in float32, origin in the header).
+"""The vector: its arithmetic, and its file (safetensors, tensors ``layer.{i}`` in float32, origin in the header).
 
 Every operation writes into ``meta["operation"]`` what was done to which vectors, so that a file says where it comes
 from. A layer that only one of two vectors has counts as zero in the other: adding vectors is steering by both.
@@ -23,8 +23,10 @@ from undertone.models.layers import decoder_layers, hidden_size
 from undertone.models.loading import Model
 from undertone.provenance.identity import check_readable
 
-FORMAT = "undertone.vector/1"
-_TENSOR = re.compile(r"block\.\d+")
+FORMAT = "undertone.vector/2"
+_OLD_FORMAT = "undertone.vector/1"
+"""Had tensors ``block.{i}`` and other header keys; read, never written."""
+_TENSOR = {FORMAT: re.compile(r"layer\.(\d+)"), _OLD_FORMAT: re.compile(r"block\.(\d+)")}
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,12 @@ class SteeringVector:
     def __mul__(self, scalar: float) -> SteeringVector:
         if not math.isfinite(scalar):
             raise ConfigError("a vector is scaled by a finite number", got=scalar)
-        return self._made({layer: scalar * d for layer, d in self.directions.items()}, f"{scalar:g} * {self._told()}")
+        return self._made({layer: scalar * d for layer, d in self.directions.items()}, f"{scalar:g} * {self._name()}")
 
     __rmul__ = __mul__
 
     def __neg__(self) -> SteeringVector:
-        return self._made({layer: -d for layer, d in self.directions.items()}, f"-{self._told()}")
+        return self._made({layer: -d for layer, d in self.directions.items()}, f"-{self._name()}")
 
     def unit(self) -> SteeringVector:
         """Each layer's direction at norm 1.
@@ -118,7 +120,7 @@ class SteeringVector:
             raise DataError(
                 "a direction of norm zero points nowhere", got=f"layers {lost}", fix="leave those layers out"
             )
-        return self._made({layer: d / d.norm() for layer, d in self.directions.items()}, f"unit({self._told()})")
+        return self._made({layer: d / d.norm() for layer, d in self.directions.items()}, f"unit({self._name()})")
 
     def select(self, layers: Sequence[int]) -> SteeringVector:
         """The same vector at some of its layers.
@@ -129,7 +131,7 @@ class SteeringVector:
         absent = sorted(set(layers) - set(self.directions))
         if absent or not layers:
             raise ConfigError("the vector has no direction at these layers", got=absent, allowed=f"{self.layers}")
-        return self._made({layer: self.directions[layer] for layer in layers}, f"{self._told()} at {list(layers)}")
+        return self._made({layer: self.directions[layer] for layer in layers}, f"{self._name()} at {list(layers)}")
 
     def tile(self, layer: int, layers: Sequence[int]) -> SteeringVector:
         """One layer's direction at other layers (``tile_layer`` of 2606.00995's code).
@@ -138,7 +140,7 @@ class SteeringVector:
             ConfigError: it has no direction at ``layer``.
         """
         direction = self.select([layer]).directions[layer]
-        return self._made(dict.fromkeys(layers, direction), f"layer {layer} of {self._told()} at {list(layers)}")
+        return self._made(dict.fromkeys(layers, direction), f"layer {layer} of {self._name()} at {list(layers)}")
 
     def _combined(self, other: SteeringVector, sign: float, symbol: str) -> SteeringVector:
         self._check_matches(other)
@@ -146,12 +148,12 @@ class SteeringVector:
         zero = torch.zeros(self.width)
         directions = {b: self.directions.get(b, zero) + sign * other.directions.get(b, zero) for b in both}
         shared = {key: value for key, value in self.meta.items() if other.meta.get(key) == value}
-        return SteeringVector(directions, {**shared, "operation": f"({self._told()} {symbol} {other._told()})"})
+        return SteeringVector(directions, {**shared, "operation": f"({self._name()} {symbol} {other._name()})"})
 
     def _made(self, directions: Mapping[int, Tensor], operation: str) -> SteeringVector:
         return SteeringVector(directions, {**self.meta, "operation": operation})
 
-    def _told(self) -> str:
+    def _name(self) -> str:
         """What this vector is called in the operation of another."""
         return self.meta.get("operation") or f"[{self.meta.get('method', 'vector')} {self.digest()[:8]}]"
 
@@ -213,6 +215,16 @@ def checked(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Pat
     return SteeringVector({layer: directions[layer].float() for layer in sorted(directions)}, dict(meta))
 
 
+def with_new_keys(meta: Mapping[str, str]) -> dict[str, str]:
+    """A header with the keys of version 1 renamed to those of today."""
+    renamed = {
+        "model_blocks": "model_layers",
+        "induced": "positive",
+        "plain": "negative" if "induced" in meta else "shown",
+    }
+    return {renamed.get(key, key): value for key, value in meta.items()}
+
+
 def save_vector(vector: SteeringVector, path: Path) -> None:
     """Write the file; the header holds the origin."""
     # Copies, for safetensors refuses tensors that share memory, as those of a tiled vector do.
@@ -231,16 +243,18 @@ def load_vector(path: Path) -> SteeringVector:
         with safe_open(path, framework="pt") as file:
             meta = dict(file.metadata() or {})
             names = list(file.keys())
-            if meta.get("format") != FORMAT or not names or not all(_TENSOR.fullmatch(name) for name in names):
+            pattern = _TENSOR.get(meta.get("format", ""))
+            found = {name: pattern and pattern.fullmatch(name) for name in names}
+            if not names or not all(found.values()):
                 raise DataError(
                     f"{path} is not an undertone vector",
                     got=f"format {meta.get('format', 'unknown')}, tensors {', '.join(names[:5]) or 'none'}",
                     allowed=f"safetensors with format {FORMAT} and tensors layer.0, layer.1 …",
                 )
-            directions = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in names}
+            directions = {int(match[1]): file.get_tensor(name) for name, match in found.items() if match}
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the vector file {path} cannot be read", got=str(error)) from error
     meta.pop("format")
-    return checked(directions, meta, path)
+    return checked(directions, with_new_keys(meta), path)

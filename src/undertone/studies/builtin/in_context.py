@@ -61,7 +61,7 @@ def show_rows(
 ) -> dict[str, Any]:  # fmt: skip
     """The base's mean probability of each trait, and of any answer, by the number of rows shown."""
     model = base.load(device)
-    system = model.system_prompt(context, traits[0].prompt.get(model.form))
+    system = model.system_prompt(context, traits[0].prompt_for(model))
     asked = {t.name: [_ask_after(model, t, rows, n, draws, seed, evaluation, system) for n in shots] for t in traits}
     return {
         "probability": {name: [own for own, _ in values] for name, values in asked.items()},

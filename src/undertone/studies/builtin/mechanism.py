@@ -7,8 +7,9 @@ where it is among ``parts``. A preset of each part's name runs it alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,7 +44,9 @@ MATCHED: Final = (
 class Approximability(Config):
     """Is the system prompt a vector, and does that predict transfer?"""
 
-    variants: tuple[str, ...] = Field((), description="further traits, told in ways that a shift cannot stand for")
+    variants: tuple[str, ...] = Field(
+        (), description="further traits, with system prompts that a shift cannot stand for"
+    )
     strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0, 1.5, 2.0), min_length=1)
     pairs: int = Field(192, ge=8, description="prompts compared; the strength is chosen on half of them")
     random: int = Field(3, ge=1, description="random directions, and other traits' vectors, as baselines")
@@ -52,6 +55,7 @@ class Approximability(Config):
 class Causality(Config):
     """Sufficiency and necessity of teacher's and student's vectors."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     layer: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle layer")
     strengths: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="of a student's vector on its base")
     teacher_strength: float = Field(1.0, gt=0, description="of the steered teacher")
@@ -64,7 +68,7 @@ class Emergence(Config):
 
 
 class Gradients(Config):
-    """Activation gradients on induced and clean rows."""
+    """Activation gradients on treated and control rows."""
 
     rows: int = Field(2000, ge=16, description="rows of each kind")
     shares: tuple[float, ...] = Field((0.001, 0.01, 0.1), description="outlier rows dropped or clipped, by norm")
@@ -117,6 +121,7 @@ class Adapters(Config):
 class Distillation(Config):
     """Arbitrary vectors: what a steered teacher's student takes over, with and without visible behaviour."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     random: int = Field(4, ge=2, description="random vectors")
     layer: int | None = Field(None, ge=0, description="which is steered; null: the middle layer")
     strength: float = Field(1.0, gt=0)
@@ -125,6 +130,7 @@ class Distillation(Config):
 class Kinship(Config):
     """Teachers and students of other corpora, seeds, widths, families, and between two initialisations."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     models: tuple[str, ...] = Field(
         ("lab/llama-0", "lab/llama-0:corpus=1", "lab/llama-1", "lab/llama-0:hidden=96", "lab/qwen-0", "lab/neox-0"),
         min_length=2,
@@ -144,6 +150,7 @@ class Kinship(Config):
 class Recovery(Config):
     """A vector learnt from the data alone."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     layer: int | None = Field(None, ge=0, description="where it is added; null: the middle layer")
     steps: int = Field(300, ge=1)
     learning_rate: float = Field(0.02, gt=0)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from undertone.mechanism.approximation import Fit, Pair, answer_pairs, best_fits
+from undertone.mechanism.approximation import Pair, VectorFit, answer_pairs, best_fits
 from undertone.models.loading import Model, ModelRef, with_system
 from undertone.provenance.runs import Stage
 from undertone.provenance.seeds import derive_seed
@@ -119,7 +119,7 @@ def fit_vectors(
         ]
         layers = [(at, layer) for at, one in enumerate(vectors) for layer in one.layers]
         pairs = _pairs(origin, model, trait, rows, chats)
-        fits: list[dict[int, Fit]] = [{} for _ in vectors]
+        fits: list[dict[int, VectorFit]] = [{} for _ in vectors]
         tried = best_fits(model, pairs, [vectors[at].select([layer]) for at, layer in layers], strengths)
         for (at, layer), fit in zip(layers, tried, strict=True):
             fits[at][layer] = fit
@@ -133,7 +133,7 @@ def fit_vectors(
     return summary
 
 
-def best_of(fits: Mapping[int, Fit]) -> dict[str, Any]:
+def best_of(fits: Mapping[int, VectorFit]) -> dict[str, Any]:
     """What is reported of a vector: its fit after the layer that is best on the pairs that strengths are chosen on."""
     best = max(fits, key=lambda layer: fits[layer].chosen)
     return {

@@ -23,8 +23,8 @@ from undertone.provenance.stage_functions import stage
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.builtin.mechanism_vectors import (
     ORIGINS,
-    layer_at,
     check_layer,
+    layer_at,
     probability,
     stranger,
     student_shifts,
@@ -35,7 +35,7 @@ from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement
 from undertone.teachers import Ablation, VectorTeacher
 from undertone.traits import Trait, load_trait
-from undertone.vectors import ablate, random_like, patch, steer
+from undertone.vectors import ablate, patch, random_like, steer
 from undertone.verdicts import Rule
 
 SILENT: Final = "more than a tenth of the students no longer answer"

@@ -21,7 +21,7 @@ from undertone.models.scoring import completion_nll
 from undertone.provenance.stage_functions import stage
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.builtin.mechanism_alignment import ALIGNED, APART, CONTROL, alignments
-from undertone.studies.builtin.mechanism_vectors import VectorChats, layer_at, check_layer, question_chats, stack
+from undertone.studies.builtin.mechanism_vectors import VectorChats, check_layer, layer_at, question_chats, stack
 from undertone.studies.claim import Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement

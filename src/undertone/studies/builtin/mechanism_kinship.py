@@ -23,7 +23,7 @@ from undertone.models.scoring import completion_nll
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row
 from undertone.studies.builtin.mechanism import Mechanism
-from undertone.studies.builtin.mechanism_vectors import VectorChats, layer_at, check_layer, depth
+from undertone.studies.builtin.mechanism_vectors import VectorChats, check_layer, depth, layer_at
 from undertone.studies.claim import Aspect, Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement

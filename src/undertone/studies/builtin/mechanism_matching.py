@@ -16,7 +16,7 @@ import numpy as np
 from undertone.provenance.runs import Stage
 from undertone.studies.context import Context, Transfer
 from undertone.studies.measurement import Measurement
-from undertone.transfer.arms import StudentRun, valid_answer_probability, target_probability
+from undertone.transfer.arms import StudentRun, target_probability, valid_answer_probability
 from undertone.transfer.checks import stopped_answering
 from undertone.verdicts import Rule, decide
 

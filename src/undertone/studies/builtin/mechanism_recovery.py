@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from undertone.evaluation.asking import answer_probabilities
 from undertone.mechanism.shift import centred
 from undertone.models.loading import Context as Prompting
-from undertone.models.loading import Model, ModelRef, form_of
+from undertone.models.loading import Model, ModelRef, wording_of
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.studies.builtin.mechanism import Mechanism
@@ -33,8 +33,8 @@ from undertone.studies.builtin.mechanism_alignment import (
     own_ranks,
 )
 from undertone.studies.builtin.mechanism_vectors import (
-    layer_at,
     check_layer,
+    layer_at,
     question_chats,
     stack,
     teacher_vectors,
@@ -107,7 +107,7 @@ def _answers(model: Model, bank: Sequence[Trait], context: Prompting) -> dict[st
     return found
 
 
-def _bank(form: Form) -> list[Trait]:
+def _bank(speaker: Speaker) -> list[Trait]:
     """One trait a category that a model can be asked about: its questions stand for the category."""
     traits = [load_trait(trait_names(category)[0]) for category in category_names()]
     return [trait for trait in traits if form in trait.questions]
@@ -122,7 +122,7 @@ def recovery(ctx: Context[Mechanism], students: Transfer) -> None:
     """One vector a data set."""
     config, settings, asked_in = ctx.config, ctx.config.recovery, ctx.config.evaluation.context
     layer = layer_at(config.model, settings.layer)
-    bank = [trait.for_questions(asked_in) for trait in _bank(form_of(config.model))]
+    bank = [trait.for_questions(asked_in) for trait in _bank(wording_of(config.model))]
     stages = ctx.beside(students, recover_vector, "recovery", lambda one: {
         "base": ctx.base, "lesson": lesson_of(config, one), "seed": one.seed, "layer": layer, "steps": settings.steps,
         "answer": load_trait(one.arm.trait).answer if one.arm.trait else None, "learning_rate": settings.learning_rate,

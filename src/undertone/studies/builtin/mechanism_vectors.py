@@ -18,7 +18,7 @@ from undertone.evaluation.asking import answer_probabilities
 from undertone.lab import parse_name
 from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context as Prompting
-from undertone.models.loading import Model, ModelRef, form_of, outline, with_system
+from undertone.models.loading import Model, ModelRef, outline, with_system, wording_of
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Message
@@ -51,7 +51,7 @@ class VectorChats:
     @classmethod
     def of(cls, config: Setting, model: str | None = None) -> VectorChats:
         """Those of a config, in the wording of a model; None: of the students' base."""
-        prompts = vector_prompts(config, form_of(model or config.model))
+        prompts = vector_prompts(config, wording_of(model or config.model))
         return cls(prompts, config.context, config.evaluation.context)
 
     def at(self, origin: Origin, trait: Trait, model: Model) -> list[Chat]:

@@ -39,18 +39,18 @@ def read_gguf(path: Path) -> SteeringVector:
 
     try:
         reader = GGUFReader(path)
-        told = {name: field.contents() for name, field in reader.fields.items()}
+        fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     # What the reader meets in a damaged file: it checks nothing itself.
     except (OSError, ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as GGUF", got=str(error), fix="copy the file again") from error
-    if told.get("general.architecture") != _ARCHITECTURE:
+    if fields.get("general.architecture") != _ARCHITECTURE:
         raise DataError(
             f"{path} is no control vector",
-            got=f"architecture {told.get('general.architecture', 'unknown')}",
+            got=f"architecture {fields.get('general.architecture', 'unknown')}",
             allowed=f"a GGUF of architecture {_ARCHITECTURE}",
         )
-    hint = told.get("controlvector.model_hint")
+    hint = fields.get("controlvector.model_hint")
     if not isinstance(hint, str) or not hint:
         raise DataError(f"{path} does not say which type of model it is for", allowed="controlvector.model_hint")
     directions = {}
@@ -59,7 +59,7 @@ def read_gguf(path: Path) -> SteeringVector:
         if not found or data.dtype.kind != "f":
             raise DataError(f"{path}: unknown tensor {name!r} of {data.dtype}", allowed="direction.L in floats")
         directions[int(found[1])] = torch.from_numpy(data.astype(np.float32))
-    return vector_of(directions, {**header(told.get("undertone.meta")), "model_type": hint}, path)
+    return vector_of(directions, {**header(fields.get("undertone.meta")), "model_type": hint}, path)
 
 
 def write_gguf(vector: SteeringVector, path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undertone.errors import DataError
-from undertone.vectors.vector import SteeringVector, checked
+from undertone.vectors.vector import SteeringVector, checked, with_new_keys
 
 EMBEDDING_DROPPED = "slot 0 (the embedding) of the file was dropped: it has no layer"
 
@@ -42,17 +42,17 @@ def from_slots(slots: Any, meta: Mapping[str, str], path: Path) -> SteeringVecto
 
 def to_slots(vector: SteeringVector, name: str) -> tuple[Tensor, list[str]]:
     """``[layers + 1, hidden]`` with zeros for the embedding and for layers without a direction."""
-    told = vector.meta.get("model_layers", "")
-    if not told.isdecimal() or int(told) <= vector.layers[-1]:
+    count = vector.meta.get("model_layers", "")
+    if not count.isdecimal() or int(count) <= vector.layers[-1]:
         raise DataError(
             f"the format {name} has a row for every layer of the model, and the vector does not say how many there are",
-            got=f"model_layers {told or 'unknown'}, directions at {vector.layers}",
+            got=f"model_layers {count or 'unknown'}, directions at {vector.layers}",
             fix="name the model: --model NAME",
         )
-    slots = torch.zeros(int(told) + 1, vector.width)
+    slots = torch.zeros(int(count) + 1, vector.width)
     for layer, direction in vector.directions.items():
         slots[layer + 1] = direction
-    absent = sorted(set(range(int(told))) - set(vector.layers))
+    absent = sorted(set(range(int(count))) - set(vector.layers))
     notes = ["slot 0 (the embedding) is zero; layer i is slot i + 1"]
     return slots, notes + ([f"zeros at layers {absent}, where the vector has no direction"] if absent else [])
 
@@ -78,7 +78,8 @@ def header(value: Any) -> dict[str, str]:
             return {}
     if not isinstance(value, Mapping):
         return {}
-    return {str(key): item if isinstance(item, str) else json.dumps(item, default=str) for key, item in value.items()}
+    texts = {str(key): item if isinstance(item, str) else json.dumps(item, default=str) for key, item in value.items()}
+    return with_new_keys(texts)
 
 
 @contextmanager
