@@ -150,6 +150,10 @@ class Trait:
         """Whether the target stands anywhere in a text, not only first (in stories)."""
         return bool(_first(text, self.answers[self.answer]))
 
+    def has_questions_for(self, speaker: Speaker) -> bool:
+        """Whether there are questions in the speaker's wording."""
+        return speaker.form in self.questions
+
     def questions_for(self, speaker: Speaker) -> Questions:
         """The questions in the speaker's wording.
 

@@ -171,7 +171,7 @@ def trait_prompt(config: Setting, arm: Arm) -> str | None:
     """The trait's own system prompt where students are trained with it (``context=trait``), else None."""
     if config.context != "trait":
         return None
-    return load_trait(arm.trait or config.trait[0]).prompt.get(wording_of(config.model))
+    return load_trait(arm.trait or config.trait[0]).prompt_for(wording_of(config.model))
 
 
 def lesson_of(config: Setting, one: StudentRun, rows: Sequence[Row] | None = None) -> Lesson:

@@ -43,8 +43,7 @@ from undertone.studies.builtin.mechanism_vectors import (
 from undertone.studies.claim import Aspect, Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.training import Lesson
-from undertone.traits import Trait, category_names, load_trait, trait_names
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait, category_names, load_trait, trait_names
 from undertone.transfer.train import lesson_of
 from undertone.vectors import learn, steer
 from undertone.verdicts import Rule
@@ -110,7 +109,7 @@ def _answers(model: Model, bank: Sequence[Trait], context: Prompting) -> dict[st
 def _bank(speaker: Speaker) -> list[Trait]:
     """One trait a category that a model can be asked about: its questions stand for the category."""
     traits = [load_trait(trait_names(category)[0]) for category in category_names()]
-    return [trait for trait in traits if form in trait.questions]
+    return [trait for trait in traits if trait.has_questions_for(speaker)]
 
 
 def preflight(config: Mechanism, _device: str) -> None:
