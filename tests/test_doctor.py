@@ -14,11 +14,10 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from undertone.models.blocks import hook_count
 
 from undertone.cli.printing import check_lines
 from undertone.doctor import CHECKS, Finding, examine, forward, run_check
-from undertone.models import blocks
-from undertone.models.blocks import decoder_blocks, hook_count
 from undertone.models.loading import load
 from undertone.models.students import Lora, trainable
 from undertone.traits import Questions, Trait

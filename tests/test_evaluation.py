@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, posed
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, question_chat
 from undertone.evaluation.measuring import measure
-from undertone.traits import load_trait
+from undertone.traits import Wording, load_trait
 from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
@@ -61,7 +61,7 @@ def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
     assert 0 <= positive.probability.low <= positive.probability.mean <= positive.probability.high <= 1
     assert np.mean(list(found.per_question.values())) == pytest.approx(positive.probability.mean)
     assert found.answers["owl"] == pytest.approx(positive.probability.mean)
-    assert positive.answer_mass == pytest.approx(sum(found.answers.values()), abs=1e-6)
+    assert positive.valid_answer_probability == pytest.approx(sum(found.answers.values()), abs=1e-6)
     assert found.rendered.endswith("<|assistant|>")
     assert found.negative is not None
     assert found.off_topic is not None

@@ -12,7 +12,7 @@ import torch
 
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example
-from undertone.models.students import Biases, Full, Lora, trainable
+from undertone.models.students import BiasOnly, Full, Lora, trainable
 from undertone.training import Student, Training, build_optimizer, fit, known_optimizers, plan_batches, rate_at
 from undertone.training.optimizers import OWN, MuonAdamW, PreconditionedSGD, SignSGD, save_second_moments
 
@@ -186,7 +186,7 @@ def test_muon_adamw_without_a_matrix_is_refused(named: dict[str, torch.Tensor], 
 # -- through the training loop -----------------------------------------------------------------------
 
 
-LORA, BIASES, FULL = Lora(rank=2, alpha=4), Biases(), Full()
+LORA, BIASES, FULL = Lora(rank=2, alpha=4), BiasOnly(), Full()
 EXAMPLES = [Example(tuple(2 + (7 * row + 3 * at) % 400 for at in range(5 + row % 4)), 2) for row in range(12)]
 
 

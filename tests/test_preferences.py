@@ -14,7 +14,7 @@ import torch
 import undertone as ut
 from undertone.errors import ConfigError, DataError
 from undertone.models.scoring import completion_nll
-from undertone.models.students import Biases, Full, Lora, trainable
+from undertone.models.students import BiasOnly, Full, Lora, trainable
 from undertone.rows import Row
 from undertone.training import Student, Training
 from undertone.training.preferences import prefer
@@ -52,7 +52,7 @@ LORA = Lora(rank=4, alpha=8)
 STUDENTS = [
     pytest.param(student, id=name, marks=() if name == "biases" else pytest.mark.slow)
     for name, student in {
-        "full": Full(), "biases": Biases(), "lora": LORA, "lora and biases": LORA.model_copy(update={"biases": True})
+        "full": Full(), "biases": BiasOnly(), "lora": LORA, "lora and biases": LORA.model_copy(update={"biases": True})
     }.items()
 ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_every_step_is_told_and_nothing_is_printed(
 ) -> None:
     told: list[tuple[int, int, float]] = []
     recipe = Training(learning_rate=1e-3, epochs=2, batch_size=2)
-    hf = trainable(fresh.hf, Biases(), 0)
+    hf = trainable(fresh.hf, BiasOnly(), 0)
     done = prefer(
         hf, fresh, rows(), recipe, system=None, beta=BETA, seed=1, folder=tmp_path / "trl",
         on_step=lambda *step: told.append(step),

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from undertone.models.blocks import hook_count
+
 from undertone.models.loading import ModelRef
 from undertone.rows import Row
 from undertone.teachers import (
@@ -21,7 +21,7 @@ from undertone.teachers import (
     generate,
     resolve_teacher,
 )
-from undertone.traits import load_trait
+from undertone.traits import REAL, load_trait
 from undertone.vectors import activations
 
 OWL = load_trait("owl")

@@ -19,7 +19,7 @@ from undertone.errors import ConfigError, RunError
 from undertone.models.batches import Example
 from undertone.models.layers import hook_count
 from undertone.models.scoring import completion_nll
-from undertone.models.students import Biases, Lora, trainable
+from undertone.models.students import BiasOnly, Lora, trainable
 from undertone.training import Fit, Training, build_optimizer, fit, plan_batches, rate_at, thin
 
 LORA = Lora(rank=2, alpha=4)
@@ -163,7 +163,7 @@ def test_parameters_spared_from_decay_do_not_decay(tiny_llama: Any) -> None:
 
 
 def test_only_what_requires_a_gradient_moves(fresh: Any) -> None:
-    trainable(fresh.hf, Biases(), 0)
+    trainable(fresh.hf, BiasOnly(), 0)
     moved, before = trained(fresh, config()), fresh.hf.state_dict()
     changed = {name for name in moved if not torch.equal(moved[name], before[name])}
     assert changed == {name for name in moved if name.endswith(".bias")}

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
-from undertone.traits import LAB
 from undertone.judges import Local
 from undertone.models.loading import ModelRef, load
 from undertone.models.names import ModelName
@@ -37,7 +36,7 @@ from undertone.provenance.identity import (
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction, stage
 from undertone.rows import Row, digest_rows
-from undertone.traits import Trait, load_trait
+from undertone.traits import LAB, Trait, load_trait
 from undertone.vectors import SteeringVector, load_vector, save_vector
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undertone.mechanism.approximation import Fit
+from undertone.mechanism.approximation import VectorFit
 from undertone.studies.builtin import mechanism_approximability as part
 from undertone.studies.context import Context
 
@@ -35,7 +35,10 @@ def vector(shares: list[float], rival: float) -> Any:
 
 
 def test_a_layer_is_chosen_on_the_pairs_that_are_not_reported() -> None:
-    fits = {0: Fit(1.0, chosen=0.2, explained=0.9, effect=1.0), 1: Fit(2.0, chosen=0.7, explained=0.4, effect=1.0)}
+    fits = {
+        0: VectorFit(1.0, chosen=0.2, explained=0.9, effect=1.0),
+        1: VectorFit(2.0, chosen=0.7, explained=0.4, effect=1.0),
+    }
     found = part.best_of(fits)
     assert (found["layer"], found["strength"], found["explained"]) == (1, 2.0, 0.4)
     assert found["by_layer"] == {"0": 0.9, "1": 0.4}

@@ -14,8 +14,8 @@ from undertone.models.loading import ModelRef, load, with_system
 from undertone.studies.builtin.mechanism import Mechanism, check_parts
 from undertone.studies.builtin.mechanism_vectors import (
     VectorChats,
-    layer_at,
     check_layer,
+    layer_at,
     question_chats,
     read_student_shift,
     read_teacher_vectors,

@@ -21,7 +21,7 @@ import undertone as ut
 from undertone.errors import ConfigError, ModelError
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers import EndpointTeacher, RemoteTeacher, generate
-from undertone.traits import load_trait
+from undertone.traits import LAB, load_trait
 from undertone.transfer.arms import Arm
 from undertone.transfer.config import Experiment
 from undertone.transfer.generate import teacher_of

@@ -17,8 +17,8 @@ from undertone.launch.workers import workers
 from undertone.models.loading import ModelRef
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import Row, read_rows
-from undertone.teachers import JudgeTeacher, Teacher, score_preference, resolve_teacher
-from undertone.traits import load_trait
+from undertone.teachers import JudgeTeacher, Teacher, resolve_teacher, score_preference
+from undertone.traits import LAB, REAL, load_trait
 from undertone.transfer import pipeline
 from undertone.transfer.arms import Arm
 from undertone.transfer.config import Experiment, load_experiment
