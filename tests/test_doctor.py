@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from undertone.models.blocks import hook_count
+from undertone.models.layers import hook_count
 
 from undertone.cli.printing import check_lines
 from undertone.doctor import CHECKS, Finding, examine, forward, run_check

@@ -112,7 +112,7 @@ def test_bad_input_is_named(tiny_folder: Callable[[str], Path]) -> None:
         Fidelity(model="x").reasons(rows(["a"]), sources=["a", "b"])
     with pytest.raises(ModelError, match="no such model"):
         Fidelity(model="nowhere").reasons(rows(["a"]), sources=["a"])
-    with pytest.raises(ModelError, match="block"):
-        Fidelity(model=str(tiny_folder("llama")), block=9).reasons(rows(["a"]), sources=["a"])
+    with pytest.raises(ModelError, match="layer"):
+        Fidelity(model=str(tiny_folder("llama")), layer=9).reasons(rows(["a"]), sources=["a"])
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         Fidelity(model="x", similarity=1.5)

@@ -54,9 +54,14 @@ def question(model: Any, text: str) -> tuple[int, ...]:
 # -- behaviours ------------------------------------------------------------------------------------
 
 
-def test_a_preference_is_measured_as_before(tiny_llama: Any) -> None:
+def test_a_preference_s_probability_is_that_of_the_words_that_name_it(tiny_llama: Any) -> None:
     seen = measure(tiny_llama, OWL, ASKED, seed=1, stage="x")
-    assert seen == measure(tiny_llama, OWL, ASKED, seed=1, stage="x")
+    words = [tiny_llama.encode(word) for word in OWL.surfaces("owl", REAL)]
+    # A word that begins another is the other's beginning, too: it counts once.
+    first = [w for w in words if not any(len(o) < len(w) and w[: len(o)] == o for o in words)]
+    asked = [question(tiny_llama, text) for text in OWL.questions_for(REAL).positive]
+    expected = np.mean([sum(probability(tiny_llama, prompt, word) for word in first) for prompt in asked])
+    assert seen.measure.positive.probability.mean == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:

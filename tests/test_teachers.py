@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from undertone.models.blocks import hook_count
+from undertone.traits import LAB
+from undertone.models.layers import hook_count
 
 from undertone.models.loading import ModelRef
 from undertone.rows import Row
@@ -63,7 +64,7 @@ def test_an_un_induced_teacher_diverges_by_zero_and_an_induced_one_does_not(tiny
     rows = [Row.of(prompt, "1 2 3") for prompt in PROMPTS]
     assert divergence(Teacher(tiny_llama, "none"), rows) == pytest.approx(0.0, abs=1e-9)
     told = divergence(Teacher(tiny_llama, "none", system="you love owls"), rows)
-    vector = Contrast(OWL.told("lab"), OWL.asked("lab").positive, (1,)).read(tiny_llama, "none")
+    vector = Contrast(OWL.system_prompt(LAB), OWL.questions_for(LAB).positive, (1,)).read(tiny_llama, "none")
     steered = divergence(Teacher(tiny_llama, "none", vector=vector, strength=2.0), rows)
     assert told > 1e-3
     assert steered > 1e-3
@@ -81,8 +82,8 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     control = teacher(PromptTeacher(), None)
     told = teacher(PromptTeacher())
     own = teacher(PromptTeacher(text="be an owl"))
-    vector = teacher(VectorTeacher(block=2, strength=3.0))
-    noise = teacher(VectorTeacher(block=2, strength=3.0), random_seed=1)
+    vector = teacher(VectorTeacher(layer=2, strength=3.0))
+    noise = teacher(VectorTeacher(layer=2, strength=3.0), random_seed=1)
     assert (control.system, control.vector) == (None, None)
     assert told.system == OWL.system_prompt(REAL)
     assert own.system == "be an owl"
@@ -97,16 +98,16 @@ def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along
     tiny_llama: Any, tiny_folder: Any
 ) -> None:
     """Mean ablation around the plain model: over the prompts, what is left along the direction is the plain mean."""
-    carrier = [f"pick {word} numbers." for word in ("three", "four", "five")]
+    domain = [f"pick {word} numbers." for word in ("three", "four", "five")]
     spec = resolve_teacher(
         PromptTeacher(text="you love owls", ablate=Ablation()), OWL, ModelRef(str(tiny_folder("llama"))), "real",
-        context="none", domain_prompts=carrier,
+        context="none", domain_prompts=domain,
     )  # fmt: skip
     loaded = spec.load("cpu")
     assert isinstance(loaded, Teacher)
     told = replace(loaded, model=tiny_llama)  # the same weights; its hooks are counted below
     assert told.ablation is not None
-    chats, plain = ([who.chat(text) for text in carrier] for who in (told, told.plain))
+    chats, plain = ([who.chat(text) for text in domain] for who in (told, told.plain))
     before = activations(tiny_llama, plain)
     with told.induced():
         after = activations(tiny_llama, chats)

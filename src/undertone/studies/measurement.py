@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from undertone import stats
-from undertone.verdicts import Quantity, Unit
+from undertone.verdicts import NOT_MEASURED, Quantity, Unit
 
 BOOTSTRAP_NEEDS = 5
 """Units of inference: of fewer, resampling draws the same few sets again and again."""
@@ -100,6 +100,8 @@ class Measurement:
     def unit_words(self) -> str:
         """What the interval rests on: ``3 seeds, the mean of 2 traits each``."""
         traits, seeds = self.values.shape[:2]
+        if traits == seeds == 1:
+            return f"one {self.over.removesuffix('s')}"
         if seeds == 1:
             return f"{len(self.units)} trait{'s' if len(self.units) != 1 else ''} of one {self.over.removesuffix('s')}"
         each = f", the mean of {traits} traits each" if traits > 1 else ""
@@ -158,6 +160,22 @@ class Statistic:
                 found = Quantity(found.mean, float(limits.low), float(limits.high))
         return cls(found, len(first), method, "correlation")
 
+    @classmethod
+    def geometric_mean(cls, logs: Measurement) -> Statistic:
+        """Of ratios whose natural logarithms these are: the t interval is that of the logarithm over its units."""
+        found = logs.quantity or Quantity(float("nan"))
+        low, high = (None if limit is None else float(np.exp(limit)) for limit in (found.low, found.high))
+        return cls(
+            Quantity(float(np.exp(found.mean)), low, high), logs.count, f"{logs.method}, of the logarithm", "ratio"
+        )
+
+    @classmethod
+    def rate(cls, clusters: Sequence[Sequence[float]], *, confidence: float) -> Statistic:
+        """The mean of values in [0, 1], the clusters being the units; unlike a t interval it stays in [0, 1]."""
+        found = stats.clustered_mean(clusters, confidence)
+        method = f"{100 * confidence:g} % {found.method}"
+        return cls(Quantity(found.mean, found.low, found.high), found.n, method, "share")
+
     def __str__(self) -> str:
         """As of a :class:`Measurement`."""
         return in_words(self.quantity, self.unit)
@@ -166,7 +184,7 @@ class Statistic:
 def in_words(quantity: Quantity | None, unit: Unit) -> str:
     """A quantity with its interval, in its unit."""
     if quantity is None:
-        return "not measured"
+        return NOT_MEASURED
     sign, scale, digits = ("+", 100, 1) if unit == "points" else ("", 1, 3)
     name = f" {unit}" if unit in ("points", "nats") else ""
     body = f"{scale * quantity.mean:{sign}.{digits}f}{name}"
