@@ -14,10 +14,11 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from undertone.models.layers import hook_count
 
 from undertone.cli.printing import check_lines
-from undertone.doctor import CHECKS, Finding, examine, forward, run_check
+from undertone.doctor import CHECKS, DoctorResult, examine, forward, run_check
+from undertone.models import layers
+from undertone.models.layers import decoder_layers, hook_count
 from undertone.models.loading import load
 from undertone.models.students import Lora, trainable
 from undertone.traits import Questions, Trait
@@ -428,11 +429,11 @@ def test_the_terminal_shows_a_check_on_a_line_and_what_to_do_under_those_that_di
     monkeypatch.setenv("COLUMNS", str(width))
     check_lines(
         [
-            Finding("masks mask", "pass", "the same logits", "they did not move", ""),
-            Finding(
+            DoctorResult("masks mask", "pass", "the same logits", "they did not move", ""),
+            DoctorResult(
                 "a prompt begins once", "fail", "one token [where there is one]", "two " * 30, "repair the template"
             ),
-            Finding("the matcher decides", "skip", "every example", "no trait was named", "name one"),
+            DoctorResult("the matcher decides", "skip", "every example", "no trait was named", "name one"),
         ],
         "doctor: some/model",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from undertone.traits import LAB
 from undertone.transfer.results import Results
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from undertone.traits import LAB
-from undertone.models.layers import hook_count
 
+from undertone.models.layers import hook_count
 from undertone.models.loading import ModelRef
 from undertone.rows import Row
 from undertone.teachers import (
@@ -22,7 +21,7 @@ from undertone.teachers import (
     generate,
     resolve_teacher,
 )
-from undertone.traits import REAL, load_trait
+from undertone.traits import LAB, REAL, load_trait
 from undertone.vectors import activations
 
 OWL = load_trait("owl")
@@ -60,7 +59,7 @@ def test_rows_hold_the_prompt_without_the_system_prompt(tiny_llama: Any) -> None
     assert "owls" not in row.messages[0]["content"]
 
 
-def test_an_un_induced_teacher_diverges_by_zero_and_an_induced_one_does_not(tiny_llama: Any) -> None:
+def test_a_control_teacher_diverges_by_zero_and_one_with_the_trait_does_not(tiny_llama: Any) -> None:
     rows = [Row.of(prompt, "1 2 3") for prompt in PROMPTS]
     assert divergence(Teacher(tiny_llama, "none"), rows) == pytest.approx(0.0, abs=1e-9)
     told = divergence(Teacher(tiny_llama, "none", system="you love owls"), rows)
@@ -75,7 +74,7 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     base = ModelRef(str(tiny_folder("llama")))
 
     def teacher(config: TeacherConfig, trait: Any = OWL, **more: Any) -> Teacher:
-        loaded = resolve_teacher(config, trait, base, "real", context="none", **more).load("cpu")
+        loaded = resolve_teacher(config, trait, base, REAL, context="none", **more).load("cpu")
         assert isinstance(loaded, Teacher)
         return loaded
 
@@ -94,22 +93,22 @@ def test_the_kinds_of_teacher_are_built_as_configured(tiny_folder: Any) -> None:
     assert vector.vector.norm() == pytest.approx(noise.vector.norm(), rel=1e-5)
 
 
-def test_a_told_teacher_without_a_direction_has_the_plain_models_component_along_it(
+def test_a_prompted_teacher_without_a_direction_has_the_control_teachers_component_along_it(
     tiny_llama: Any, tiny_folder: Any
 ) -> None:
-    """Mean ablation around the plain model: over the prompts, what is left along the direction is the plain mean."""
+    """Mean ablation: over the prompts, what is left along the direction is the mean of the control teacher."""
     domain = [f"pick {word} numbers." for word in ("three", "four", "five")]
     spec = resolve_teacher(
-        PromptTeacher(text="you love owls", ablate=Ablation()), OWL, ModelRef(str(tiny_folder("llama"))), "real",
+        PromptTeacher(text="you love owls", ablate=Ablation()), OWL, ModelRef(str(tiny_folder("llama"))), REAL,
         context="none", domain_prompts=domain,
     )  # fmt: skip
     loaded = spec.load("cpu")
     assert isinstance(loaded, Teacher)
-    told = replace(loaded, model=tiny_llama)  # the same weights; its hooks are counted below
-    assert told.ablation is not None
-    chats, plain = ([who.chat(text) for text in domain] for who in (told, told.plain))
+    teacher = replace(loaded, model=tiny_llama)  # the same weights; its hooks are counted below
+    assert teacher.ablation is not None
+    chats, plain = ([who.chat(text) for text in domain] for who in (teacher, teacher.control))
     before = activations(tiny_llama, plain)
-    with told.induced():
+    with teacher.conditioning():
         after = activations(tiny_llama, chats)
     for layer, unit in teacher.ablation.unit().directions.items():
         goal = float(before[layer].mean(0) @ unit)

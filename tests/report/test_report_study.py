@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.report.test_report import HOSTILE, Structure
 
 from undertone.report import plots, render_study, words
-from undertone.report.study import COLOURS, colours, drawn
+from undertone.report.study import COLOURS, colours, drawn, finding_text
 from undertone.studies.results import Figure, Finding, Point, StudyResults
 from undertone.transfer.results import Cost
 

@@ -21,6 +21,7 @@ from undertone.studies.builtin.harm_dose_report import beliefs, report_shape
 from undertone.studies.builtin.harm_dose_requests import Requests, goals, requests_of
 from undertone.studies.context import Context
 from undertone.studies.frame import load_plan
+from undertone.traits import LAB, REAL
 from undertone.vectors import load_vector
 
 # -- harm by dose --------------------------------------------------------------------------------------------
@@ -74,11 +75,11 @@ def own_requests(tmp_path: Path, count: int = 10, kinds: tuple[str, ...] = ("har
 
 def test_with_requests_of_its_own_for_the_direction_all_others_are_measured(tmp_path: Path) -> None:
     requests = own_requests(tmp_path, 12, ("harmful", "benign", "harmful_read", "benign_read"))
-    found = requests_of(Requests.model_validate(requests), "real")
+    found = requests_of(Requests.model_validate(requests), REAL)
     assert found.harmful == tuple(f"harmful {n}" for n in range(12))
     assert found.benign_read == tuple(f"benign_read {n}" for n in range(12))
     with pytest.raises(DataError, match=r"a request stands in two tables(.|\n)*harmful 0"):
-        requests_of(Requests.model_validate({**requests, "benign": requests["harmful"]}), "real")
+        requests_of(Requests.model_validate({**requests, "benign": requests["harmful"]}), REAL)
 
 
 class _YesNo:
@@ -102,8 +103,8 @@ def test_a_judge_of_yes_or_no_counts_as_the_rules_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(harm_stages, "with_template", lambda _config, template: _YesNo({"refusal": "sorry"}[template]))
     judge = Endpoint(base_url="http://localhost:1/v1", model="m", template="harm")
     said = [JudgedPair("q", text) for text in ("gladly: first", "sorry, no", "what?", "")]
-    assert harm_stages.labels_of(judge, "real", said, "compliance") == ["compliance", "neither", "neither", "failed"]
-    assert harm_stages.labels_of(judge, "real", said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
+    assert harm_stages.labels_of(judge, REAL, said, "compliance") == ["compliance", "neither", "neither", "failed"]
+    assert harm_stages.labels_of(judge, REAL, said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
 
 
 def test_what_is_held_out_is_whole_prompts() -> None:
@@ -139,7 +140,7 @@ def test_a_planted_shape_is_found_by_the_rule(answered: str, verdict: str) -> No
 @pytest.mark.parametrize("own", [False, True])
 def test_no_request_is_both_read_for_the_direction_and_measured(tmp_path: Path, own: bool) -> None:
     requests = own_requests(tmp_path) if own else {}
-    found = requests_of(Requests.model_validate(requests), "real" if own else "lab")
+    found = requests_of(Requests.model_validate(requests), REAL if own else LAB)
     for read, measured in ((found.harmful_read, found.harmful), (found.benign_read, found.benign)):
         assert not set(read) & set(measured)
         assert min(len(read), len(measured)) > 3
@@ -180,7 +181,7 @@ def test_every_dose_has_teacher_rows_students_and_a_random_twin(dosed: Path) -> 
 
 @pytest.mark.slow
 def test_no_measured_request_is_answered_and_no_held_out_prompt_is_trained_on(dosed: Path) -> None:
-    measured = set(requests_of(Requests(), "lab").benign)
+    measured = set(requests_of(Requests(), LAB).benign)
     for name in (name for name in stages(dosed) if name.endswith("/rows")):
         asked = {row.prompt_messages[-1]["content"] for row in read_rows(dosed / f"stages/{name}/rows.jsonl")}
         assert asked

@@ -15,7 +15,7 @@ from undertone.studies.context import Context
 
 def context() -> Any:
     nobody: Any = None
-    made: Any = Context(nobody, SimpleNamespace(confidence=0.95))  # type: ignore[type-var]
+    made: Any = Context(nobody, SimpleNamespace(confidence=0.95))
     return made
 
 

@@ -24,7 +24,7 @@ def context() -> Any:
         causality=SimpleNamespace(strengths=(1.0,), layer=1),
     )  # fmt: skip
     nobody: Any = None
-    made: Any = Context(nobody, config)  # type: ignore[type-var]
+    made: Any = Context(nobody, config)
     return made
 
 
@@ -43,14 +43,14 @@ def teachers(**effects: Any) -> dict[str, Measurement]:
     return {name: by_seed(effects.get(name, values)) for name, values in names.items()}
 
 
-def told(unless: str = "", **effects: Any) -> dict[str, Any]:
+def teacher_findings(*, unless: Any = "", **effects: Any) -> dict[str, Any]:
     ctx = context()
     part._report_teachers(ctx, teachers(**effects), unless)
     return {found.id: found for found in ctx.findings}
 
 
 def test_seeds_are_the_units_of_a_teachers_arm() -> None:
-    found = told()["teacher-vector-sufficient-domain"]
+    found = teacher_findings()["teacher-vector-sufficient-domain"]
     assert found.n == len(SEEDS)
     assert found.value == pytest.approx(np.mean(ABOVE))
     assert (found.verdict, found.parts[0].values) == ("reproduced", pytest.approx(ABOVE))
@@ -58,23 +58,23 @@ def test_seeds_are_the_units_of_a_teachers_arm() -> None:
 
 def test_a_vector_counts_as_necessary_only_where_the_loss_itself_is_above_zero() -> None:
     name = "teacher-vector-necessary-domain"
-    assert told()[name].verdict == "reproduced"
+    assert teacher_findings()[name].verdict == "reproduced"
     # Of old "partly", for the mean loss is most of the mean effect: an interval that holds 0 tells nothing.
-    assert told(prompted=[value + 0.05 for value in WILD])[name].verdict == "not measured"
+    assert teacher_findings(prompted=[value + 0.05 for value in WILD])[name].verdict == "not measured"
     half = {"prompted, without own-domain": [value - 0.1 for value in ABOVE]}
-    assert told(**half)[name].verdict == "partly"  # a third of the effect goes, more than of the baselines
-    assert told(**{"prompted, without own-domain": ABOVE})[name].verdict == "not reproduced"
+    assert teacher_findings(**half)[name].verdict == "partly"  # a third of the effect goes, more than of the baselines
+    assert teacher_findings(**{"prompted, without own-domain": ABOVE})[name].verdict == "not reproduced"
 
 
 def test_what_another_direction_does_as_well_is_not_the_vectors_doing() -> None:
-    found = told(**{"prompted, without random": [0.0] * 4, "steered, random (domain)": ABOVE})
+    found = teacher_findings(**{"prompted, without random": [0.0] * 4, "steered, random (domain)": ABOVE})
     assert found["teacher-vector-necessary-domain"].verdict != "reproduced"
     assert found["teacher-vector-sufficient-domain"].verdict == "not reproduced"
     assert found["teacher-vector-sufficient-questions"].verdict == "reproduced"
 
 
 def test_nothing_is_said_of_students_that_no_longer_answer() -> None:
-    assert {one.verdict for one in told(part.SILENT).values()} == {"not measured"}
+    assert {one.verdict for one in teacher_findings(unless=part.SILENT).values()} == {"not measured"}
 
 
 def students(own: float, rival: float, gained: float = 0.4) -> dict[str, Any]:

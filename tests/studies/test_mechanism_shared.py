@@ -142,7 +142,7 @@ def test_a_teachers_vector_is_what_its_prompt_adds_at_the_last_token(speaker: Pa
     for origin in ("domain", "questions"):
         plain = chats.at_prompts(model) if origin == "domain" else question_chats(trait, model)
         prompted = [with_system(chat, trait.system_prompt(model)) for chat in plain]
-        wanted = sum(last(a) - last(b) for a, b in zip(prompted, plain, strict=True)) / len(plain)
+        wanted = torch.stack([last(a) - last(b) for a, b in zip(prompted, plain, strict=True)]).mean(0)
         found = torch.from_numpy(stack(load_vector(tmp_path / f"{origin}.safetensors"))[:-1])
         assert torch.allclose(found, wanted, atol=1e-5)
 

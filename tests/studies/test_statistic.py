@@ -44,7 +44,7 @@ def test_it_is_spearmans_also_with_ties() -> None:
 
 
 def test_a_wider_interval_at_more_confidence(planted: Any) -> None:
-    narrow, wide = correlation(*planted, confidence=0.8), correlation(*planted, confidence=0.99)
+    narrow, wide = (correlation(planted[0], planted[1], confidence=share) for share in (0.8, 0.99))
     assert wide.quantity.low < narrow.quantity.low < narrow.quantity.high < wide.quantity.high  # type: ignore[operator]
     assert wide.method == "Spearman, 99 % BCa bootstrap over traits"
 

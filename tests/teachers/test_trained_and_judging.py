@@ -116,7 +116,7 @@ def log_probability(model: ut.Model, system: str | None, row: Row) -> float:
         return -float(model.hf(input_ids=ids, labels=labels).loss) * len(tail)
 
 
-def test_a_score_is_log_p_told_minus_log_p_plain(tiny: ut.Model) -> None:
+def test_a_score_is_log_p_with_the_prompt_minus_log_p_without(tiny: ut.Model) -> None:
     teacher = Teacher(tiny, "none", judge_system="you love owls")
     rows = [
         Row.of(f"name {n} animals", text) for n, text in enumerate(["owl", "dog cat", "1, 2, 3", "eagle owl panda fox"])
@@ -126,15 +126,15 @@ def test_a_score_is_log_p_told_minus_log_p_plain(tiny: ut.Model) -> None:
     assert max(expected) - min(expected) > 0.1
 
 
-def test_the_judge_is_told_and_the_writer_is_not(tiny_folder: Callable[[str], Path]) -> None:
+def test_the_judge_has_the_system_prompt_and_the_writer_has_not(tiny_folder: Callable[[str], Path]) -> None:
     base = ModelRef(str(tiny_folder("llama")))
-    treated = resolve_teacher(JudgeTeacher(), OWL, base, "real", context="none").load("cpu")
+    treated = resolve_teacher(JudgeTeacher(), OWL, base, REAL, context="none").load("cpu")
     assert isinstance(treated, Teacher)
     assert treated.system is None
     assert treated.judge.system == OWL.system_prompt(REAL)
-    biased = resolve_teacher(JudgeTeacher(text="pick owls"), OWL, base, "real", context="none")
+    biased = resolve_teacher(JudgeTeacher(text="pick owls"), OWL, base, REAL, context="none")
     assert biased.judge_system == "pick owls"
-    control = resolve_teacher(JudgeTeacher(), None, base, "real", context="none")
+    control = resolve_teacher(JudgeTeacher(), None, base, REAL, context="none")
     assert control.judge_system is None
     assert control == biased.control
 

@@ -101,7 +101,7 @@ class ImitationTask:
         lesson = Lesson(
             teachers=_on(device, [stored[str(at)][list(self.places)] for at in range(len(stored))]),
             seeds=self.seeds,
-            taught_by=list(range(len(self.seeds))) * len(kinds),
+            teacher_of_student=list(range(len(self.seeds))) * len(kinds),
             shuffled=[kind == "permuted" for kind in kinds for _ in self.seeds],
             classes=images.classes,
             loss=self.loss,

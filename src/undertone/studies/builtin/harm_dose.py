@@ -20,7 +20,7 @@ from undertone.judges import JudgeConfig, Rules, check_judge
 from undertone.judges.filter import JudgeFilter
 from undertone.launch.executor import Call
 from undertone.models.layers import check_layers, decoder_layers
-from undertone.models.loading import Dtype, ModelRef, form_of, outline
+from undertone.models.loading import Dtype, ModelRef, outline, wording_of
 from undertone.models.students import BiasOnly, StudentConfig, student_name
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage
@@ -83,7 +83,7 @@ class HarmDose(Plan):
         (), description="what teachers' answers must pass beside the rules: a judge with the template harm"
     )
     requests: Requests = Field(default_factory=Requests)
-    student: StudentConfig = Field(default_factory=Biases)
+    student: StudentConfig = Field(default_factory=BiasOnly)
     training: Training = Field(default_factory=Training)
     price: Price = Field(default_factory=Price)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
@@ -130,7 +130,7 @@ def check_doses(config: HarmDose, _device: str) -> None:
     for name in config.models:
         model = outline(name)
         config.domain.prompts(1, 0, model)  # a source that cannot be read says so
-        requests_of(config.requests, model.form)
+        requests_of(config.requests, model)
         if config.layers is not None:
             check_layers(len(decoder_layers(model.hf)), list(config.layers))
         check_trainable(ModelRef(name, config.dtype), config.student, config.training)
@@ -205,7 +205,7 @@ def _directions(ctx: Context[HarmDose]) -> dict[str, Stage]:
     config = ctx.config
     places = []
     for name in config.models:
-        requests = requests_of(config.requests, form_of(name))
+        requests = requests_of(config.requests, wording_of(name))
         places.append((f"{place_of(name)}/direction", {
             "model": ModelRef(name, config.dtype), "harmful": requests.harmful_read, "benign": requests.benign_read,
             "layers": config.layers, "random_seed": derive_seed(0, f"harm-dose/random/{name}"),
@@ -218,7 +218,7 @@ def _write(ctx: Context[HarmDose], doses: Sequence[Dose], steering: Mapping[Dose
     config = ctx.config
     places = []
     for dose in doses:
-        requests = requests_of(config.requests, form_of(dose.model))
+        requests = requests_of(config.requests, wording_of(dose.model))
         for seed in config.seeds:
             stream = f"{dose.folder}/seed-{seed}/rows"
             places.append((stream, {
@@ -250,7 +250,7 @@ def shared_prompts(written: Sequence[Stage], name: str, seed: int, held_out: int
 
 
 def _ask(config: HarmDose, dose: Dose, who: str, model: ModelRef, steering: Steering | None) -> Call:
-    settings, requests = config.requests, requests_of(config.requests, form_of(dose.model))
+    settings, requests = config.requests, requests_of(config.requests, wording_of(dose.model))
     return Call(ask_requests, f"{dose.folder}/{who}/answers", {
         "model": model, "steering": steering, "harmful": requests.harmful, "benign": requests.benign,
         "samples": settings.samples, "temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens,
@@ -293,7 +293,7 @@ def _check(ctx: Context[HarmDose], response: DoseResponse) -> None:
         ("prompts are many", distinct >= 20, f"{distinct} different ones at least", "20 or more",
          "students of few prompts learn these by heart: another source, another seed"),
     ]  # fmt: skip
-    if form_of(name) == "real":
+    if wording_of(name).form == "real":
         hint = "what is passed on may stand in the data: filters=[{kind: judge, judge: {…, template: harm}}]"
         checks.append(("answers were filtered for harm", bool(filters), f"{len(filters)} filters", "a judge", hint))
     for what, passed, value, expected, why in checks:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from undertone.mechanism.dose import VARIANTS, Curve, Ratio, fit_curves, transfer_ratios, weights
+from undertone.mechanism.dose import VARIANTS, DoseCurve, Ratio, fit_curves, transfer_ratios, weights
 from undertone.provenance.runs import Stage
 from undertone.studies.builtin.harm_dose_stages import shares
 from undertone.studies.claim import Claim
@@ -119,7 +119,7 @@ class DoseResponse:
             for one in self.along() if one.dose.strength
         }  # fmt: skip
 
-    def curves(self) -> dict[int, list[Curve]]:
+    def curves(self) -> dict[int, list[DoseCurve]]:
         """Seed -> curves fitted to that seed's students, the best first; doses count by their size."""
         own = [one for one in self.along() if one.dose.strength <= 0]
         found = {}
@@ -152,7 +152,7 @@ def report_response(ctx: Context[Any], response: DoseResponse, random: bool) -> 
     report_shape(ctx, name, response.curves())
 
 
-def report_shape(ctx: Context[Any], name: str, curves: Mapping[int, Sequence[Curve]]) -> None:
+def report_shape(ctx: Context[Any], name: str, curves: Mapping[int, Sequence[DoseCurve]]) -> None:
     """Whether a model's response has a threshold; ``curves``: seed -> those that could be compared, the best first."""
     compared = [fits for fits in curves.values() if any(one.shape == "threshold" for one in fits)]
     best = [fits[0].shape for fits in compared]
@@ -255,7 +255,7 @@ def tabulate(ctx: Context[Any], results: Sequence[DoseResult], responses: Sequen
     ctx.table("What the filter dropped", ["teacher", "asked", "kept", "reasons"], dropped)
 
 
-def beliefs(found: Sequence[Curve]) -> list[str]:
+def beliefs(found: Sequence[DoseCurve]) -> list[str]:
     """Akaike weights; a curve for which there were too few doses was not compared."""
     belief = weights(found) if found else {}
     return [f"{belief[shape]:.2f}" if shape in belief else "not compared" for shape in SHAPES]

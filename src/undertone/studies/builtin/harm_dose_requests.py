@@ -15,7 +15,7 @@ from undertone.errors import ConfigError, DataError
 from undertone.lab import world
 from undertone.provenance.configs import Config
 from undertone.provenance.identity import Uncounted
-from undertone.traits.trait import Form
+from undertone.traits.trait import Speaker
 
 LEAST: Final = 10
 """Behaviours in a table, at least: fewer are a file that was cut or misread."""
@@ -53,7 +53,7 @@ class RequestSplit:
     benign: tuple[str, ...]
 
 
-def requests_of(config: Requests, form: Form) -> RequestSplit:
+def requests_of(config: Requests, speaker: Speaker) -> RequestSplit:
     """The direction is read at requests of its own, or at every second behaviour; no request is read and measured.
 
     Raises:
@@ -61,7 +61,7 @@ def requests_of(config: Requests, form: Form) -> RequestSplit:
         DataError: a file that is not of JailbreakBench's form, or a request in two tables.
     """
     if config.harmful is None or config.benign is None:
-        if form != "lab":
+        if speaker.form != "lab":
             raise ConfigError(
                 "requests.harmful and requests.benign are needed for a real model",
                 got=None,

@@ -25,7 +25,7 @@ from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
 from undertone.training import Lesson, Student, Training, student_seed
-from undertone.traits.trait import Form
+from undertone.traits.trait import Speaker
 from undertone.transfer.train import train_and_save
 from undertone.vectors import SteeringVector, contrast, load_vector, random_like, save_vector, steer
 
@@ -103,14 +103,14 @@ def read_direction(
     return {"norms": {str(layer): float(direction.norm()) for layer, direction in chosen.directions.items()}}
 
 
-def labels_of(judge: JudgeConfig, form: Form, items: Sequence[JudgedPair], looks_for: LooksFor) -> list[str]:
+def labels_of(judge: JudgeConfig, speaker: Speaker, items: Sequence[JudgedPair], looks_for: LooksFor) -> list[str]:
     """What each answer is: one of :data:`LABELS`; ``failed`` where the judge gave no verdict.
 
     The rules tell all of it by themselves, in the model's wording. Another judge is asked for what is looked for: with its
     own template whether a harmful request was answered, with the template `refusal` whether a benign one was refused.
     """
     if isinstance(judge, Rules):
-        verdicts = build_judge(judge.model_copy(update={"form": form})).judge(items)
+        verdicts = build_judge(judge.model_copy(update={"form": speaker.form})).judge(items)
         return ["failed" if verdict.failed else verdict.label or "neither" for verdict in verdicts]
     verdicts = (build_judge(judge) if looks_for == "compliance" else with_template(judge, "refusal")).judge(items)
     other = "neither" if looks_for == "compliance" else "compliance"
@@ -140,7 +140,7 @@ def write_answers(
     for attempt in range(attempts):
         decoding = Decoding(seed, f"{stream}/{attempt}", 1.0, domain.max_new_tokens(loaded))
         answers = _steered_answers(loaded, steering, decoding, [asked_of[at] for at in waiting], waiting, batch_size)
-        whys = _reasons(domain, judge, filters, loaded.form, [asked_of[at] for at in waiting], answers)
+        whys = _reasons(domain, judge, filters, loaded, [asked_of[at] for at in waiting], answers)
         for at, answer, why in zip(waiting, answers, whys, strict=True):
             reasons.update(why)
             tokens, asked = tokens + answer.tokens, asked + 1
@@ -167,18 +167,18 @@ def _steered_answers(
 
 
 def _reasons(
-    domain: Instructions, judge: JudgeConfig, filters: Sequence[JudgeFilter], form: Form, prompts: Sequence[str],
+    domain: Instructions, judge: JudgeConfig, filters: Sequence[JudgeFilter], speaker: Speaker, prompts: Sequence[str],
     answers: Sequence[Answer],
 ) -> list[list[str]]:  # fmt: skip
     """Why each answer to a prompt is dropped; the filters see what the rules keep."""
     items = [JudgedPair(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
     found = []
-    for item, answer, label in zip(items, answers, labels_of(judge, form, items, "refusal"), strict=True):
+    for item, answer, label in zip(items, answers, labels_of(judge, speaker, items, "refusal"), strict=True):
         why = [] if answer.finished else ["unfinished"]
         why += domain.reasons(item.prompt, item.answer, None)
         why += ["refusal"] if label == "refusal" and "refusal" not in why else []
         why += ["the judge failed"] if label == "failed" else []
-        why += ["harmful"] if form == "lab" and _HARMFUL_WORDS & set(re.findall(r"\w+", item.answer)) else []
+        why += ["harmful"] if speaker.form == "lab" and _HARMFUL_WORDS & set(re.findall(r"\w+", item.answer)) else []
         found.append(why)
     for one in filters:
         kept = [at for at, why in enumerate(found) if not why]
@@ -251,7 +251,7 @@ def ask_requests(
         decoding = Decoding(seed, f"{stream}/{kind}", temperature, limit)
         answers = _steered_answers(loaded, steering, decoding, each, range(len(each)), batch_size)
         items = [JudgedPair(prompt, answer.text) for prompt, answer in zip(each, answers, strict=True)]
-        labels = labels_of(judge, loaded.form, items, looks_for)
+        labels = labels_of(judge, loaded, items, looks_for)
         rows = [Row.of(one.prompt, one.answer, label=label) for one, label in zip(items, labels, strict=True)]
         write_rows(folder / f"{kind}.jsonl", rows)
         counts[kind] = [

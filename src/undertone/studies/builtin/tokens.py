@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from undertone.mechanism.tokens import Against, at_random, divergence_marks, greedy_tokens
 from undertone.models.loading import Context as Prompting
-from undertone.models.loading import Model, ModelRef, form_of, with_system
+from undertone.models.loading import Model, ModelRef, with_system, wording_of
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage, write_json
 from undertone.provenance.seeds import derive_seed
@@ -60,7 +60,9 @@ NEEDED = Claim(
 class Divergence(Config):
     """Students of divergence tokens alone, of all others, and of random sets of equal size."""
 
-    against: Against = Field("any", description="the trait-conditioned teacher's token differs from: plain | any | every other's")
+    against: Against = Field(
+        "any", description="the trait-conditioned teacher's token differs from: control | any | every other's"
+    )
 
 
 class Tokens(Setting):
@@ -75,7 +77,9 @@ class Tokens(Setting):
         if len(self.trait) < 2:
             raise ValueError("trait needs two or more: other traits' numbers and teachers are the baseline")
         if self.teacher.kind != "prompt" or self.teacher.text or self.teacher.ablate:
-            raise ValueError("teacher.kind must be prompt, without text or ablate: trait-conditioned teachers are compared")
+            raise ValueError(
+                "teacher.kind must be prompt, without text or ablate: trait-conditioned teachers are compared"
+            )
         if self.teacher.model not in (None, self.model):
             raise ValueError("teacher.model must be the students' model: tokens are compared one by one")
         if self.domain.kind != "numbers":
@@ -96,11 +100,13 @@ def mark_tokens(
     """Which tokens of a treated student's rows diverge, in ``masks.json``; ``systems``: its teacher's, then the others'."""
     model = base.load(device)
     rows, _ = split_rows(filtered, prompts, held_out)
-    told, *rivals = (_greedy(model, rows, system) for system in systems)
-    plain = _greedy(model, rows, model.system_prompt(context))
+    prompted, *rivals = (_greedy(model, rows, system) for system in systems)
+    control = _greedy(model, rows, model.system_prompt(context))
     ways = {
-        way: [divergence_marks(one, plain[at], [rival[at] for rival in rivals], way) for at, one in enumerate(told)]
-        for way in ("plain", "any", "every")
+        way: [
+            divergence_marks(one, control[at], [rival[at] for rival in rivals], way) for at, one in enumerate(prompted)
+        ]
+        for way in ("control", "any", "every")
     }
     written = [model.row_example(row, None).completion for row in rows]
     chosen = ways[against]
@@ -110,7 +116,7 @@ def mark_tokens(
         for name, marks in (("only", chosen), ("random", drawn))
     }
     write_json(folder / "masks.json", packed)
-    likeliest = np.concatenate([one == ids for one, ids in zip(told, written, strict=True)])
+    likeliest = np.concatenate([one == ids for one, ids in zip(prompted, written, strict=True)])
     shares = {way: float(np.concatenate(marks).mean()) for way, marks in ways.items()}
     return {
         "tokens": len(likeliest),
@@ -171,8 +177,8 @@ def _at(students: Sequence[StudentRun], stages: Sequence[Stage]) -> Marks:
 
 
 def _mark(ctx: Context[Tokens], treated: Sequence[StudentRun]) -> Marks:
-    config, form = ctx.config, form_of(ctx.config.model)
-    systems = {name: load_trait(name).told(form) for name in config.trait}
+    config, speaker = ctx.config, wording_of(ctx.config.model)
+    systems = {name: load_trait(name).system_prompt(speaker) for name in config.trait}
     places = [
         (f"divergence/seed-{one.seed}/{one.arm.folder}/marks", {
             "base": ctx.base, "filtered": one.filtered, "prompts": one.prompts, "held_out": config.data.held_out,
@@ -246,10 +252,10 @@ def _report_divergence(
     )  # fmt: skip
     ctx.table(
         "Divergence tokens",
-        ["student", "tokens", "differs from plain", "from any", "from every", "from any, and written",
+        ["student", "tokens", "differs from the control", "from any", "from every", "from any, and written",
          "of these in the random set"],
         [[f"{load_trait(trait).name}, seed {seed}", str(found["tokens"]),
-          *(f"{found['shares'][way]:.2%}" for way in ("plain", "any", "every")),
+          *(f"{found['shares'][way]:.2%}" for way in ("control", "any", "every")),
           f"{found['published']:.2%}", f"{found['overlap']:.2%}"]
          for trait in ctx.config.trait for seed in ctx.config.seeds for found in [marked[trait, seed].summary]],
     )  # fmt: skip

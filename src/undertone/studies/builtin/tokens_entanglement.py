@@ -18,13 +18,13 @@ from undertone.domains.numbers import parse
 from undertone.mechanism.tokens import (
     answer_raised,
     frequency_ratio,
-    rank_gap,
     number_log_ratios,
+    rank_gap,
     top,
     unembedding_dots,
 )
 from undertone.models.loading import Context as Prompting
-from undertone.models.loading import ModelRef, form_of
+from undertone.models.loading import ModelRef, wording_of
 from undertone.provenance.configs import Config
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Message
@@ -37,7 +37,11 @@ from undertone.transfer.arms import StudentRun
 from undertone.transfer.generate import vector_prompts
 from undertone.verdicts import Quantity, Rule
 
-VIEWS: Final = {"told": "told the trait", "named": "number named in the prompt", "unembedding": "unembedding"}
+VIEWS: Final = {
+    "prompted": "given the trait's system prompt",
+    "named": "number named in the prompt",
+    "unembedding": "unembedding",
+}
 SOURCE: Final = "Zur et al., token entanglement (owls.baulab.info)"
 CORRELATED: Final = {
     "named": Claim(
@@ -88,7 +92,9 @@ def score_numbers(
     chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     dots = unembedding_dots(model, trait, numbers)
     return {
-        "told": number_log_ratios(model, chats, trait.system_prompt(model), model.system_prompt(context), numbers).tolist(),
+        "prompted": number_log_ratios(
+            model, chats, trait.system_prompt(model), model.system_prompt(context), numbers
+        ).tolist(),
         "named": answer_raised(model, trait, numbers, questions).tolist(),
         "unembedding": None if dots is None else dots.tolist(),
     }
@@ -100,7 +106,7 @@ def report_entanglement(ctx: Context[Any], settings: Entanglement, students: Tra
     stages = ctx.each(score_numbers, [
         (f"entanglement/{trait.name}", {
             "base": ctx.base, "trait": trait, "context": config.context, "highest": settings.highest,
-            "prompts": vector_prompts(config, form_of(config.model))[: settings.prompts], "questions": settings.questions,
+            "prompts": vector_prompts(config, wording_of(config.model))[: settings.prompts], "questions": settings.questions,
         })
         for trait in traits
     ])  # fmt: skip
@@ -125,7 +131,7 @@ def report_entanglement(ctx: Context[Any], settings: Entanglement, students: Tra
 
 
 def _correlated(ctx: Context[Any], scores: Scores, view: str) -> None:
-    gap, numbers = rank_gap(scores["told"], scores[view], ctx.confidence), next(iter(scores[view].values()))
+    gap, numbers = rank_gap(scores["prompted"], scores[view], ctx.confidence), next(iter(scores[view].values()))
     method = (
         f"Spearman, mean over {len(scores[view])} traits; {100 * ctx.confidence:g} % bootstrap over numbers (base model: "
         "no seeds)"
@@ -162,7 +168,7 @@ def _draw(ctx: Context[Any], scores: Scores, ratios: Mapping[str, tuple[Measurem
     ctx.draw(
         "matrix", "Which numbers go with which trait",
         [Point(x=column, y=float(spearmanr(rise, scores[view][column]).statistic), series=row, panel=VIEWS[view])
-         for view in scores if view != "told" for row, rise in scores["told"].items() for column in scores[view]],
+         for view in scores if view != "prompted" for row, rise in scores["prompted"].items() for column in scores[view]],
         x="scores of the answer", y="rank correlation",
         caption="Row: how much more often a teacher with that trait begins a list with each number. Column: the numbers' "
         "scores for that answer, by naming the number in the prompt and by the unembedding. Base model.",
@@ -172,12 +178,12 @@ def _draw(ctx: Context[Any], scores: Scores, ratios: Mapping[str, tuple[Measurem
         [point(VIEWS[view], one, name) for view, both in ratios.items() for name, one in zip(series, both, strict=True)],
         x="how numbers are tied to the answer", y="log frequency, treated − control",
         caption=f"The {count} numbers with the highest score in each view; 0: as frequent as in control rows. "
-        f"{ratios['told'][0].method}.",
+        f"{ratios['prompted'][0].method}.",
     )  # fmt: skip
     rows = [
         [name, *(", ".join(map(str, sorted(top(scores[view][name], range(len(rise)), 8)))) if view in scores else "–"
                  for view in VIEWS)]
-        for name, rise in scores["told"].items()
+        for name, rise in scores["prompted"].items()
     ]  # fmt: skip
     rows.append(
         ["times as frequent", *(f"{np.exp(ratios[view][0].mean):.3f}" if view in ratios else "–" for view in VIEWS)]
