@@ -129,7 +129,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_local_yes_or_no_is_the_share_of_yes_in_the_logits(roomy: Any) -> None:
     asked = TEMPLATES["compliance"]
-    (verdict,) = LocalJudge(roomy, asked, least_mass=0.0).judge([ITEM])
+    (verdict,) = LocalJudge(roomy, asked, min_label_probability=0.0).judge([ITEM])
     prompt = roomy.prompt([{"role": "user", "content": shown(asked, ITEM)}])
     yes, no = (
         sum(begins(roomy, prompt, [roomy.encode(word) for word in words]))
@@ -141,7 +141,7 @@ def test_a_local_yes_or_no_is_the_share_of_yes_in_the_logits(roomy: Any) -> None
 
 def test_a_local_score_is_the_mean_number_in_the_logits(roomy: Any) -> None:
     asked = TEMPLATES["coherence"]
-    (verdict,) = LocalJudge(roomy, asked, least_mass=0.0).judge([ITEM])
+    (verdict,) = LocalJudge(roomy, asked, min_label_probability=0.0).judge([ITEM])
     prompt = roomy.prompt([{"role": "user", "content": shown(asked, ITEM)}])
     single = [roomy.encode(str(n)) for n in range(10)]
     assert all(len(ids) == 1 for ids in single)  # digit by digit: numbers share their beginnings
@@ -151,7 +151,7 @@ def test_a_local_score_is_the_mean_number_in_the_logits(roomy: Any) -> None:
 
 
 def test_a_local_judge_that_answers_something_else_has_failed(roomy: Any) -> None:
-    (verdict,) = LocalJudge(roomy, TEMPLATES["harm"], least_mass=0.9).judge([ITEM])
+    (verdict,) = LocalJudge(roomy, TEMPLATES["harm"], min_label_probability=0.9).judge([ITEM])
     assert verdict.failed
     assert "probability" in verdict.why
     assert LocalJudge(roomy, TEMPLATES["harm"]).judge([]) == []

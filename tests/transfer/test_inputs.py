@@ -162,12 +162,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Change]]] = {
     ),
     "a judge that filters": (
         {"filters": [{"kind": "judge", "cache": False, "keep": "above", "threshold": 0.0,
-                      "judge": {"kind": "local", "model": "@judge", "least_mass": 0.0, "template": YES_OR_NO}}]},
+                      "judge": {"kind": "local", "model": "@judge", "min_label_probability": 0.0, "template": YES_OR_NO}}]},
         {"the judge": middle("judge")},
     ),
     "a judge with an adapter": (
         {"filters": [{"kind": "judge", "cache": False, "keep": "above", "threshold": 0.0,
-                      "judge": {"kind": "local", "model": "@judge + @adapter", "least_mass": 0.0, "template": YES_OR_NO}}]},
+                      "judge": {"kind": "local", "model": "@judge + @adapter", "min_label_probability": 0.0, "template": YES_OR_NO}}]},
         {"the adapter": middle("adapter", "undertone_biases.safetensors"), "its base": middle("judge")},
     ),
     "students told": (

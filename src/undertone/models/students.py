@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,7 +27,8 @@ class Full(Config):
 class BiasOnly(Config):
     """Bias parameters only (BitFit)."""
 
-    kind: Literal["biases"] = "biases"
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"kind": {"biases": "bias-only"}}
+    kind: Literal["bias-only"] = "bias-only"
 
 
 class Lora(Config):

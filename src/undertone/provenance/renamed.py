@@ -8,7 +8,7 @@ looks at them, so that no other code knows an old word.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from undertone.errors import ConfigError
 from undertone.provenance.fields import is_model, item_types, kinds_of, members_of, value_type
@@ -55,11 +55,7 @@ def with_current_names(annotations: Sequence[Any], data: Any, path: tuple[str, .
     for key, value in data.items():
         name = current_key(models, key, path)
         if name != key and name in data:
-            raise ConfigError(
-                f"{'.'.join((*path, key))}: this field is now {'.'.join((*path, name))}, and both are given",
-                got=[key, name],
-                fix=f"leave {key} out",
-            )
+            refuse_both((*path, key), (*path, name), (*path, name))
         here = (*path, name)
         current = current_value(models, name, value, here)
         result[name] = with_current_names(types_at(models, name), current, here)
@@ -86,6 +82,16 @@ def current_value(models: Sequence[Any], field: str, value: Any, path: tuple[str
             _NOTES.append(f"{'.'.join(path)}={value} is now {values[value]}")
             return values[value]
     return value
+
+
+def refuse_both(one: tuple[str, ...], other: tuple[str, ...], current: tuple[str, ...]) -> NoReturn:
+    """The error where a field is given under its old and under its new name.
+
+    Raises:
+        ConfigError: always.
+    """
+    old, new = ".".join(other if one == current else one), ".".join(current)
+    raise ConfigError(f"{old}: this field is now {new}, and both are given", got=[old, new], fix=f"leave {old} out")
 
 
 def types_at(models: Sequence[Any], field: str) -> list[Any]:

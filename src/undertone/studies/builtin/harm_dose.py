@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -62,6 +62,7 @@ class Price(Config):
 class HarmDose(Plan):
     """Teachers steered along their refusal direction at several strengths; students of their benign answers."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"blocks": "layers"}
     kind: Literal["harm-dose"] = "harm-dose"
     name: str = Field("harm-dose", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
     models: tuple[str, ...] = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -60,6 +60,7 @@ NEEDED = Claim(
 class Divergence(Config):
     """Students of divergence tokens alone, of all others, and of random sets of equal size."""
 
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"against": {"plain": "control"}}
     against: Against = Field(
         "any", description="the trait-conditioned teacher's token differs from: control | any | every other's"
     )
