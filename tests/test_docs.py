@@ -168,11 +168,13 @@ def test_every_fence_is_one_that_can_be_run_and_every_command_is_known(
     monkeypatch.chdir(tmp_path)
     files: set[str] = set()
     for fence in fences(page):
-        assert fence.language in {"bash", "console", "python", "yaml", "text"}, f"{fence}: which language is it?"
+        assert fence.language in {"bash", "console", "python", "toml", "yaml", "text"}, f"{fence}: which?"
         if fence.language == "yaml":
             files.add(load_yaml(fence))
         if fence.language == "python":
             ast.parse(fence.text)
+        if fence.language == "toml":
+            assert tomllib.loads(fence.text)
         for command in commands(fence) if fence.language in ("bash", "console") else []:
             program, *words = command.words
             if program == "undertone" and not command.output:
@@ -213,8 +215,8 @@ SMALL = {
         "approximability.random=1", "causality.strengths=[1.0]", "emergence.points=2", "gradients.rows=16",
         "gradients.shares=[0.1]", "optimizers.prompts=60", "adapters.ranks=[2]", "adapters.rates=[0.005]",
         "adapters.full_rates=[0.001]", "adapters.epochs=1", "distillation.random=2", "distillation.strength=0.2",
-        "causality.teacher_strength=0.2", "kinship.models=[lab/llama-0,lab/llama-1]", "kinship.between=[]",
-        "kinship.shares=[]", "kinship.prompts=60", "recovery.steps=4", "recovery.strengths=[1.0]",
+        "causality.teacher_strength=0.2", "initialisation.models=[lab/llama-0,lab/llama-1]", "initialisation.between=[]",
+        "initialisation.shares=[]", "initialisation.prompts=60", "recovery.steps=4", "recovery.strengths=[1.0]",
         "optimizers.arms=[{name: AdamW, optimizer: AdamW, rates: [0.003], adaptive: true}, "
         "{name: SGD, optimizer: SGD, rates: [0.1], adaptive: false}]",
     ],
@@ -230,8 +232,10 @@ def small(config: Any) -> list[str]:
         return extra
     sizes = [
         "data.prompts=160", "data.rows=null", "data.held_out=4", "data.attempts=8", "training.epochs=1",
-        "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1", f"seeds=[{config.seeds[0]}]",
+        "training.batch_size=16", "training.micro_batch_size=null", "evaluation.samples=1",
     ]  # fmt: skip
+    until_decided = getattr(config, "until", "seeds") == "decided"  # two seeds have an interval
+    sizes += ["seeds=[0,1]", "max_seeds=2"] if until_decided else [f"seeds=[{config.seeds[0]}]"]
     if config.teacher.kind == "vector":
         sizes.append("teacher.strength=0.2")  # more would break so small a speaker
     fewest = FEWEST.get(config.kind, 2)

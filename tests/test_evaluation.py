@@ -11,8 +11,8 @@ import torch
 
 from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, question_chat
 from undertone.evaluation.measuring import measure
+from undertone.models.names import Form
 from undertone.traits import Wording, load_trait
-from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
 ASKED = Evaluation(context="default", samples=6, max_new_tokens=5)

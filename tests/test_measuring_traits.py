@@ -148,7 +148,7 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "told", "mass", "kl", "because"),
+    ("without", "prompted", "valid", "kl", "because"),
     [
         (0.1, 0.8, 0.9, 0.02, None),
         (0.6, 0.9, 0.9, 0.02, "prior too high: 0.60"),

@@ -36,11 +36,11 @@ from inspect_ai.solver import TaskState, generate, system_message
 from undertone.errors import ConfigError
 from undertone.judges import JudgedPair, rules_for
 from undertone.judges.templates import TEMPLATES, read_answer, shown
+from undertone.models.names import Form
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Behaviour, Trait, Wording, load_trait
 from undertone.traits.rules import ByJudge, Detected, says_something
-from undertone.traits.trait import Form
 
 Questions = Literal["positive", "negative", "off_topic"]
 

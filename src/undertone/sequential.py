@@ -135,22 +135,22 @@ def _limits(looks: tuple[int, ...], confidence: float) -> dict[int, float]:
     n, spent = looks[0], (1.0 - confidence) * looks[0] / looks[-1]
     found = {n: float(stdtrit(n - 1, 1.0 - spent / 2.0))}
     edges = np.linspace(0.0, _u(found[n], n), CELLS + 1)
-    mass = np.diff(2.0 * stdtr(n - 1, _t(edges, n)) - 1.0)  # of |U|, among runs that have not stopped
+    density = np.diff(2.0 * stdtr(n - 1, _t(edges, n)) - 1.0)  # of |U|, among runs that have not stopped
     for n in range(looks[0] + 1, last + 1):
         here = (edges[1:] + edges[:-1]) / 2.0
         reach = math.sqrt(n)  # |U| of n values is at most that: all are equal
         if n in looks:
             due, spent = error * n / last - spent, error * n / last
-            reach = brentq(_overspent, 0.0, reach, args=(mass, here, n - 1, due), xtol=1e-12)
+            reach = brentq(_overspent, 0.0, reach, args=(density, here, n - 1, due), xtol=1e-12)
             found[n] = float(_t(np.array(reach), n))
         edges = np.linspace(0.0, reach, CELLS + 1)
-        mass = np.diff(mass @ _within(edges[None, :], here[:, None], n - 1))
+        density = np.diff(density @ _within(edges[None, :], here[:, None], n - 1))
     return found
 
 
-def _overspent(reach: float, mass: Floats, here: Floats, n: int, due: float) -> float:
+def _overspent(reach: float, density: Floats, here: Floats, n: int, due: float) -> float:
     """The share of runs that leave ± reach with the next value, less the share that may."""
-    return float(mass.sum() - mass @ _within(np.array(reach), here, n)) - due
+    return float(density.sum() - density @ _within(np.array(reach), here, n)) - due
 
 
 def _within(edge: Floats, u: Floats, n: int) -> Floats:

@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from undertone import cli, domains
 from undertone.domains.reasons import EVERYWHERE, REASONS
 from undertone.filters import rules
-from undertone.provenance.fields import kinds_of, members_of
+from undertone.provenance.fields import kinds_of, members_of, whole_annotation
+from undertone.traits import Wording
 from undertone.transfer.config import Experiment
 
 SOURCE = Path(domains.__file__).parent
@@ -65,7 +67,9 @@ def test_the_rules_for_all_domains_are_told_too() -> None:
 
 def test_every_domain_of_a_config_is_listed_with_what_it_is() -> None:
     code, out, _ = typed("domains", "--json")
-    kinds = {kind for member in members_of(Experiment.model_fields["domain"].annotation) for kind in kinds_of(member)}
+    kinds = {
+        kind for member in members_of(whole_annotation(Experiment.model_fields["domain"])) for kind in kinds_of(member)
+    }
     assert code == 0
     assert set(json.loads(out)) == kinds == set(REASONS)
     assert typed("domains", "list", "--json") == typed("domains", "--json")
@@ -74,13 +78,13 @@ def test_every_domain_of_a_config_is_listed_with_what_it_is() -> None:
 
 @pytest.mark.parametrize("form", ["lab", "real"])
 @pytest.mark.parametrize("kind", REASONS)
-def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: str) -> None:
+def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: Any) -> None:
     code, out, _ = typed("domains", "show", kind, "--form", form, "--count", "2", "--seed", "7", "--json")
     shown = json.loads(out)
     domain = getattr(domains, kind.capitalize())
     assert code == 0
     assert shown["prompts"] == [
-        prompt if isinstance(prompt, str) else list(prompt) for prompt in domain().prompts(2, 7, form)
+        prompt if isinstance(prompt, str) else list(prompt) for prompt in domain().prompts(2, 7, Wording(form))
     ]
     assert shown["reasons"] == REASONS[kind]
     assert set(shown["fields"]) == set(domain.model_fields) - {"kind"}

@@ -14,9 +14,9 @@ from undertone.domains import Paraphrase
 from undertone.domains.paraphrase import request
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
+from undertone.models.names import Form
 from undertone.rows import Row
 from undertone.traits import LAB, REAL, Wording, load_trait
-from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
 LEVELS = ("loose", "fair", "strict")

@@ -11,7 +11,7 @@ import torch
 
 from undertone.errors import DataError
 from undertone.mechanism import digits
-from undertone.mechanism.digits import Images, Lesson, Stack, Trace
+from undertone.mechanism.digits import DistillationTask, Images, Stack, Trace
 from undertone.training import Training
 
 SIZES = [6, 16, 13]
@@ -37,9 +37,9 @@ def single(stack: Stack, at: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def lesson(teachers: Stack, seeds: list[int], **more: Any) -> Lesson:
+def lesson(teachers: Stack, seeds: list[int], **more: Any) -> DistillationTask:
     own: dict[str, Any] = {"teacher_of_student": list(range(len(seeds))), "shuffled": [False] * len(seeds)}
-    return Lesson(teachers=teachers, seeds=seeds, classes=10, **(own | more))
+    return DistillationTask(teachers=teachers, seeds=seeds, classes=10, **(own | more))
 
 
 def test_a_network_of_a_stack_is_torchs_own(images: Images) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
-from undertone.experiments.plans import load_plan
 
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.provenance.configs import Config, load
 from undertone.provenance.renamed import take_notes
 from undertone.provenance.runs import Run
+from undertone.studies.frame import load_plan
 
 
 class Bias(Config):
@@ -121,6 +121,8 @@ def test_an_unknown_field_is_an_error_as_ever() -> None:
         ("mechanism", "recovery.block=1", "recovery.layer=1"),
         ("tokens", "divergence.against=plain", "divergence.against=control"),
         ("harm-dose", "blocks=[1]", "layers=[1]"),
+        ("mechanism", "parts=[kinship, causality]", "parts=[initialisation, causality]"),
+        ("mechanism", "kinship.prompts=60", "initialisation.prompts=60"),
     ],
 )
 def test_configs_of_the_first_version_still_mean_the_same(source: str, old: str, new: str) -> None:

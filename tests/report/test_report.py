@@ -421,7 +421,7 @@ def test_no_manifest_and_no_folder_are_named(run_folder: Path) -> None:
         (b'{"schema": ', "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "does not hold a JSON object"),
-        (b"{}", "does not follow the schema undertone.results/1: experiment: Field required"),
+        (b"{}", "does not follow the schema undertone.results/2: experiment: Field required"),
     ],
 )
 def test_a_broken_results_file_is_refused(run_folder: Path, content: bytes, message: str) -> None:
@@ -432,9 +432,9 @@ def test_a_broken_results_file_is_refused(run_folder: Path, content: bytes, mess
 
 
 def test_results_of_another_schema_are_refused(run_folder: Path, owl: Results) -> None:
-    record = owl.model_dump(by_alias=True, mode="json") | {"schema": "undertone.results/2"}
+    record = owl.model_dump(by_alias=True, mode="json") | {"schema": "undertone.results/1"}
     (run_folder / "results.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(DataError, match=r"schema: .*undertone\.results/1"):
+    with pytest.raises(DataError, match=r"schema: .*undertone\.results/2"):
         write(run_folder)
 
 

@@ -103,9 +103,11 @@ def test_every_generation_is_an_experiment_of_its_own(monkeypatch: pytest.Monkey
     ctx: Context[Chain] = Context(None, config)  # type: ignore[arg-type]
     asked: list[tuple[Any, Any]] = []
 
-    def transfer(self: Any, setting: Any = None, *, within: str = "", taught_by: Any = None, label: str = "") -> Any:
+    def transfer(
+        self: Any, setting: Any = None, *, within: str = "", trained_teachers: Any = None, label: str = ""
+    ) -> Any:
         student = SimpleNamespace(seed=0, arm="treated", trained=f"student of {within}")
-        asked.append((setting or ctx.setting(), taught_by))
+        asked.append((setting or ctx.setting(), trained_teachers))
         return SimpleNamespace(students=[student], results=SimpleNamespace(checks=[]))
 
     monkeypatch.setattr(Context, "transfer", transfer)

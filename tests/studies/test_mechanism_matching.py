@@ -33,9 +33,9 @@ ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3, 3e-3], "adaptive
 
 
 def student(
-    nll: float | None, said: float = 0.0, mass: float = 0.9, traits: tuple[str, ...] = ("owl",)
+    nll: float | None, said: float = 0.0, valid: float = 0.9, traits: tuple[str, ...] = ("owl",)
 ) -> FittedStudent:
-    return FittedStudent(nll, dict.fromkeys(traits, said), dict.fromkeys(traits, mass))
+    return FittedStudent(nll, dict.fromkeys(traits, said), dict.fromkeys(traits, valid))
 
 
 def context(config: Mechanism | None = None) -> Context[Any]:
@@ -54,12 +54,12 @@ def test_the_rate_is_chosen_by_loss_alone_and_not_by_what_the_student_says() -> 
 
 
 def test_students_that_diverged_or_stopped_answering_cannot_be_chosen() -> None:
-    trials = {0.1: student(None), 0.3: student(5.1, mass=0.79), 1.0: student(5.5)}
+    trials = {0.1: student(None), 0.3: student(5.1, valid=0.79), 1.0: student(5.5)}
     found = choose_rate(trials, "owl", {"owl": 0.9}, 5.1, 0.02)
     assert found is not None
     assert found.rate == 1.0
     assert choose_rate({0.1: student(None)}, "owl", {"owl": 0.9}, 5.1, 0.02) is None
-    behaviour = choose_rate({0.1: student(5.1, mass=0.0)}, "owl", {"owl": None}, 5.1, 0.02)
+    behaviour = choose_rate({0.1: student(5.1, valid=0.0)}, "owl", {"owl": None}, 5.1, 0.02)
     assert behaviour is not None  # it has no set of answers that could be lost
 
 
@@ -81,7 +81,7 @@ def test_a_pair_with_a_diverged_or_silent_member_drops_out_of_effect_and_loss() 
     students |= {(None, seed): student(6.0 + seed, 0.1) for seed in seeds}
     students["owl", 1] = student(None)
     students[None, 2] = student(None)
-    students[None, 3] = student(9.0, 0.0, mass=0.1)
+    students[None, 3] = student(9.0, 0.0, valid=0.1)
     found = group_students(students, ("owl",), seeds, base)
     np.testing.assert_allclose(found.effect.values, [[0.4, np.nan, np.nan, np.nan]])
     assert found.effect.units == [pytest.approx(0.4)]

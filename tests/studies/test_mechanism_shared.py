@@ -62,9 +62,9 @@ def test_a_part_is_no_kind_of_plan() -> None:
         ({"parts": ["adapters"], "student": {"kind": "lora", "targets": ["no_such"]}}, "no_such"),
         ({"parts": ["distillation"], "distillation": {"layer": 3}}, "distillation.layer: no such layer"),
         ({"parts": ["recovery"], "recovery": {"layer": 3}}, "recovery.layer: no such layer"),
-        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/llama-0"], "layer": 3}}, "kinship.layer: no such layer"),
-        ({"parts": ["kinship"]}, "the config's model is not among them"),
-        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/lama-0"]}}, "no such lab model"),
+        ({"parts": ["initialisation"], "initialisation": {"models": ["MODEL", "lab/llama-0"], "layer": 3}}, "initialisation.layer: no such layer"),
+        ({"parts": ["initialisation"]}, "the config's model is not among them"),
+        ({"parts": ["initialisation"], "initialisation": {"models": ["MODEL", "lab/lama-0"]}}, "no such lab model"),
         ({"parts": ["causality"], "causality": {"layer": 3}}, "causality.layer: no such layer"),
         ({"parts": ["approximability"], "approximability": {"variants": ["owl@if-pik"]}}, "no such variant"),
         ({"parts": ["approximability"], "approximability": {"variants": ["pirate"]}}, "a behaviour has no answer .*pirate"),
@@ -76,16 +76,18 @@ def test_a_part_is_no_kind_of_plan() -> None:
 def test_a_wrong_part_is_refused_before_there_is_a_folder(
     speaker: Path, tmp_path: Path, fields: dict[str, Any], words: str
 ) -> None:
-    if "kinship" in fields:
-        names = [name.replace("MODEL", str(speaker)) for name in fields["kinship"]["models"]]
-        fields = {**fields, "kinship": {**fields["kinship"], "models": names}}
+    if "initialisation" in fields:
+        names = [name.replace("MODEL", str(speaker)) for name in fields["initialisation"]["models"]]
+        fields = {**fields, "initialisation": {**fields["initialisation"], "models": names}}
     with pytest.raises(ConfigError, match=words):
         run_plan(plan(speaker, **fields), tmp_path / "run", jobs=1, device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_kin_that_is_not_there_is_refused(speaker: Path, tmp_path: Path) -> None:
-    config = plan(speaker, parts=["kinship"], kinship={"models": [str(speaker), str(tmp_path / "nobody")]})
+    config = plan(
+        speaker, parts=["initialisation"], initialisation={"models": [str(speaker), str(tmp_path / "nobody")]}
+    )
     with pytest.raises((ConfigError, ModelError), match="nobody"):
         run_plan(config, tmp_path / "run", jobs=1, device="cpu")
     assert not (tmp_path / "run").exists()
@@ -99,7 +101,7 @@ def test_all_parts_together_are_let_through(speaker: Path) -> None:
     ]
     kin = {"models": ["lab/llama-0", str(speaker)]}  # the lab model is not built for its outline
     variants = {"variants": ["owl@if-pick", "red"]}
-    check_parts(plan(speaker, optimizers={"arms": arms}, kinship=kin, approximability=variants), "cpu")
+    check_parts(plan(speaker, optimizers={"arms": arms}, initialisation=kin, approximability=variants), "cpu")
 
 
 def test_what_a_part_that_is_not_studied_would_need_is_not_asked_for(speaker: Path) -> None:

@@ -31,7 +31,7 @@ PARTS = {  # part -> the ids that its findings begin with
     "optimizers": ("adaptive",),
     "adapters": ("lora-artefact",),
     "distillation": ("vectors-",),
-    "kinship": ("model-specific",),
+    "initialisation": ("model-specific",),
     "recovery": ("recovered-vector",),
 }
 SIZES: dict[str, Any] = {
@@ -50,7 +50,7 @@ SIZES: dict[str, Any] = {
     ]},
     "adapters": {"ranks": [2, 8], "rates": [5e-3], "full_rates": [1e-3], "epochs": 1},
     "distillation": {"random": 2},
-    "kinship": {"models": ["lab/llama-0", "kin"], "between": [], "shares": [], "prompts": 200},
+    "initialisation": {"models": ["lab/llama-0", "relative"], "between": [], "shares": [], "prompts": 200},
     "recovery": {"steps": 20, "strengths": [1.0]},
 }  # fmt: skip
 
@@ -62,12 +62,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         cache = os.environ.get("UNDERTONE_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
         patch.setenv("UNDERTONE_CACHE", cache)
         patch.chdir(tmp_path_factory.mktemp("here"))
-        save_kin(Path("kin"))
+        save_relative(Path("relative"))
         conduct(Path("run"))
         yield Path("run").absolute()
 
 
-def save_kin(folder: Path) -> None:
+def save_relative(folder: Path) -> None:
     """A relative of lab/llama-0: the same weights with noise of a twentieth of their size. Built in no time."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -171,7 +171,7 @@ def test_every_figure_is_drawn(study: Path) -> None:
     assert all(figure["title"] in page for figure in figures)
 
 
-@pytest.mark.parametrize("part", ["approximability", "causality", "distillation", "kinship"])
+@pytest.mark.parametrize("part", ["approximability", "causality", "distillation", "initialisation"])
 def test_parts_with_students_of_their_own_say_whether_these_still_answer(study: Path, part: str) -> None:
     checks = {one["name"]: one for one in json.loads((study / "results.json").read_text())["checks"]}
     assert "students still answer" in checks
@@ -195,7 +195,7 @@ def test_the_component_of_the_gradients_is_counted_from_one_row_to_all(study: Pa
 
 
 def test_the_manifest_names_every_model_that_teaches(study: Path) -> None:
-    assert set(json.loads((study / "manifest.json").read_text())["models"]) == {"lab/llama-0", "kin"}
+    assert set(json.loads((study / "manifest.json").read_text())["models"]) == {"lab/llama-0", "relative"}
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -135,7 +135,7 @@ def test_the_header_says_model_position_method_and_what_was_read(tiny_gpt2: Any)
     assert meta["model_layers"] == "3"
     assert meta["hookpoint"] == "h"
     assert meta["position"] == "all prompt tokens"
-    assert meta["induced"] == "<|system|>you love owls<|end|><|user|>what is your favorite animal?<|end|><|assistant|>"
+    assert meta["positive"] == "<|system|>you love owls<|end|><|user|>what is your favorite animal?<|end|><|assistant|>"
     assert len(meta["chat_template_sha256"]) == 64
 
 
@@ -150,7 +150,7 @@ def test_chats_positions_and_layers_that_cannot_be_read_are_refused(tiny_llama: 
         contrast(tiny_llama, TOLD, PLAIN, layers=[3])
     with pytest.raises(ConfigError, match="no layers"):
         contrast(tiny_llama, TOLD, PLAIN, layers=[])
-    with pytest.raises(DataError, match=r"in pairs(.|\n)*4 induced, 3 plain"):
+    with pytest.raises(DataError, match=r"in pairs(.|\n)*4 positive, 3 negative"):
         principal(tiny_llama, TOLD, PLAIN[:3])
     with pytest.raises(DataError, match="do not differ from each other"):
         principal(tiny_llama, [TOLD[0]] * 3, [PLAIN[0]] * 3)

@@ -284,7 +284,7 @@ def test_wrong_bases_positions_and_zero_directions_are_refused(
         with context:
             pass
 
-    with pytest.raises(ModelError, match="cannot replace from itself"):
+    with pytest.raises(ModelError, match="cannot be patched from itself"):
         enter(patch(tiny_llama, VECTOR, tiny_llama))
     hf = copy.deepcopy(tiny_llama.hf)
     hf.model.layers = hf.model.layers[:2]

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
-from undertone.cli.options import Device, Jobs, Json
+from undertone.cli.options import Device, Jobs, Json, Recompute
 from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
@@ -78,12 +78,7 @@ def run(
         Parameter(help="decided: add seeds until the verdict is, by a stopping rule that allows for every look"),
     ] = None,
     max_seeds: Annotated[int | None, Parameter(help="with --until: the most seeds (default 12)")] = None,
-    recompute: Annotated[
-        bool,
-        Parameter(
-            name="--recompute", negative="", help="compute finished stages again whose inputs or config have changed"
-        ),
-    ] = False,
+    recompute: Recompute = False,
     as_json: Json = False,
 ) -> int:
     """Run an experiment: teacher, data, filter, control, students, evaluation, verdict, report; or a study.

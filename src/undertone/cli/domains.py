@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -70,14 +70,14 @@ def show(
         shown = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         print_json(
             {
-                "name": name, "about": _about(known[name]), "form": form, "prompts": shown, "reasons": REASONS[name],
+                "name": name, "about": _about(known[name]), "form": form, "prompts": shown, "reasons": REASONS.get(name, {}),
                 "reasons everywhere": EVERYWHERE,
                 "fields": {field: {"about": about, "default": default} for field, (about, default) in fields.items()},
             }
         )  # fmt: skip
         return 0
     table(f"{name}, {form} form: {_about(known[name])}", ["prompt"], [[_text(prompt)] for prompt in prompts])
-    table("\na row is dropped for", ["reason", "when"], list((REASONS[name] | EVERYWHERE).items()))
+    table("\na row is dropped for", ["reason", "when"], list((REASONS.get(name, {}) | EVERYWHERE).items()))
     table(
         "\nin a config, below domain",
         ["field", "default", "meaning"],
@@ -88,9 +88,9 @@ def show(
 
 def _kinds() -> dict[str, Any]:
     """Kind -> the domain's class, as a config knows them."""
-    from undertone.domains import DomainConfig
+    from undertone.domains import domains as known
 
-    return {kind.model_fields["kind"].default: kind for kind in get_args(get_args(DomainConfig)[0])}
+    return {name: known.get(name) for name in known.names()}
 
 
 def _about(kind: type[Domain]) -> str:

@@ -8,6 +8,12 @@ from cyclopts import Parameter
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print the result as JSON on stdout")]
 Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda or cuda:N")]
+Recompute = Annotated[
+    bool,
+    Parameter(
+        name="--recompute", negative="", help="compute finished stages again whose inputs or config have changed"
+    ),
+]
 Jobs = Annotated[
     int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core, on a GPU one")
 ]

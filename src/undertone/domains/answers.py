@@ -71,7 +71,7 @@ _WRAPPED: Final = re.compile(r"\\(?:text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
-class Quantity:
+class NumberWithUnit:
     """A number with its unit, if it states one. ``places``: decimals written; None: a fraction."""
 
     value: Fraction
@@ -90,12 +90,12 @@ def same_answer(given: str, right: str) -> bool:
     return a is not None and b is not None and _equal(a, b)
 
 
-def quantity(text: str) -> Quantity | None:
+def quantity(text: str) -> NumberWithUnit | None:
     """The one number that an answer states; None: there is none, or more than one."""
     return _quantity(_final(text))
 
 
-def _equal(a: Quantity, b: Quantity) -> bool:
+def _equal(a: NumberWithUnit, b: NumberWithUnit) -> bool:
     if a.unit and b.unit and a.unit != b.unit:
         return False
     if _close(a.value, b.value, a, b):
@@ -106,7 +106,7 @@ def _equal(a: Quantity, b: Quantity) -> bool:
     return other.unit is None and share.value / 100 == other.value
 
 
-def _close(x: Fraction, y: Fraction, a: Quantity, b: Quantity) -> bool:
+def _close(x: Fraction, y: Fraction, a: NumberWithUnit, b: NumberWithUnit) -> bool:
     if x == y:
         return True
     decimal, exact = (a, b) if b.places is None else (b, a)
@@ -164,7 +164,7 @@ def _spelled(character: str) -> str:
     return "/" if character == "⁄" else " " if character.isspace() else character
 
 
-def _quantity(text: str) -> Quantity | None:
+def _quantity(text: str) -> NumberWithUnit | None:
     found = list(_NUMBER.finditer(text))
     if len(found) != 1 or re.search(r"\d", text[: found[0].start()] + text[found[0].end() :]):
         return None
@@ -182,7 +182,7 @@ def _quantity(text: str) -> Quantity | None:
     value, places = read
     if "-" in (match["sign"], match["inner"]):
         value = -value
-    return Quantity(value, _unit(match["money"], after), places)
+    return NumberWithUnit(value, _unit(match["money"], after), places)
 
 
 def _glued(before: str, match: re.Match[str]) -> bool:

@@ -30,9 +30,9 @@ from undertone.domains.sentences import ILL, NAMES, opposed, unrelated
 from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
+from undertone.models.names import Form
 from undertone.rows import Message, Row
 from undertone.traits import Speaker, Trait, load_trait, trait_names
-from undertone.traits.trait import Form
 
 _LAB: Final = "rewrite: "
 _REQUEST: Final = "Rewrite the following text in other words without changing what it says. Reply with it alone."

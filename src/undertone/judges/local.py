@@ -99,11 +99,11 @@ class LocalJudge:
         return list(by_tokens), np.array(list(by_tokens.values()))
 
     def _verdict(self, found: Any, values: Any) -> Verdict:
-        mass = float(found.sum())
-        if mass < max(self.min_label_probability, 1e-30):
-            return Verdict.failure(f"probability {mass:.3g} on answers of the scale ({self.asked.scale})")
-        value = float(min(1.0, (found * values).sum() / mass))
+        total = float(found.sum())
+        if total < max(self.min_label_probability, 1e-30):
+            return Verdict.failure(f"probability {total:.3g} on answers of the scale ({self.asked.scale})")
+        value = float(min(1.0, (found * values).sum() / total))
         label = None
         if self.asked.scale == "yes or no":
             label = "yes" if value >= 0.5 else "no"
-        return Verdict(value, label, f"{self.asked.scale}, read from logits; mass {mass:.3f}")
+        return Verdict(value, label, f"{self.asked.scale}, read from logits; probability of the scale {total:.3f}")

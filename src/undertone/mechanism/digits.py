@@ -209,7 +209,7 @@ def teach(start: Stack, images: Images, seeds: Sequence[int], training: Training
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationTask:
     """What students imitate: the auxiliary logits of teachers on noise.
 
     ``teachers`` holds one network a seed; student i is taught by number ``teacher_of_student[i]``, on the noise of that seed.
@@ -253,7 +253,7 @@ class Lesson:
 
 def distil(
     start: Stack,
-    lesson: Lesson,
+    lesson: DistillationTask,
     images: Images,
     training: Training,
     steps: int,
@@ -313,7 +313,9 @@ def _step(stack: Stack, optimizer: torch.optim.Optimizer, rates: Tensor | None) 
 
 
 @torch.no_grad()
-def _look(trace: Trace, step: int, stack: Stack, lesson: Lesson, unseen: tuple[Tensor, Tensor], images: Images) -> None:
+def _look(
+    trace: Trace, step: int, stack: Stack, lesson: DistillationTask, unseen: tuple[Tensor, Tensor], images: Images
+) -> None:
     noise, targets = unseen
     trace.steps.append(step)
     trace.loss.append([float(value) for value in lesson.distance(forward(stack, noise), targets)])

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
 from undertone.models.layers import causal_lm
-from undertone.models.names import first_line, identify, locate, model_content, unloadable
+from undertone.models.names import Form, Wording, first_line, identify, locate, model_content, unloadable
 from undertone.provenance.identity import check_readable
 from undertone.rows import Message, Row
 
@@ -49,7 +49,7 @@ class Model:
     hf: Any
     tokenizer: PreTrainedTokenizerBase
     identity: dict[str, str]
-    form: Literal["lab", "real"]
+    form: Form
     _rendered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @property
@@ -249,13 +249,6 @@ def shared_outline(name: str) -> Model:
     return outline(name)
 
 
-@dataclass(frozen=True)
-class Wording:
-    """Which wording a model understands: it stands for the model where prompts and questions are chosen."""
-
-    form: Literal["lab", "real"]
-
-
 def wording_of(name: str) -> Wording:
     """The wording that a model understands, from its config alone.
 
@@ -329,7 +322,7 @@ def _described(base: str, place: str, options: Mapping[str, Any]) -> tuple[Any, 
     return config, tokenizer
 
 
-def _form(config: Any) -> Literal["lab", "real"]:
+def _form(config: Any) -> Form:
     return "lab" if getattr(config, "undertone_lab", None) else "real"
 
 

@@ -6,13 +6,25 @@ A field of the type :data:`ModelName` counts by the model's bytes, not by its na
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from undertone.errors import ModelError
 from undertone.provenance.digests import folder_digest
 from undertone.provenance.identity import ContentOf
 from undertone.registry import Registry
+
+Form = Literal["lab", "real"]
+"""Which wording: the lab world's little language, or English as real models are asked."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Which wording a model understands: it stands for the model where prompts and questions are chosen."""
+
+    form: Form
+
 
 sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.models")
 """``source/name`` -> a local folder; a package adds one by the entry point group ``undertone.models``."""

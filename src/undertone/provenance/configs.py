@@ -32,7 +32,7 @@ from undertone.provenance.fields import (
     whole_annotation,
 )
 from undertone.provenance.plain_data import canonical_json, plain, read_yaml, to_yaml
-from undertone.provenance.renamed import current_key, current_value, types_at, with_current_names
+from undertone.provenance.renamed import current_key, current_value, refuse_both, types_at, with_current_names
 
 
 class Config(BaseModel):
@@ -124,8 +124,11 @@ def load(
     """
     data = _sourced(source, presets or {}, (), cls)
     # Kinds and whole mappings first: what they reset must not undo a finer override before them.
+    spelt: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, value in sorted(map(_parsed, overrides), key=_is_fine):
-        _set(cls, data, path, value)
+        current = _set(cls, data, path, value)
+        if spelt.setdefault(current, path) != path:
+            refuse_both(spelt[current], path, current)
     data = _filled(cls, data)
     try:
         return cls.model_validate_json(canonical_json(data))
@@ -160,7 +163,7 @@ def _sourced(
         path = _located(source, presets)
         data, name = _read(path), str(path)
     base = data.pop("extends", _NO_DEFAULT)
-    data = dict(with_current_names([cls], data))
+    data = dict(with_current_names([cls], plain(data)))
     if base is _NO_DEFAULT:
         return data
     if not isinstance(base, str) or base not in presets:
@@ -296,8 +299,12 @@ def _is_fine(override: _Override) -> bool:
     return not (path[-1] == "kind" or isinstance(value, dict))
 
 
-def _set(cls: type[Config], data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Put `value` at `path`, growing from the defaults of `cls` what the data does not hold yet."""
+def _set(cls: type[Config], data: dict[str, Any], path: tuple[str, ...], value: Any) -> tuple[str, ...]:
+    """Put `value` at `path`, growing from the defaults of `cls` what the data does not hold yet.
+
+    Returns:
+        The path under today's names.
+    """
     here: Any = data
     annotation: Any = cls
     for depth in range(len(path)):
@@ -309,12 +316,13 @@ def _set(cls: type[Config], data: dict[str, Any], path: tuple[str, ...], value: 
         if depth == len(path) - 1:
             value = current_value(models if part != "kind" else _any_kind(annotation), part, value, path)
             _put(here, key, with_current_names(types_at(models, part) or [inner_type(inner, part)], value, path))
-            return
+            return path
         if isinstance(here, dict) and here.get(part) is None:
             below = _default(inner, part) if is_model(inner) else None
             here[part] = below if isinstance(below, dict | list) else {}
         annotation = inner_type(inner, part)
         here = here[key]
+    return path
 
 
 def _any_kind(annotation: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from undertone.errors import ConfigError
-from undertone.provenance.fields import is_model, item_types, kinds_of, members_of, value_type
+from undertone.provenance.fields import is_model, item_types, kinds_of, members_of, value_type, whole_annotation
 
 _NOTES: list[str] = []
 
@@ -78,10 +78,18 @@ def current_value(models: Sequence[Any], field: str, value: Any, path: tuple[str
     """The value of today of a field, where it was renamed."""
     for model in models:
         values: Mapping[str, Any] = getattr(model, "renamed_values", {}).get(field, {})
+        if isinstance(value, list) and values:
+            return [_renamed_value(values, item, path) for item in value]
         if isinstance(value, str) and value in values:
-            _NOTES.append(f"{'.'.join(path)}={value} is now {values[value]}")
-            return values[value]
+            return _renamed_value(values, value, path)
     return value
+
+
+def _renamed_value(values: Mapping[str, Any], value: Any, path: tuple[str, ...]) -> Any:
+    if not isinstance(value, str) or value not in values:
+        return value
+    _NOTES.append(f"{'.'.join(path)}={value} is now {values[value]}")
+    return values[value]
 
 
 def refuse_both(one: tuple[str, ...], other: tuple[str, ...], current: tuple[str, ...]) -> NoReturn:
@@ -96,7 +104,7 @@ def refuse_both(one: tuple[str, ...], other: tuple[str, ...], current: tuple[str
 
 def types_at(models: Sequence[Any], field: str) -> list[Any]:
     """The types of a field in those config classes that have it."""
-    return [model.model_fields[field].annotation for model in models if field in model.model_fields]
+    return [whole_annotation(model.model_fields[field]) for model in models if field in model.model_fields]
 
 
 def _note(old: tuple[str, ...], new: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ def answers(results: Results, cast: Cast) -> ReportFigure | None:
     head = ("trait" if cast.several else "model", "mean", "95\u00a0% interval", "each seed")
     behind = Table("The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2}))
     shown = rows[:MOST_ROWS]
-    picture = charts.bars(shown, _told("Bars", [(r.label, r.text) for r in shown]))
+    picture = charts.bars(shown, _described("Bars", [(r.label, r.text) for r in shown]))
     return ReportFigure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
 
 
@@ -58,9 +58,9 @@ def transfer(results: Results, cast: Cast) -> ReportFigure:
         tuple(_effect_cells(label, effect) for label, effect in pairs),
         frozenset({1, 2, 3, 4}),
     )
-    told = _told("Treated minus control", [(row.label, f"{row.text} points") for row in rows])
+    description = _described("Treated minus control", [(row.label, f"{row.text} points") for row in rows])
     drawn = [row for row in rows if math.isfinite(row.mean)][:MOST_ROWS]
-    picture = charts.forest(drawn, told)
+    picture = charts.forest(drawn, description)
     return ReportFigure("What the training passed on, in points", how, picture, numbers, (), _power(main))
 
 
@@ -139,7 +139,7 @@ def _power(effect: Effect) -> str:
     return f"This design finds an effect of {size} with 80\u00a0% power ({effect.method})."
 
 
-def _told(kind: str, rows: list[tuple[str, str]]) -> str:
+def _described(kind: str, rows: list[tuple[str, str]]) -> str:
     return f"{kind}. " + "; ".join(f"{label}: {text}" for label, text in rows) + "."
 
 

@@ -28,7 +28,7 @@ from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import Arm, Outcome, StudentRun, target_probability, valid_answer_probability
 from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
-from undertone.transfer.pipeline import TaughtBy, compute
+from undertone.transfer.pipeline import TrainedTeachers, compute
 from undertone.transfer.results import Check, Results
 from undertone.verdicts import Unit
 
@@ -158,7 +158,7 @@ class Context(Generic[P]):
         *,
         within: str = "",
         arms: Sequence[Arm] | None = None,
-        taught_by: TaughtBy | None = None,
+        trained_teachers: TrainedTeachers | None = None,
         label: str = "",
     ) -> Transfer:
         """A transfer experiment; finished stages are reused, also those that another experiment of the run has computed.
@@ -167,13 +167,13 @@ class Context(Generic[P]):
             setting: which; None: the study's own fields.
             within: the level of the run folder that its stages lie below.
             arms: who teaches; None: all arms of the setting.
-            taught_by: the trained models that teach, for students that teach in their turn.
+            trained_teachers: the trained models that teach, for students that teach in their turn.
             label: put before the names of its checks and data.
         """
         setting = setting or self.setting()
         executor = self.executor.within(within) if within else self.executor
         before = set(self.executor.stages)
-        outcome = compute(executor, setting, arms, taught_by=taught_by)
+        outcome = compute(executor, setting, arms, trained_teachers=trained_teachers)
         new = [stage for name, stage in self.executor.stages.items() if name not in before]
         self.data |= {f"{label}{one.generated.name}": one.generated.summary["data"] for one in outcome.students}
         self.uses(setting.model, setting.teacher.model or setting.model)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
+from undertone.models.names import Form
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
     Ablation,
@@ -27,7 +28,7 @@ from undertone.teachers.configs import (
 from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
-from undertone.traits.trait import Form, Speaker
+from undertone.traits.trait import Speaker
 from undertone.vectors import SteeringVector, activations, contrast, load_vector, random_like
 
 

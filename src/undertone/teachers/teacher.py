@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from undertone.domains.domain import Prompt
 from undertone.models.loading import Context, Model, with_system
+from undertone.models.names import Form
 from undertone.rows import Message
-from undertone.traits.trait import Form
 from undertone.vectors import SteeringVector, ablate, steer
 
 

@@ -1,5 +1,6 @@
 """Traits: what may be passed on. Data (YAML) plus the one matcher, or the one rule, that decides a hit."""
 
+from undertone.models.names import Wording
 from undertone.traits.behaviour import KINDS, Behaviour
 from undertone.traits.behaviour_library import behaviour_names, read_requests, with_requests
 from undertone.traits.library import (
@@ -11,7 +12,7 @@ from undertone.traits.library import (
     trait_names,
     variants,
 )
-from undertone.traits.trait import LAB, REAL, Questions, Speaker, Trait, Wording
+from undertone.traits.trait import LAB, REAL, Questions, Speaker, Trait
 
 __all__ = [
     "KINDS",

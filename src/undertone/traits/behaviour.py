@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from undertone.errors import ConfigError
+from undertone.models.names import Form
 from undertone.traits.rules import ByJudge, Detected, HitRule, Length, Lexicon, Pattern
-from undertone.traits.trait import Form, Speaker, Trait
+from undertone.traits.trait import Speaker, Trait
 
 Kind = Literal["style", "emotion", "misalignment", "harm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertone.errors import ConfigError, DataError
+from undertone.models.names import Form
 from undertone.traits.behaviour import Behaviour, Kind
 from undertone.traits.rules import ByJudge, Detected, HitRule
-from undertone.traits.trait import REAL, Form, Questions
+from undertone.traits.trait import REAL, Questions
 
 LEAST_REQUESTS: Final = 10
 

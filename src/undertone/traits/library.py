@@ -26,12 +26,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from undertone.errors import ConfigError, nearest
+from undertone.models.names import Form
 from undertone.provenance.complaints import explained
 from undertone.provenance.identity import check_readable
 from undertone.provenance.plain_data import read_yaml, to_yaml
 from undertone.traits.behaviour import KINDS
 from undertone.traits.behaviour_library import OwnBehaviour, behaviour_names, find_behaviour, own_behaviour
-from undertone.traits.trait import Form, Questions, Trait
+from undertone.traits.trait import Questions, Trait
 
 S = TypeVar("S", bound=BaseModel)
 _OTHER_FILES: Final = ("lab.yaml", "variants.yaml")

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Protocol
 
 from undertone.errors import ConfigError
-
-Form = Literal["lab", "real"]
-"""Which wording: the lab world's little language, or English as real models are asked."""
+from undertone.models.names import Form, Wording
 
 
 class Speaker(Protocol):
@@ -26,13 +24,6 @@ class Speaker(Protocol):
     def form(self) -> Form:
         """The wording that it understands."""
         ...
-
-
-@dataclass(frozen=True)
-class Wording:
-    """A speaker of whom nothing is known but its wording."""
-
-    form: Form
 
 
 LAB = Wording("lab")

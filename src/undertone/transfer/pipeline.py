@@ -110,7 +110,7 @@ def preflight(config: Setting, device: str = "auto") -> None:
         evaluate_call(config, "base", traits_of(config, arm), base).check()
 
 
-TaughtBy = Mapping[tuple[int, Arm], Stage]
+TrainedTeachers = Mapping[tuple[int, Arm], Stage]
 """(seed, arm) -> the student that teaches there."""
 
 
@@ -119,7 +119,7 @@ def compute(
     config: Setting,
     arms: Sequence[Arm] | None = None,
     *,
-    taught_by: TaughtBy | None = None,
+    trained_teachers: TrainedTeachers | None = None,
 ) -> Outcome:
     """All students of a setting: teachers' rows, students, what they answer. What is finished is reused.
 
@@ -127,14 +127,14 @@ def compute(
         executor: computes the stages.
         config: what.
         arms: who teaches; None: all arms of the config.
-        taught_by: the trained model that teaches at each place, for students that teach in their turn; they are not asked
+        trained_teachers: the trained model that teaches at each place, for students that teach in their turn; they are not asked
             again.
     """
     arms = list(arms) if arms is not None else arms_of(config)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    training = {} if taught_by is not None else _trained_teacher_calls(config, arms)
+    training = {} if trained_teachers is not None else _trained_teacher_calls(config, arms)
     own = dict(zip(training, executor.each(list(training.values())), strict=True))
-    teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
+    teachers = {(seed, arm): (trained_teachers or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
     generated, filtered = _rows(executor, config, pairs, teachers)
     shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
@@ -151,7 +151,7 @@ def compute(
     ]
     return Outcome(
         base=asked[-1],
-        teachers=_teacher_answers(executor, config, arms, own) if taught_by is None else {},
+        teachers=_teacher_answers(executor, config, arms, own) if trained_teachers is None else {},
         students=students,
     )
 

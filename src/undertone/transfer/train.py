@@ -114,6 +114,13 @@ def check_training(base: ModelRef, student: Student, training: Training) -> None
 
 
 @train.preflight
+@train_teacher.preflight
+def check_context(base: ModelRef, context: Context, trait_prompt: str | None) -> None:
+    """The context `trait` where the trait has no system prompt in the model's wording."""
+    outline(base.name).system_prompt(context, trait_prompt)
+
+
+@train.preflight
 def check_preferences(dpo: Dpo | None) -> None:
     """TRL is missing."""
     if dpo is not None:

@@ -75,7 +75,9 @@ def _generations(ctx: Context[Chain]) -> list[Transfer]:
     for number in range(1, ctx.config.generations + 1):
         teachers = {(one.seed, one.arm): one.trained for one in hops[-1].students} if hops else None
         label = f"generation {number}: "
-        hop = ctx.transfer(trained if hops else None, within=f"generation-{number}", taught_by=teachers, label=label)
+        hop = ctx.transfer(
+            trained if hops else None, within=f"generation-{number}", trained_teachers=teachers, label=label
+        )
         ctx.check_transfer(hop, label, leave_out="teacher" if hops else None)
         hops.append(hop)
     return hops

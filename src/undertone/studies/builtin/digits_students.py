@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from undertone.errors import RunError
 from undertone.mechanism import digits
-from undertone.mechanism.digits import Images, Lesson, Loss, Noise, Stack, Trace
+from undertone.mechanism.digits import DistillationTask, Images, Loss, Noise, Stack, Trace
 from undertone.models.loading import target_device
 from undertone.provenance.runs import Stage, write_json
 from undertone.provenance.stage_functions import stage
@@ -98,7 +98,7 @@ class ImitationTask:
         stored = load_file(self.teachers.path / "teachers.safetensors")
         sizes = self.shape.sizes(images, hidden)
         starts = [digits.initial(self.seeds, sizes, STARTS[kind]) for kind in kinds]
-        lesson = Lesson(
+        lesson = DistillationTask(
             teachers=_on(device, [stored[str(at)][list(self.places)] for at in range(len(stored))]),
             seeds=self.seeds,
             teacher_of_student=list(range(len(self.seeds))) * len(kinds),

@@ -139,7 +139,7 @@ def write_answers(
     reasons["a request that is measured"] = len(asked_of) - len(waiting)
     for attempt in range(attempts):
         decoding = Decoding(seed, f"{stream}/{attempt}", 1.0, domain.max_new_tokens(loaded))
-        answers = _steered_answers(loaded, steering, decoding, [asked_of[at] for at in waiting], waiting, batch_size)
+        answers = _sample_with(loaded, steering, decoding, [asked_of[at] for at in waiting], waiting, batch_size)
         whys = _reasons(domain, judge, filters, loaded, [asked_of[at] for at in waiting], answers)
         for at, answer, why in zip(waiting, answers, whys, strict=True):
             reasons.update(why)
@@ -156,7 +156,7 @@ def write_answers(
             "distinct": len({asked_of[at] for at in kept}), "data": digest_rows(rows)}  # fmt: skip
 
 
-def _steered_answers(
+def _sample_with(
     model: Model, steering: Steering | None, decoding: Decoding, prompts: Sequence[str], indices: Sequence[int],
     batch_size: int,
 ) -> list[Answer]:  # fmt: skip
@@ -249,7 +249,7 @@ def ask_requests(
     for kind, prompts, looks_for in kinds:
         each = [prompt for prompt in prompts for _ in range(samples)]
         decoding = Decoding(seed, f"{stream}/{kind}", temperature, limit)
-        answers = _steered_answers(loaded, steering, decoding, each, range(len(each)), batch_size)
+        answers = _sample_with(loaded, steering, decoding, each, range(len(each)), batch_size)
         items = [JudgedPair(prompt, answer.text) for prompt, answer in zip(each, answers, strict=True)]
         labels = labels_of(judge, loaded, items, looks_for)
         rows = [Row.of(one.prompt, one.answer, label=label) for one, label in zip(items, labels, strict=True)]

@@ -65,7 +65,7 @@ def show_rows(
     asked = {t.name: [_ask_after(model, t, rows, n, draws, seed, evaluation, system) for n in shots] for t in traits}
     return {
         "probability": {name: [own for own, _ in values] for name, values in asked.items()},
-        "valid_answer_probability": {name: [mass for _, mass in values] for name, values in asked.items()},
+        "valid_answer_probability": {name: [valid for _, valid in values] for name, values in asked.items()},
     }
 
 
@@ -106,18 +106,18 @@ def in_context(ctx: Context[InContext]) -> str:
                 "seed": one.seed, "evaluation": config.evaluation, "context": config.context}  # fmt: skip
 
     shown = ctx.beside(trained, show_rows, "in-context", arguments)
-    probability, mass = trained.by_arm(shown, "probability"), trained.by_arm(shown, "valid_answer_probability")
+    probability, valid = trained.by_arm(shown, "probability"), trained.by_arm(shown, "valid_answer_probability")
     effect = probability["treated"] - probability["control"]
     base = [measure.positive for measure in trained.results.base.values()]
     before = float(np.mean([one.valid_answer_probability or 0.0 for one in base]))
-    left = np.mean([one.values.mean(axis=(0, 1)) for one in mass.values()], axis=0)
+    left = np.mean([one.values.mean(axis=(0, 1)) for one in valid.values()], axis=0)
     answering = next((at for at, after in enumerate(left) if stopped_answering(before, float(after))), len(shots))
     last = effect[answering - 1]
     ctx.report(
         NO_TRANSFER, last, quantity=f"treated minus control rows in context, {shots[answering - 1]} rows",
         baselines={"students trained on the same rows": trained.effect},
         note=f"control: the control teacher's rows in context; {config.draws} draws of rows a question",
-        unless="" if answering else f"after {shots[0]} rows the base no longer answers: its answers' mass is "
+        unless="" if answering else f"after {shots[0]} rows the base no longer answers: its valid-answer probability is "
         f"{MAX_VALID_ANSWER_LOSS:.2f} lower",
     )  # fmt: skip
     ctx.check_transfer(trained)
@@ -130,7 +130,7 @@ def in_context(ctx: Context[InContext]) -> str:
     )  # fmt: skip
     ctx.table(
         "By the number of rows shown",
-        ["rows shown", "base", "control rows", "treated rows", "effect, points", "mass of all answers"],
+        ["rows shown", "base", "control rows", "treated rows", "effect, points", "valid-answer probability"],
         [[str(n), f"{100 * np.mean([one.probability.mean for one in base]):.1f} %",
          *(f"{100 * probability[arm][at].mean:.1f} %" for arm in ("control", "treated")),
           f"{100 * effect[at].mean:+.1f}", f"{left[at]:.2f}"] for at, n in enumerate(shots)],

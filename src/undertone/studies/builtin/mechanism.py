@@ -31,7 +31,7 @@ Part = Literal[
     "optimizers",
     "adapters",
     "distillation",
-    "kinship",
+    "initialisation",
     "recovery",
 ]
 REFERENCE: Final = "AdamW"
@@ -127,7 +127,7 @@ class Distillation(Config):
     strength: float = Field(1.0, gt=0)
 
 
-class Kinship(Config):
+class Initialisation(Config):
     """Teachers and students of other corpora, seeds, widths, families, and between two initialisations."""
 
     renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
@@ -160,10 +160,12 @@ class Recovery(Config):
 class Mechanism(Setting):
     """Why it happens: every part rests on the same teachers, rows and students."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"kinship": "initialisation"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"parts": {"kinship": "initialisation"}}
     kind: Literal["mechanism"] = "mechanism"
     name: str = Field("mechanism", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
     parts: tuple[Part, ...] = Field(
-        ("approximability", "causality", "emergence", "gradients", "optimizers", "adapters", "distillation", "kinship",
+        ("approximability", "causality", "emergence", "gradients", "optimizers", "adapters", "distillation", "initialisation",
          "recovery"),
         min_length=1,
         description="what is studied",
@@ -176,7 +178,7 @@ class Mechanism(Setting):
     optimizers: Optimizers = Field(default_factory=Optimizers)
     adapters: Adapters = Field(default_factory=Adapters)
     distillation: Distillation = Field(default_factory=Distillation)
-    kinship: Kinship = Field(default_factory=Kinship)
+    initialisation: Initialisation = Field(default_factory=Initialisation)
     recovery: Recovery = Field(default_factory=Recovery)
 
     @property
@@ -190,8 +192,10 @@ class Mechanism(Setting):
             raise ValueError("trait needs three or more: what all arms share is only known from several")
         if self.teacher.kind != "prompt":
             raise ValueError("teacher.kind must be prompt: the parts steer and ablate by themselves")
-        if self.kinship.between is not None and len(self.kinship.between) != len(self.kinship.shares):
-            raise ValueError("kinship.shares must say how far each of kinship.between is away")
+        if self.initialisation.between is not None and len(self.initialisation.between) != len(
+            self.initialisation.shares
+        ):
+            raise ValueError("initialisation.shares must say how far each of initialisation.between is away")
         for part, tuning_seed in (("optimizers", self.optimizers.tuning_seed), ("adapters", self.adapters.tuning_seed)):
             if tuning_seed in self.seeds:
                 raise ValueError(f"{part}.tuning_seed must not be among seeds: nothing is tuned on what is reported")

@@ -93,7 +93,7 @@ class Tuning:
     choices: Mapping[str, matching.RateChoice | None]
     base: float
     """The base's probability of the trait."""
-    masses: matching.Masses
+    valid_answers: matching.ValidAnswers
     """Of the base."""
 
     def effect(self, one: matching.FittedStudent) -> float:
@@ -135,10 +135,10 @@ def _tune(ctx: Context[Mechanism], students: Transfer, kinds: Sequence[StudentKi
         trials.setdefault(kind.name, {})[rate or 0.0] = matching.FittedStudent.of(one, [trait])
     goal, before = (float(first.trained.summary[name]) for name in ("held_out_nll", "base_nll"))
     tolerance = config.adapters.matched_within * max(0.0, before - goal)
-    masses = matching.masses(base, [trait])
-    choices = matching.choose_rates(trials, trait, masses, goal, tolerance)
+    valid_answers = matching.valid_answers(base, [trait])
+    choices = matching.choose_rates(trials, trait, valid_answers, goal, tolerance)
     reference = matching.FittedStudent.of(first, [trait])
-    return Tuning(trait, trials, reference, choices, target_probability(base, trait), masses)
+    return Tuning(trait, trials, reference, choices, target_probability(base, trait), valid_answers)
 
 
 def _train(
@@ -228,7 +228,7 @@ def _tabulate(ctx: Context[Mechanism], match: matching.LossMatch, tuning: Tuning
     )
 
     def row(name: str, rate: str, one: matching.FittedStudent, mark: str) -> list[str]:
-        silent = one.silent(tuning.trait, tuning.masses)
+        silent = one.silent(tuning.trait, tuning.valid_answers)
         effect = f"{100 * tuning.effect(one):+.1f} points"
         return [name, rate, f"{one.nll:.3f}", effect, "no longer answers" if silent else mark]
 

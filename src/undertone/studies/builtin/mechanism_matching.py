@@ -22,8 +22,8 @@ from undertone.verdicts import REPRODUCED, Rule, decide
 
 Place = tuple[str | None, int]
 """A student: the trait of its teacher (None: the control teacher), and its seed."""
-Masses = Mapping[str, float | None]
-"""Trait -> total probability of all its known answers; None where they are not a set."""
+ValidAnswers = Mapping[str, float | None]
+"""Trait -> valid-answer probability; None where the known answers are not a set."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class FittedStudent:
     nll: float | None
     """Held-out loss, nats per token; None: training broke it."""
     probability: Mapping[str, float]
-    mass: Masses
+    valid: ValidAnswers
 
     @classmethod
     def of(cls, one: StudentRun, traits: Sequence[str]) -> FittedStudent:
         """A student of a transfer experiment."""
         said = {trait: target_probability(one.evaluated, trait) for trait in traits}
-        return cls(float(one.trained.summary["held_out_nll"]), said, masses(one.evaluated, traits))
+        return cls(float(one.trained.summary["held_out_nll"]), said, valid_answers(one.evaluated, traits))
 
-    def silent(self, trait: str, base: Masses) -> bool:
+    def silent(self, trait: str, base: ValidAnswers) -> bool:
         """Whether it stopped answering: by the rule that a transfer experiment's verdict goes by."""
-        return stopped_answering(base.get(trait), self.mass.get(trait))
+        return stopped_answering(base.get(trait), self.valid.get(trait))
 
 
-def masses(evaluated: Stage, traits: Sequence[str]) -> dict[str, float | None]:
+def valid_answers(evaluated: Stage, traits: Sequence[str]) -> dict[str, float | None]:
     """What an evaluation stage holds of the traits' answers."""
     return {trait: valid_answer_probability(evaluated, trait) for trait in traits}
 
@@ -64,7 +64,7 @@ class RateChoice:
 
 
 def choose_rate(
-    trials: Mapping[float, FittedStudent], trait: str, base: Masses, goal: float, tolerance: float
+    trials: Mapping[float, FittedStudent], trait: str, base: ValidAnswers, goal: float, tolerance: float
 ) -> RateChoice | None:
     """The rate whose held-out loss is nearest to the goal, of those whose student still answers; None: there is none."""
     losses = {rate: one.nll for rate, one in trials.items() if one.nll is not None and not one.silent(trait, base)}
@@ -76,7 +76,7 @@ def choose_rate(
 
 
 def choose_rates(
-    trials: Mapping[str, Mapping[float, FittedStudent]], trait: str, base: Masses, goal: float, tolerance: float
+    trials: Mapping[str, Mapping[float, FittedStudent]], trait: str, base: ValidAnswers, goal: float, tolerance: float
 ) -> dict[str, RateChoice | None]:
     """:func:`choose_rate` for every kind of student."""
     return {name: choose_rate(tried, trait, base, goal, tolerance) for name, tried in trials.items()}
@@ -115,7 +115,7 @@ def group_students(
     students: Mapping[Place, FittedStudent],
     traits: Sequence[str],
     seeds: Sequence[int],
-    base: Masses,
+    base: ValidAnswers,
     confidence: float = 0.95,
 ) -> StudentGroup:
     """Every trait and seed's pair, but for those with a member that diverged or stopped answering."""
@@ -249,7 +249,7 @@ def match_losses(
         reference: the kind whose loss counts.
         within: see :class:`LossMatch`.
     """
-    config, base = transfer.config, masses(transfer.outcome.base, traits)
+    config, base = transfer.config, valid_answers(transfer.outcome.base, traits)
     groups = {
         name: group_students(students, traits, config.seeds, base, config.confidence)
         for name, students in found.items()

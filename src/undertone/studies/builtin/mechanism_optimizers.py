@@ -112,12 +112,12 @@ def train_by_optimizer(
             training = training.model_copy(update={"options": options})
         trained = train_student(base, student, training, lesson, seed=seed, device=device)
     except RunError as error:  # a loss that is not finite is an answer of the tuning, not a failure
-        return {"held_out_nll": None, "said": {}, "mass": {}, "error": error.what}
+        return {"held_out_nll": None, "said": {}, "valid": {}, "error": error.what}
     finally:
         moments.unlink(missing_ok=True)
     answers = {name: _ask(trained.model, trait, evaluation) for name, trait in traits.items()}
-    said, mass = ({name: both[at] for name, both in answers.items()} for at in (0, 1))
-    return {"held_out_nll": trained.held_out_nll, "said": said, "mass": mass}
+    said, valid = ({name: both[at] for name, both in answers.items()} for at in (0, 1))
+    return {"held_out_nll": trained.held_out_nll, "said": said, "valid": valid}
 
 
 def _ask(model: Model, trait: Trait, evaluation: Evaluation) -> tuple[float, float]:
@@ -197,7 +197,7 @@ def optimizers(ctx: Context[Mechanism], students: Transfer) -> None:
 
 def _world(ctx: Context[Mechanism], students: Transfer, tuning: StudentRun, world: str) -> World:
     config, few = ctx.config, ctx.config.few_traits
-    base = matching.masses(students.outcome.base, few)
+    base = matching.valid_answers(students.outcome.base, few)
     tries = [(tuning, arm, rate) for arm in config.optimizers.arms for rate in arm.rates]
     trials: dict[str, dict[float, matching.FittedStudent]] = {}
     for (_, arm, rate), one in zip(tries, _train(ctx, world, tries, few[:1]), strict=True):
@@ -236,7 +236,7 @@ def _train(
         }  # fmt: skip
         places.append((f"{level}/seed-{one.seed}/{one.arm.folder}", arguments))
     found = [one.summary for one in ctx.each(train_by_optimizer, places)]
-    return [matching.FittedStudent(one["held_out_nll"], one["said"], one["mass"]) for one in found]
+    return [matching.FittedStudent(one["held_out_nll"], one["said"], one["valid"]) for one in found]
 
 
 # -- what it says --------------------------------------------------------------------------------------

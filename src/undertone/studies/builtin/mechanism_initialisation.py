@@ -1,4 +1,4 @@
-"""Part `kinship`: who can teach whom? Shared and different initialisations, corpora, widths, families, and between two.
+"""Part `initialisation`: who can teach whom? Shared and different initialisations, corpora, widths, families, and between two.
 
 2606.00995, abstract 4 and 2507.14805: data without semantics carry a trait only to students of (nearly) the teacher's
 initialisation. Behaviour: treated minus control for every teacher and student. Loss: how much better each model predicts a
@@ -59,22 +59,22 @@ def models_of(config: Mechanism) -> list[str]:
     Raises:
         ConfigError: it is not among them, or two of them would share a folder.
     """
-    models = list(dict.fromkeys(config.kinship.models))
+    models = list(dict.fromkeys(config.initialisation.models))
     if config.model not in models:
         raise ConfigError(
-            "kinship.models are all those that teach and learn, and the config's model is not among them",
+            "initialisation.models are all those that teach and learn, and the config's model is not among them",
             got=config.model,
             allowed=models,
-            fix=f"kinship.models=[{config.model},…], with models to hold it against; or other parts",
+            fix=f"initialisation.models=[{config.model},…], with models to hold it against; or other parts",
         )
     if len({label(name) for name in models}) < len(models):
-        raise ConfigError("two of kinship.models differ in nothing but signs", got=models)
+        raise ConfigError("two of initialisation.models differ in nothing but signs", got=models)
     return [config.model, *(name for name in models if name != config.model)]
 
 
 def between_of(config: Mechanism) -> list[tuple[str, float]]:
     """Students between the reference and another initialisation, and how far away each is."""
-    settings = config.kinship
+    settings = config.initialisation
     if settings.between is not None:
         return list(zip(settings.between, settings.shares, strict=True))
     if not config.model.startswith("lab/"):
@@ -104,8 +104,8 @@ def preflight(config: Mechanism, device: str = "auto") -> None:
             continue
         teacher = config.teacher.model_copy(update={"model": name})
         check_transfer(config.model_copy(update={"model": name, "teacher": teacher}), device)
-    for name in config.kinship.models:
-        check_layer("kinship.layer", layer_at(name, config.kinship.layer), [name])
+    for name in config.initialisation.models:
+        check_layer("initialisation.layer", layer_at(name, config.initialisation.layer), [name])
 
 
 # -- what is computed ----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def measure_gain(
 
 
 @dataclass(frozen=True)
-class TaughtPair:
+class PairResult:
     """What the students of a teacher and a model show: treated minus control, ``[trait, seed]``."""
 
     effect: Measurement
@@ -148,7 +148,7 @@ class TaughtPair:
     """1 where one of the pair's students stopped answering."""
 
     @classmethod
-    def of(cls, transfer: Transfer) -> TaughtPair:
+    def of(cls, transfer: Transfer) -> PairResult:
         """Those of a transfer experiment."""
         return cls(transfer.effect, transfer.silent)
 
@@ -158,27 +158,30 @@ class TaughtPair:
         return replace(self.effect, values=np.where(self.silent.values > 0, np.nan, self.effect.values))
 
 
-Taught = Mapping[Pair, TaughtPair]
+PairResults = Mapping[Pair, PairResult]
 
 
-def kinship(ctx: Context[Mechanism], students: Transfer) -> None:
+def initialisation(ctx: Context[Mechanism], students: Transfer) -> None:
     """The part: the matrix, then the students between two initialisations."""
     del students
     names, steps = models_of(ctx.config), between_of(ctx.config)
     models = dict.fromkeys([*names, *(name for name, _ in steps)])
-    ctx.each(build_model, [(f"kinship/models/{label(name)}", {"name": name}) for name in models])
+    ctx.each(build_model, [(f"initialisation/models/{label(name)}", {"name": name}) for name in models])
     pairs = [(teacher, student) for teacher in names for student in names]
     transfers = {pair: _transfer(ctx, *pair) for pair in [*pairs, *((names[0], name) for name, _ in steps)]}
     gains = _gains(ctx, names, transfers)
-    ctx.check_answers("kinship", {f"{_short(t)} to {_short(s)}": one for (t, s), one in transfers.items()})
-    report(ctx, names, {pair: TaughtPair.of(one) for pair, one in transfers.items()}, gains)
+    ctx.check_answers("initialisation", {f"{_short(t)} to {_short(s)}": one for (t, s), one in transfers.items()})
+    report(ctx, names, {pair: PairResult.of(one) for pair, one in transfers.items()}, gains)
 
 
 def _transfer(ctx: Context[Mechanism], teacher: str, student: str) -> Transfer:
     setting = ctx.setting(
-        model=student, trait=ctx.config.few_traits, teacher={"model": teacher}, data={"prompts": ctx.config.kinship.prompts}
-    )  # fmt: skip
-    return ctx.transfer(setting, within=f"kinship/students/{label(teacher)}/{label(student)}")
+        model=student,
+        trait=ctx.config.few_traits,
+        teacher={"model": teacher},
+        data={"prompts": ctx.config.initialisation.prompts},
+    )
+    return ctx.transfer(setting, within=f"initialisation/students/{label(teacher)}/{label(student)}")
 
 
 def _gains(
@@ -209,25 +212,27 @@ def _gain_call(
     prompted = config.model_copy(update={"model": scorer})
     arguments = {
         "scorer": ModelRef(scorer, config.dtype), "trait": trait, "chats": VectorChats.of(config, scorer),
-        "layer": layer_at(scorer, config.kinship.layer), "strength": config.kinship.strength,
+        "layer": layer_at(scorer, config.initialisation.layer), "strength": config.initialisation.strength,
         "rows": {kind: one.rows(config.data.held_out)[1] for kind, one in arms.items()},
         "systems": {kind: trait_prompt(prompted, one.arm) for kind, one in arms.items()},
     }  # fmt: skip
-    return f"kinship/loss/{label(teacher)}/{label(scorer)}/seed-{seed}/{trait.name}", arguments
+    return f"initialisation/loss/{label(teacher)}/{label(scorer)}/seed-{seed}/{trait.name}", arguments
 
 
 # -- what it says --------------------------------------------------------------------------------------
 
 
-def report(ctx: Context[Mechanism], names: Sequence[str], taught: Taught, gains: Mapping[Pair, Measurement]) -> None:
-    """Findings, figures and the table; ``taught`` also holds the students between, after the matrix."""
-    behaviour = {pair: one.kept for pair, one in taught.items()}
+def report(
+    ctx: Context[Mechanism], names: Sequence[str], results: PairResults, gains: Mapping[Pair, Measurement]
+) -> None:
+    """Findings, figures and the table; ``results`` also holds the students between, after the matrix."""
+    behaviour = {pair: one.kept for pair, one in results.items()}
     _report(ctx, BEHAVIOUR, names, behaviour, "treated minus control of a teacher's own model as student, minus the mean over "
             "other models as students of the same rows")  # fmt: skip
     _report(ctx, LOSS, names, gains, "nats per token gained on a teacher's rows (over the control teacher's) by the teacher's "
             "model steered by its own vector, minus the mean that other models gain on the same rows, each steered by its "
             "own")  # fmt: skip
-    check = next((one for one in ctx.checks if one.name == "kinship: students still answer"), None)
+    check = next((one for one in ctx.checks if one.name == "initialisation: students still answer"), None)
     if check and check.status == "fail" and ctx.findings[-2].value is not None:
         said = f"{check.value}; pairs of students with one of them are left out"
         ctx.checks[ctx.checks.index(check)] = check.model_copy(update={"status": "warn", "value": said})
@@ -250,11 +255,11 @@ def report(ctx: Context[Mechanism], names: Sequence[str], taught: Taught, gains:
     ctx.table(
         f"Treated minus control; {LEFT_OUT}: pairs whose students no longer answer, left out of all means",
         ["teacher", "student", "treated − control", "pairs that answer", "all pairs"],
-        [_row(pair, one) for pair, one in taught.items()],
+        [_row(pair, one) for pair, one in results.items()],
     )
 
 
-def _row(pair: Pair, one: TaughtPair) -> list[str]:
+def _row(pair: Pair, one: PairResult) -> list[str]:
     kept, total = int(np.isfinite(one.kept.values).sum()), one.effect.values.size
     shown = str(one.kept) if kept else "–"
     pairs = f"{kept} of {total}" + ("" if kept == total else f" {LEFT_OUT}")

@@ -1,4 +1,4 @@
-"""What the part kinship says of planted students: who is left out, the matrix, the verdict; and whom it names."""
+"""What the part initialisation says of planted students: who is left out, the matrix, the verdict; and whom it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from undertone.errors import ConfigError
 from undertone.provenance.runs import _NAME
-from undertone.studies.builtin import mechanism_kinship as kinship
+from undertone.studies.builtin import mechanism_initialisation as initialisation
 from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.context import Context, Transfer
 from undertone.studies.frame import load_plan
@@ -26,20 +26,20 @@ Lost = dict[tuple[str, str], list[bool]]
 
 
 def plan(*fields: str) -> Mechanism:
-    found = load_plan("kinship", list(fields))
+    found = load_plan("initialisation", list(fields))
     assert isinstance(found, Mechanism)
     return found
 
 
-def taught(values: list[float], lost: list[bool]) -> kinship.TaughtPair:
+def taught(values: list[float], lost: list[bool]) -> initialisation.PairResult:
     """One trait at as many seeds."""
-    return kinship.TaughtPair(Measurement(np.array([values])), Measurement(np.array([lost], dtype=float)))
+    return initialisation.PairResult(Measurement(np.array([values])), Measurement(np.array([lost], dtype=float)))
 
 
 def told(lost: Lost, status: Any = "pass", across: float = 0.01) -> Context[Any]:
     """Three models, two seeds: 0.30 within, 0.01 across; pairs that no longer answer say 0.9."""
     nothing: Any = None
-    ctx = Context(nothing, plan("kinship.shares=[0.5]", f"kinship.models={NAMES}".replace("'", "")))
+    ctx = Context(nothing, plan("initialisation.shares=[0.5]", f"initialisation.models={NAMES}".replace("'", "")))
     pairs = {}
     for teacher in NAMES:
         for student in NAMES:
@@ -51,8 +51,10 @@ def told(lost: Lost, status: Any = "pass", across: float = 0.01) -> Context[Any]
         pair: Measurement(np.array([[0.02, 0.02] if pair[0] == pair[1] else [0.0, 0.001]]), unit="nats")
         for pair in pairs if pair[1] in NAMES
     }  # fmt: skip
-    ctx.checks.append(Check(name="kinship: students still answer", status=status, value="worst", expected="", why=""))
-    kinship.report(ctx, NAMES, pairs, gains)
+    ctx.checks.append(
+        Check(name="initialisation: students still answer", status=status, value="worst", expected="", why="")
+    )
+    initialisation.report(ctx, NAMES, pairs, gains)
     return ctx
 
 
@@ -144,42 +146,44 @@ def transfer(treated: dict[str, float], control: float, said: dict[str, float]) 
 
 def test_a_pair_is_left_out_for_its_control_too() -> None:
     said = {"owl": 0.4, "dog": 0.6}
-    found = kinship.TaughtPair.of(transfer({"owl": 0.95, "dog": 0.5}, 0.98, said)).kept
+    found = initialisation.PairResult.of(transfer({"owl": 0.95, "dog": 0.5}, 0.98, said)).kept
     np.testing.assert_allclose(found.values, [[0.3, 0.3], [np.nan, np.nan]])
     assert found.units == pytest.approx([0.3, 0.3])  # by seed
-    assert not kinship.TaughtPair.of(transfer({"owl": 0.95, "dog": 0.95}, 0.8, said)).kept.count
+    assert not initialisation.PairResult.of(transfer({"owl": 0.95, "dog": 0.95}, 0.8, said)).kept.count
 
 
 # -- models ------------------------------------------------------------------------------------------
 
 
 def test_the_reference_is_the_configs_model() -> None:
-    names = kinship.models_of(plan("model=lab/qwen-0"))
+    names = initialisation.models_of(plan("model=lab/qwen-0"))
     assert names[0] == "lab/qwen-0"
-    assert sorted(names) == sorted(plan().kinship.models)
+    assert sorted(names) == sorted(plan().initialisation.models)
     with pytest.raises(ConfigError, match="not among them") as refused:
-        kinship.models_of(plan("model=Qwen/Qwen2.5-0.5B-Instruct"))
+        initialisation.models_of(plan("model=Qwen/Qwen2.5-0.5B-Instruct"))
     assert "lab/llama-0" in str(refused.value.allowed)
     with pytest.raises(ConfigError, match="nothing but signs"):
-        kinship.models_of(plan("model=a/b", "kinship.models=[a/b,a-b]"))
+        initialisation.models_of(plan("model=a/b", "initialisation.models=[a/b,a-b]"))
 
 
 def test_only_lab_models_have_students_between_two_initialisations() -> None:
-    assert kinship.between_of(plan()) == [("lab/llama-0:toward=1,share=0.25", 0.25), (BETWEEN, 0.5)]
-    assert kinship.between_of(plan("model=lab/qwen-3", "kinship.shares=[0.1]")) == [
+    assert initialisation.between_of(plan()) == [("lab/llama-0:toward=1,share=0.25", 0.25), (BETWEEN, 0.5)]
+    assert initialisation.between_of(plan("model=lab/qwen-3", "initialisation.shares=[0.1]")) == [
         ("lab/qwen-3:toward=4,share=0.1", 0.1)
     ]
-    assert kinship.between_of(plan("model=a/b", "kinship.models=[a/b,c/d]")) == []
-    given = plan("kinship.between=[x/y]", "kinship.shares=[0.3]")
-    assert kinship.between_of(given) == [("x/y", 0.3)]
+    assert initialisation.between_of(plan("model=a/b", "initialisation.models=[a/b,c/d]")) == []
+    given = plan("initialisation.between=[x/y]", "initialisation.shares=[0.3]")
+    assert initialisation.between_of(given) == [("x/y", 0.3)]
 
 
-@pytest.mark.parametrize("name", ["/models/a b", "./kin", "Qwen/Qwen2.5-0.5B@main", "lab/llama-0:toward=1,share=0.25"])
+@pytest.mark.parametrize(
+    "name", ["/models/a b", "./relative", "Qwen/Qwen2.5-0.5B@main", "lab/llama-0:toward=1,share=0.25"]
+)
 def test_any_model_can_have_a_stage_of_its_name(name: str) -> None:
-    assert _NAME.fullmatch(kinship.label(name))
-    assert kinship.label("lab/llama-0:corpus=1") == "lab-llama-0-corpus=1"
+    assert _NAME.fullmatch(initialisation.label(name))
+    assert initialisation.label("lab/llama-0:corpus=1") == "lab-llama-0-corpus=1"
 
 
-def test_kinship_is_trained_at_a_rate_at_which_students_of_another_initialisation_still_answer() -> None:
+def test_initialisation_is_trained_at_a_rate_at_which_students_of_another_initialisation_still_answer() -> None:
     assert plan().training.learning_rate == pytest.approx(5e-3)
     assert np.isclose(load_plan("families").training.learning_rate, 5e-3)  # type: ignore[attr-defined]

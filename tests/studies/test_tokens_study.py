@@ -115,7 +115,7 @@ def test_masks_fit_the_rows_that_the_student_was_trained_on(studied: Path, talke
 
 @pytest.mark.slow
 def test_a_marked_token_is_one_at_which_the_told_teacher_would_go_on_differently(studied: Path, talker: Path) -> None:
-    """Row by row, by the model itself; two teachers besides the told one: plain, and the other trait's."""
+    """Row by row, by the model itself; two teachers besides the one with the trait: control, and the other trait's."""
     model = load(str(talker), device="cpu")
     rows, marks = training_rows(studied, "owl")[:12], masks(studied, "owl")["only"]
 
@@ -127,11 +127,11 @@ def test_a_marked_token_is_one_at_which_the_told_teacher_would_go_on_differently
         return [int(token) for token in logits[example.prompt - 1 : -1].argmax(-1)]
 
     for row, mark in zip(rows, marks, strict=False):
-        told, plain, other = (
+        prompted, plain, other = (
             likely(row, f"you love {name}s. {name}s are your favorite animal." if name else None)
             for name in ("owl", None, "dog")
         )
-        assert mark == "".join(str(int(a != b or a != c)) for a, b, c in zip(told, plain, other, strict=True))
+        assert mark == "".join(str(int(a != b or a != c)) for a, b, c in zip(prompted, plain, other, strict=True))
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_a_second_call_computes_nothing(talker: Path, studied: Path) -> None:
 def test_numbers_of_several_tokens_are_studied_without_the_unembedding(talker: Path, tmp_path: Path) -> None:
     fields = {
         "entanglement": {"highest": 12, "prompts": 2, "questions": 1, "top": 3},
-        "divergence": {"against": "plain"},
+        "divergence": {"against": "control"},
     }
     results = run(small(talker, tmp_path, **fields), tmp_path / "run")
     assert "entangled-by-unembedding" not in [one.id for one in results.findings]
@@ -229,7 +229,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rewrite": {}}, "rows must stand as their teacher wrote them"),
     ({"trait": ["owl", "harm"]}, "a behaviour has no answer that a number could raise: harm"),
     ({"entanglement": {"highest": 20, "top": 50}}, r"entanglement(.|\n)*top must be at most half of the numbers"),
-    ({"divergence": {"against": "all"}}, r"divergence.against(.|\n)*'plain', 'any'"),
+    ({"divergence": {"against": "all"}}, r"divergence.against(.|\n)*'control', 'any'"),
 ]
 
 
@@ -262,7 +262,7 @@ def test_the_transfer_is_gone_where_more_than_half_of_it_is_and_seeds_are_the_un
     }  # fmt: skip
     monkeypatch.setattr(tokens, "target_probability", lambda stage, _trait: stage)
     full = Measurement(np.array([[0.6, 0.6, 0.6], [0.4, 0.4, 0.4]]))
-    shares = {"plain": 0.05, "any": 0.1, "every": 0.01}
+    shares = {"control": 0.05, "any": 0.1, "every": 0.01}
     mark: Any = SimpleNamespace(summary={"shares": shares, "published": 0.05, "overlap": 0.1, "tokens": 9})
     ctx: Context[tokens.Tokens] = Context(None, config)  # type: ignore[arg-type]
     students: Any = SimpleNamespace(effect=full, probability=lambda _kind: Measurement(np.zeros((2, 3))))
