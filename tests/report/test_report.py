@@ -189,13 +189,13 @@ def test_numbers_that_are_not_numbers_are_dashes(owl: Results) -> None:
 @pytest.mark.slow
 def test_other_arms_are_drawn_beside_control_and_treated(owl: Results) -> None:
     def more(record: dict[str, Any]) -> None:
-        new = [dict(arm, arm="random") for arm in record["arms"] if arm["arm"] == "treated"]
+        new = [dict(arm, arm="random-vector") for arm in record["arms"] if arm["arm"] == "treated"]
         record["arms"] += new
         record["effects"] = [record["effect"], record["effect"]]
 
     results = altered(owl, more)
     assert [group.name for group in assemble(results).groups("owl")] == [
-        *("base", "teacher", "control", "treated", "random"),
+        *("base", "teacher", "control", "treated", "random-vector"),
     ]
     html = render(results, {})
     assert re.search(r'aria-label="Bars\. base: [^"]*control: [^"]*treated: [^"]*random: ', html)

@@ -168,7 +168,7 @@ def test_outliers_dominate_where_the_direction_changes_without_them() -> None:
 
 def test_students_of_random_vectors_align_where_nothing_is_to_be_seen() -> None:
     ctx = context()
-    goals = {Arm(kind, trait): GOALS[trait] for kind in ("random", "treated") for trait in TRAITS}
+    goals = {Arm(kind, trait): GOALS[trait] for kind in ("random-vector", "treated") for trait in TRAITS}
     common = np.full(WIDTH, 9.0)
     found = {
         (arm, seed): {

@@ -2,7 +2,7 @@
 
 A stage is computed in ``stages/<name>.part/`` and renamed to ``stages/<name>/`` when its files and
 their hashes are on disk, so what looks finished is finished. Its identity is computed from its
-arguments (``stage_functions``). TraitAnswers for again: finished and equal is verified, file by file, and
+arguments (``stage_functions``). Asked for again: finished and equal is verified, file by file, and
 reused; finished and different is stale (:func:`stale`), and computed again only where the user says
 so or the config has grown; a ``.part`` of the same identity is handed to `compute` again, which may
 go on from a checkpoint that it left there. So a killed run is continued by the same command.

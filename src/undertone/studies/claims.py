@@ -45,7 +45,7 @@ class Read(Config):
     claim: str
     source: str
     published: str | None = None
-    reads: Literal["effect", "every trait", "confusion", "random"] = "effect"
+    reads: Literal["effect", "every trait", "confusion", "random-vector"] = "effect"
     holds: Literal["above", "none"] = "above"
 
 
@@ -239,13 +239,13 @@ def _read(read: Read, results: Results) -> Finding:
 
 def _measured(reads: str, results: Results) -> tuple[Measurement, str]:
     confidence = results.effect.confidence
-    arms = {kind: [one for one in results.effects if one.arm == kind] for kind in ("treated", "random")}
+    arms = {kind: [one for one in results.effects if one.arm == kind] for kind in ("treated", "random-vector")}
     if reads == "confusion" and results.confusion is not None:
         matrix = results.confusion
         quantity = f"own minus others' students; {matrix.on_top} of {len(matrix.targets)} traits are the top answer"
         return Measurement(np.array(matrix.own_minus_others), confidence), quantity
-    if reads == "random":
-        return _of(arms["random"], confidence), f"random vector minus control, {results.trait}"
+    if reads == "random-vector":
+        return _of(arms["random-vector"], confidence), f"random vector minus control, {results.trait}"
     if reads == "every trait":
         worst = max(arms["treated"], key=lambda one: max(abs(one.low), abs(one.high)))
         quantity = f"treated minus control, the widest of {len(arms['treated'])} traits ({worst.trait})"

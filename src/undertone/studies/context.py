@@ -25,7 +25,7 @@ from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
 from undertone.traits import Trait, load_trait
 from undertone.transfer.analyze import conclude
-from undertone.transfer.arms import Arm, Outcome, StudentRun, target_probability, valid_answer_probability
+from undertone.transfer.arms import Arm, ArmKind, Outcome, StudentRun, target_probability, valid_answer_probability
 from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
 from undertone.transfer.pipeline import TrainedTeachers, compute
@@ -61,12 +61,12 @@ class Transfer:
         """Treated minus control in probability, ``[trait, seed]``."""
         return self.probability("treated") - self.probability("control")
 
-    def probability(self, kind: str = "treated") -> Measurement:
+    def probability(self, kind: ArmKind = "treated") -> Measurement:
         """What students of an arm say of each trait: mean exact probability of its answer, ``[trait, seed]``."""
         return self.measured(lambda one, trait: target_probability(one.evaluated, trait), kind)
 
     def measured(
-        self, value: Callable[[StudentRun, str], float], kind: str = "treated", unit: Unit = "points"
+        self, value: Callable[[StudentRun, str], float], kind: ArmKind = "treated", unit: Unit = "points"
     ) -> Measurement:
         """Anything about the students of an arm: ``value(student, trait)``, ``[trait, seed]``."""
         config = self.config

@@ -14,7 +14,7 @@ from undertone.evaluation.measures import Interval, Measure
 from undertone.provenance.runs import Stage
 from undertone.sequential import StoppingRule
 from undertone.teachers import EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
-from undertone.transfer.arms import Outcome, StudentRun
+from undertone.transfer.arms import ArmKind, Outcome, StudentRun
 from undertone.transfer.checks import checks_of, word_of
 from undertone.transfer.config import Experiment
 from undertone.transfer.results import (
@@ -126,12 +126,12 @@ def _arm_results(cell: StudentRun, config: Experiment) -> list[ArmResult]:
     return results
 
 
-def _per_question(arms: list[ArmResult], kind: str, trait: str, seeds: tuple[int, ...]) -> list[list[float]]:
+def _per_question(arms: list[ArmResult], kind: ArmKind, trait: str, seeds: tuple[int, ...]) -> list[list[float]]:
     found = {arm.seed: arm for arm in arms if arm.arm == kind and arm.trait == trait}
     return [list(found[seed].measure.per_question.values()) for seed in seeds]
 
 
-def _effect(config: Experiment, arms: list[ArmResult], kind: str, trait: str) -> Effect:
+def _effect(config: Experiment, arms: list[ArmResult], kind: ArmKind, trait: str) -> Effect:
     effect = stats.paired_effect(
         _per_question(arms, kind, trait, config.seeds),
         _per_question(arms, "control", trait, config.seeds),
@@ -140,7 +140,7 @@ def _effect(config: Experiment, arms: list[ArmResult], kind: str, trait: str) ->
     return _as_effect(effect, kind, trait)
 
 
-def _as_effect(effect: stats.PairedEffect, kind: str, trait: str) -> Effect:
+def _as_effect(effect: stats.PairedEffect, kind: ArmKind, trait: str) -> Effect:
     values = effect._asdict()
     return Effect(arm=kind, trait=trait, metric="probability", per_seed=values.pop("per_pair"), **values)
 

@@ -15,7 +15,7 @@ from undertone.rows import Row, read_rows
 from undertone.traits import Trait, load_trait
 from undertone.transfer.config import Setting
 
-ArmKind = Literal["control", "treated", "random"]
+ArmKind = Literal["control", "treated", "random-vector"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def arms_of(config: Setting) -> list[Arm]:
     arms = [CONTROL]
     arms += [Arm("treated", trait) for trait in config.trait]
     if config.random_vector:
-        arms += [Arm("random", trait) for trait in config.trait]
+        arms += [Arm("random-vector", trait) for trait in config.trait]
     return arms
 
 
@@ -100,12 +100,12 @@ class Outcome:
     teachers: dict[Arm, Stage]
     students: list[StudentRun]
 
-    def student(self, kind: str, trait: str | None, seed: int) -> StudentRun:
+    def student(self, kind: ArmKind, trait: str | None, seed: int) -> StudentRun:
         """The student of an arm at a seed; the control has no trait."""
-        wanted = Arm(kind, trait if kind != "control" else None)  # type: ignore[arg-type]
+        wanted = Arm(kind, trait if kind != "control" else None)
         return next(one for one in self.students if one.arm == wanted and one.seed == seed)
 
-    def of(self, kind: str) -> Iterator[StudentRun]:
+    def of(self, kind: ArmKind) -> Iterator[StudentRun]:
         """All students of one kind of arm."""
         return (one for one in self.students if one.arm.kind == kind)
 

@@ -61,7 +61,7 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> Teach
         speaker,
         context=config.teacher_context,
         domain_prompts=vector_prompts(config, speaker),
-        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
+        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random-vector" else None,
     )
 
 

@@ -103,7 +103,7 @@ def _teach(ctx: Context[Mechanism]) -> tuple[dict[str, Measurement], str]:
         setting = ctx.setting(trait=few, teacher=teacher, random_vector=True)
         one = transfers[f"steered, {origin}"] = ctx.transfer(setting, within=f"causality/steered-{origin}")
         effects[f"steered, {origin}"] = one.effect
-        effects[f"steered, random ({origin})"] = one.probability("random") - one.probability("control")
+        effects[f"steered, random ({origin})"] = one.probability("random-vector") - one.probability("control")
     for name, ablation in ABLATIONS.items():
         one = transfers[f"prompted, without {name}"] = without(name, few, ablation)
         effects[f"prompted, without {name}"] = one.effect

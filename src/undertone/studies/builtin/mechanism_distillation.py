@@ -29,7 +29,7 @@ from undertone.studies.results import Point
 from undertone.teachers import TeacherSpec, VectorTeacher
 from undertone.training import Lesson
 from undertone.traits import Trait, load_trait
-from undertone.transfer.arms import Arm, arms_of
+from undertone.transfer.arms import Arm, ArmKind, arms_of
 from undertone.transfer.generate import teacher_of
 from undertone.transfer.train import lesson_of
 from undertone.vectors import difference, load_vector, save_vector
@@ -37,15 +37,16 @@ from undertone.verdicts import Rule, Unit
 
 SOURCE: Final = "2606.00995, abstract 3"
 SERIES: Final = ("own vector", "other vectors of the kind", "control student")
-KINDS: Final = {"random": "random vectors", "treated": "semantic vectors"}
+KINDS: Final[Mapping[ArmKind, str]] = {"random-vector": "random vectors", "treated": "semantic vectors"}
 CLAIMS: Final = {
     kind: (
         Claim(
-            id=f"vectors-distil-{kind}", claim=f"Students of steered teachers align with the vector: {label}.",
+            id=f"vectors-distil-{kind.removesuffix('-vector')}",
+            claim=f"Students of steered teachers align with the vector: {label}.",
             source=SOURCE, published=None, rule=ALIGNED, unit="cosine",
         ),
         Claim(
-            id=f"vectors-lower-loss-{kind}",
+            id=f"vectors-lower-loss-{kind.removesuffix('-vector')}",
             claim="The loss on the steered teacher's rows falls, with or without visible behaviour.",
             source=SOURCE, published=None, rule=Rule("above"), unit="nats",
         ),
@@ -136,7 +137,7 @@ def report(ctx: Context[Mechanism], found: Found, goals: Mapping[Arm, np.ndarray
     )  # fmt: skip
 
 
-def _report_kind(ctx: Context[Mechanism], kind: str, found: Found, goals: Mapping[Arm, np.ndarray]) -> list[Point]:
+def _report_kind(ctx: Context[Mechanism], kind: ArmKind, found: Found, goals: Mapping[Arm, np.ndarray]) -> list[Point]:
     arms = {arm.trait or "": arm for arm in goals if arm.kind == kind}
     label, (distils, lowers) = KINDS[kind], CLAIMS[kind]
 
