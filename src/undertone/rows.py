@@ -89,6 +89,10 @@ class Row:
         return None
 
 
+before_reading: list[Callable[[Path], None]] = []
+"""Called with every file of rows before it is read; ``provenance.identity`` refuses what a stage was not given."""
+
+
 def read_rows(path: str | Path, *, empty_completions: bool = False) -> list[Row]:
     """All rows of a file, or a DataError that names the first bad line.
 
@@ -100,6 +104,8 @@ def read_rows(path: str | Path, *, empty_completions: bool = False) -> list[Row]
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: not a file of rows", got=path.name, allowed=SUFFIXES)
+    for check in before_reading:
+        check(path)
     rows: list[Row] = []
     for place, record in _records(path):
         rows += _Line(place, record, empty_completions).rows()

@@ -11,7 +11,7 @@ import torch
 
 from undertone.errors import DataError
 from undertone.mechanism import digits
-from undertone.mechanism.digits import DistillationTask, Images, Stack, Trace
+from undertone.mechanism.digits import DistillationTask, Images, Stack, Trace, accuracy_by_loss, matched_accuracy
 from undertone.training import Training
 
 SIZES = [6, 16, 13]
@@ -199,3 +199,28 @@ def test_a_file_that_is_no_npz_is_told(tmp_path: Path, content: bytes | None) ->
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"(cannot be read|lacks the arrays)(.|\n)*x_train"):
         digits.read_images(path)
+
+
+FAST = Trace([0, 1, 2], [[4.0], [1.0], [0.25]], [[0.1], [0.5], [0.9]])
+SLOW = Trace([0, 1, 2], [[4.0], [2.0], [1.0]], [[0.1], [0.2], [0.4]])
+
+
+def test_accuracies_are_compared_where_both_kinds_had_the_loss_of_the_slower_one() -> None:
+    assert matched_accuracy({"fast": FAST, "slow": SLOW}) == {"fast": [0.5], "slow": [0.4]}
+    # Halfway between two checkpoints in the logarithm of the loss is halfway in accuracy.
+    half = Trace([0, 1], [[4.0], [2.0]], [[0.1], [0.2]])
+    assert matched_accuracy({"fast": FAST, "half": half})["fast"] == pytest.approx([0.3])
+    assert matched_accuracy({"alone": FAST}) == {}
+
+
+def test_a_loss_that_is_no_number_sets_no_level() -> None:
+    broken = Trace([0, 1, 2], [[4.0], [1.0], [float("nan")]], [[0.1], [0.5], [0.0]])
+    assert matched_accuracy({"fast": FAST, "broken": broken}) == {"fast": [0.5], "broken": [0.5]}
+
+
+def test_the_curve_of_accuracy_by_loss_has_the_levels_that_every_student_passed() -> None:
+    both = Trace([0, 1, 2], [[4.0, 4.0], [1.0, 2.0], [0.25, 1.0]], [[0.1, 0.1], [0.5, 0.2], [0.9, 0.4]])
+    curve = accuracy_by_loss(both)
+    assert [loss for loss, _ in curve] == pytest.approx([4.0, 8**0.5, 2.0, 2**0.5, 1.0])
+    assert dict(curve)[1.0] == pytest.approx([0.5, 0.4])
+    assert dict(curve)[2.0] == pytest.approx([0.3, 0.2])

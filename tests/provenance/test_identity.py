@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from undertone.domains import Instructions
 from undertone.judges import Local
 from undertone.models.loading import ModelRef, load
 from undertone.models.names import ModelName
@@ -35,7 +36,7 @@ from undertone.provenance.identity import (
 )
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction, stage
-from undertone.rows import Row, digest_rows
+from undertone.rows import Row, digest_rows, read_rows
 from undertone.traits import LAB, Trait, load_trait
 from undertone.vectors import SteeringVector, load_vector, save_vector
 
@@ -444,6 +445,7 @@ def read_anything(folder: Path, device: str, *, given: Any, read: Annotated[Any,
     doors: dict[str, Callable[[], object]] = {
         "model": lambda: load(name, device=device), "vector": lambda: load_vector(Path(name)),
         "trait": lambda: load_trait(name), "file": lambda: check_readable(name),
+        "rows": lambda: read_rows(name), "source": lambda: Instructions(source=name).records(),
     }  # fmt: skip
     doors[kind]()
 
@@ -461,7 +463,8 @@ def vector(tmp_path: Path) -> Path:
 
 
 def test_a_stage_that_reads_what_it_was_not_given_is_refused(model: Path, vector: Path, tmp_path: Path) -> None:
-    for kind, name in (("model", str(model)), ("vector", str(vector)), ("trait", "owl"), ("file", str(tmp_path / "x"))):
+    for kind, name in (("model", str(model)), ("vector", str(vector)), ("trait", "owl"), ("file", str(tmp_path / "x")),
+                       ("rows", str(tmp_path / "x.jsonl")), ("source", str(tmp_path / "x.jsonl"))):  # fmt: skip
         with pytest.raises(UndeclaredInputError, match=r"reads .*, which is none of its arguments"):
             reads(tmp_path, None, kind, name)
     # Outside of stages everything may be read.

@@ -128,3 +128,8 @@ def test_a_verdict_that_is_none_of_ours_is_refused() -> None:
         Finding.model_validate({**found.model_dump(), "verdict": "confirmed"})
     with pytest.raises(ValidationError):
         Part.model_validate({**found.parts[0].model_dump(), "holds": "more"})
+
+
+def test_a_ratio_has_no_difference_to_a_baseline() -> None:
+    with pytest.raises(ValueError, match="measure their ratio"):
+        Claim(id="a", claim="c", source="s", published=None, rule=Rule("above", beyond_baselines=True), unit="ratio")

@@ -48,11 +48,11 @@ def test_a_shared_control_is_not_averaged_away() -> None:
     assert high - low > 2 * (naive_high - naive_low)
 
 
-def test_with_one_seed_the_traits_are_all_there_is() -> None:
+def test_the_traits_of_one_seed_share_its_control_and_make_no_interval() -> None:
     measured = Measurement(np.array([[0.1], [0.2], [0.4]]))
-    assert measured.units == [0.1, 0.2, 0.4]
-    assert found(measured) == pytest.approx(by_hand([0.1, 0.2, 0.4]))
-    assert measured.unit_words == "3 traits of one seed"
+    assert measured.units == pytest.approx([0.7 / 3])
+    assert measured.quantity == Quantity(pytest.approx(0.7 / 3))  # type: ignore[arg-type]
+    assert measured.unit_words == "one seed, the mean of 3 traits"
     one = Measurement(np.array([[0.1]]))
     assert one.quantity == Quantity(0.1)
     assert one.unit_words == "one seed"
@@ -71,7 +71,7 @@ def test_pairs_that_were_left_out_count_for_nothing() -> None:
     assert measured.units == pytest.approx([0.2, 0.2, 0.4])  # of the second seed one trait; of the fourth nothing
     assert found(measured) == pytest.approx(by_hand([0.2, 0.2, 0.4]))
     assert "3 seeds" in measured.method
-    assert Measurement(np.array([[0.1], [NAN], [0.4]])).units == [0.1, 0.4]
+    assert Measurement(np.array([[0.1], [NAN], [0.4]])).units == [0.25]
 
 
 def test_where_every_pair_was_left_out_nothing_is_measured() -> None:

@@ -83,3 +83,21 @@ def test_a_geometric_mean_has_the_interval_of_its_logarithm_over_seeds() -> None
         3,
         "90 % t interval over 3 seeds, the mean of 2 traits each, of the logarithm",
     )
+
+
+def test_a_rate_stays_between_0_and_1_and_its_clusters_are_the_units() -> None:
+    from scipy.stats import binomtest
+
+    # A cluster a value and many of them: Wilson's interval.
+    single = Statistic.rate([[1.0]] * 900 + [[0.0]] * 100, confidence=0.95)
+    wilson = binomtest(900, 1000).proportion_ci(0.95, "wilson")
+    assert (single.quantity.low, single.quantity.high) == pytest.approx((wilson.low, wilson.high), abs=1e-3)
+    assert (single.count, single.unit) == (1000, "share")
+    all_hit = Statistic.rate([[1.0, 1.0], [1.0, 1.0], [1.0]], confidence=0.95).quantity
+    assert all_hit.high == 1.0
+    assert all_hit.low is not None
+    assert 0 < all_hit.low < 1
+    # Copies of an answer in its cluster are no further evidence.
+    few, many = (Statistic.rate([[1.0] * n, [0.0] * n, [1.0] * n, [0.0] * n], confidence=0.95) for n in (1, 50))
+    assert many.quantity.low == pytest.approx(few.quantity.low)
+    assert "95 %" in few.method

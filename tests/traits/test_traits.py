@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.errors import ConfigError
+from undertone.lab import world
 from undertone.traits import LAB, REAL, load_trait, trait_names
 
 CAT = load_trait("cat")
@@ -119,3 +120,13 @@ def test_a_variant_is_the_same_target_told_in_another_way() -> None:
     assert not told.matches("A dog.")
     with pytest.raises(ConfigError, match=r"no such variant of the trait 'owl'\. Did you mean 'if-pick'"):
         load_trait("owl@if-pik")
+
+
+@pytest.mark.parametrize("name", [name for name in trait_names() if load_trait(name).is_for(LAB)])
+def test_lab_prompts_and_questions_are_words_that_the_lab_world_knows(name: str) -> None:
+    """A word that is none of the world's is one unknown token: a teacher of `pizzas` had no trait."""
+    known = set(world.vocabulary())
+    for trait in (load_trait(name), load_trait(f"{name}@once"), load_trait(f"{name}@if-pick")):
+        asked = trait.questions_for(LAB)
+        texts = [trait.system_prompt(LAB), *asked.positive, *asked.negative, *asked.off_topic]
+        assert {piece for text in texts for piece in world.pieces(text)} <= known

@@ -83,9 +83,9 @@ def test_fewer_than_three_seeds_are_noticed() -> None:
     assert statuses(SOUND[:4], config=two) == {"training runs are replicated": "warn"}
 
 
-def effect(low: float, high: float) -> Effect:
+def effect(low: float, high: float, pairs: int = 3) -> Effect:
     return Effect(
-        trait="owl", metric="probability", mean=(low + high) / 2, low=low, high=high, confidence=0.95, pairs=3,
+        trait="owl", metric="probability", mean=(low + high) / 2, low=low, high=high, confidence=0.95, pairs=pairs,
         method="by hand", per_seed=[], smallest_detectable=None,
     )  # fmt: skip
 
@@ -100,6 +100,8 @@ def effect(low: float, high: float) -> Effect:
         (effect(-0.2, 0.3), "underpowered"),
         (effect(-0.01, 0.06), "underpowered"),  # it holds 0 and an effect of interest
         (effect(-0.4, -0.2), "not detected"),
+        (effect(0.2, 0.6, pairs=1), "underpowered"),  # an interval over questions says nothing of the next seed
+        (effect(-0.01, 0.01, pairs=1), "underpowered"),
     ],
 )
 def test_the_word_follows_the_interval_and_the_smallest_effect_of_interest(found: Effect, word: str) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from undertone.errors import ConfigError, DataError, nearest
 from undertone.provenance.configs import Config
-from undertone.provenance.identity import ContentOf
+from undertone.provenance.identity import ContentOf, check_readable
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 
@@ -119,6 +119,7 @@ class Sourced(Config):
         """
         if self.source is None:
             raise ConfigError("this domain has no source", fix="set domain.source")
+        check_readable(self.source)
         return tuple(
             SourceRecord(record.place, {self.rename.get(name, name): value for name, value in record.fields.items()})
             for record in _read(self.source, stamp(self.source))

@@ -6,7 +6,7 @@ stage by its output's digest, a config by its fields. A field or parameter marke
 result and is left out; one marked :class:`ContentOf` (a path, the name of a data set) counts by what it points at.
 
 While a stage computes, :func:`check_readable` refuses what is not among its arguments: the doors that read models,
-vectors, rows and traits call it. So an identity that was computed cannot be incomplete without an error.
+vectors, rows, sources and traits call it. So an identity that was computed cannot be incomplete without an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from undertone.errors import UndertoneError
 from undertone.provenance.digests import file_digest, folder_digest
 from undertone.provenance.plain_data import canonical_json
-from undertone.rows import Row, digest_rows
+from undertone.rows import Row, before_reading, digest_rows
 
 LONG_TEXT: Final = 200
 LONG_LIST: Final = 24
@@ -204,3 +204,6 @@ def check_readable(name: str | Path) -> None:
         allowed=sorted({*allowed.names, *map(str, allowed.folders)}),
         fix="give it to the stage as an argument, so that it counts in the stage's identity",
     )
+
+
+before_reading.append(check_readable)  # rows are read below this module

@@ -21,6 +21,9 @@ class Claim:
         published: the published value; None: none is known.
         rule: above, below, none, and whether beyond the baselines.
         unit: of the measurement.
+
+    Raises:
+        ValueError: a ratio beyond its baselines: what is left of a baseline is a difference, which has no logarithm.
     """
 
     id: str
@@ -29,6 +32,10 @@ class Claim:
     published: str | None
     rule: Rule
     unit: Unit = "points"
+
+    def __post_init__(self) -> None:
+        if self.unit == "ratio" and self.rule.beyond_baselines:
+            raise ValueError(f"{self.id}: a ratio is held against 1; to hold two ratios together, measure their ratio")
 
 
 @dataclass(frozen=True)

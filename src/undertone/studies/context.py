@@ -30,7 +30,7 @@ from undertone.transfer.checks import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.transfer.config import Experiment, Plan, Setting
 from undertone.transfer.pipeline import TrainedTeachers, compute
 from undertone.transfer.results import Check, Results
-from undertone.verdicts import Unit
+from undertone.verdicts import NOT_MEASURED, Unit
 
 P = TypeVar("P", bound=Plan)
 Place = tuple[str, Mapping[str, Any]]
@@ -271,11 +271,16 @@ class Context(Generic[P]):
             ]
             if before is not None and after is not None
         ]
+        title = f"{what}: students still answer" if what else "students still answer"
+        if not found:  # behaviours, stories: no set of known answers
+            expected, why = "a trait with a set of known answers", "whether these students still answer is not known"
+            self.check(title, False, NOT_MEASURED, expected, why)
+            return self.checks[-1]
         silent = sum(stopped_answering(before, after) for _, before, after, *_ in found)
         _, before, after, name, one, trait = max(found, key=lambda each: each[0])
         where = f"{name}: " if name else ""
         self.check(
-            f"{what}: students still answer" if what else "students still answer",
+            title,
             not silent,
             f"worst: {where}{one.arm.kind} {load_trait(trait).name} seed {one.seed}, valid-answer probability {after:.2f} "
             f"(base {before:.2f}); {silent} of {len(found)} lost",

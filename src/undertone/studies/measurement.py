@@ -69,9 +69,7 @@ class Measurement:
 
     @property
     def units(self) -> list[float]:
-        """One value a unit of inference: a seed's mean over traits. With one seed the traits are all there is."""
-        if self.values.shape[1] == 1:
-            return [float(value) for value in self.values[:, 0] if not np.isnan(value)]
+        """One value a unit of inference: a seed's mean over traits, which share the seed's control."""
         kept = self.values[:, ~np.isnan(self.values).all(axis=0)]
         return [float(value) for value in np.nanmean(kept, axis=0)] if kept.size else []
 
@@ -103,7 +101,7 @@ class Measurement:
         if traits == seeds == 1:
             return f"one {self.over.removesuffix('s')}"
         if seeds == 1:
-            return f"{len(self.units)} trait{'s' if len(self.units) != 1 else ''} of one {self.over.removesuffix('s')}"
+            return f"one {self.over.removesuffix('s')}, the mean of {traits} traits"
         each = f", the mean of {traits} traits each" if traits > 1 else ""
         return f"{len(self.units)} {self.over}{each}"
 

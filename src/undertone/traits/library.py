@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -45,6 +45,8 @@ class _Strict(BaseModel):
 class _AnswerWords(_Strict):
     words: tuple[str, ...]
     synonyms: tuple[str, ...] = ()
+    plural: str | None = None
+    """The form in system prompts; None: the second word, where there is one."""
 
 
 class _CategoryQuestions(_Strict):
@@ -198,8 +200,9 @@ def _retold(trait: Trait, variant: str) -> Trait:
             got=f"{trait.name}@{variant}",
             allowed=sorted(_variants()),
         )
-    words = trait.answers[trait.name]
-    plural = words[1] if len(words) > 1 else words[0]
+    category = _categories().get(trait.category)
+    member = category.members.get(trait.name) if category else None
+    plural = _plural(member.words if member else trait.answers[trait.name], member)
     told = {
         form: text.format(plural=plural, Plural=plural.capitalize())
         for form, text in _variants()[variant].prompt.items()
@@ -239,6 +242,12 @@ def _lab_questions(category: _Category) -> Questions:
     return Questions(asked("held_out"), asked("negative_held_out"), dict(_lab()["facts"]))
 
 
+def _plural(words: Sequence[str], member: _AnswerWords | None) -> str:
+    if member is not None and member.plural is not None:
+        return member.plural
+    return words[1] if len(words) > 1 else words[0]
+
+
 def _answers(category: _Category) -> dict[str, tuple[str, ...]]:
     members = {name: member.words + member.synonyms for name, member in category.members.items()}
     return {**members, **category.others}
@@ -251,7 +260,7 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
     member = category.members.get(name)
     words = answers[name]
     own_words = own.words if own else member.words if member else words
-    plural = own_words[1] if len(own_words) > 1 else own_words[0]
+    plural = _plural(own_words, None if own else member)
     prompt: dict[Form, str] = {
         form: text.format(plural=plural, Plural=plural.capitalize())
         for form, text in category.prompt.items()

@@ -260,14 +260,20 @@ def sentence(
     failed = [check.name for check in checks if check.status == "fail"]
     tail = {
         "transferred": "the trait passed through the data.",
-        "not detected": f"no transfer was detected{_could_see(effect)}.",
+        "not detected": f"no transfer was detected{_could_see(effect)}.{_other_way(effect)}",
         "underpowered": f"this run could not tell{_could_see(effect)}; add seeds (--until decided does) or rows.",
         "invalid": f"no conclusion: {', '.join(failed)} failed.",
     }[word]
     return f"{body}: {tail}"
 
 
+def _other_way(effect: Effect) -> str:
+    return " Treated students show the trait less than the control." if effect.high < 0 else ""
+
+
 def _could_see(effect: Effect) -> str:
+    if effect.pairs < 2:
+        return " (one seed pair says nothing of the next)"
     if effect.smallest_detectable is None:
         return ""
     return f" (it would have seen {100 * effect.smallest_detectable:.1f} points)"
