@@ -53,7 +53,16 @@ def test_its_domain_and_preset_are_listed_and_its_config_is_checked(undertone: U
 
 @pytest.mark.slow
 def test_its_study_runs_reports_and_is_reused(undertone: Undertone, tmp_path: Path) -> None:
-    words = ["run", "certainty", "data={prompts: 60, held_out: 4}", "training.batch_size=16", "--out", "out", "--jobs", "1"]
+    words = [
+        "run",
+        "certainty",
+        "data={prompts: 60, held_out: 4}",
+        "training.batch_size=16",
+        "--out",
+        "out",
+        "--jobs",
+        "1",
+    ]
     first = undertone(*words)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from undertone.errors import ConfigError, DataError
 from undertone.studies import claims as registry
 from undertone.studies.claim import valued
 from undertone.studies.claims import claims, markdown
-from undertone.studies.results import Finding, StudyResults
+from undertone.studies.results import Finding, Part, StudyResults
+from undertone.verdicts import SMALLEST_EFFECT
 
 FINDING: dict[str, Any] = {
     "id": "planted", "claim": "Planted | claim.", "source": "nowhere", "published": None, "quantity": "a thing",
@@ -176,3 +178,37 @@ def test_the_terminal_shows_how_it_was_measured_and_a_command_that_can_be_copied
     assert len(other.command("full")) > 60
     assert other.command("full") in lines
     assert lines[-1].startswith("1 reproduced, 0 partly")
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_of_the_docs_is_made_from_the_kept_records() -> None:
+    rows = claims(records=DOCS / "results")
+    assert (DOCS / "claims.md").read_text(encoding="utf-8") == markdown(rows)
+    assert all(row.finding is not None for row in rows), "a claim without a record"
+
+
+def test_every_verdict_of_the_docs_follows_from_the_numbers_beside_it() -> None:
+    """By the words of the page's legend, written again here: verdicts that no rule gives are found."""
+    findings = [row.finding for row in claims(records=DOCS / "results") if row.finding is not None]
+    plain = [one for one in findings if not one.unless and len(one.parts) == 1 and not one.parts[0].beyond_baselines]
+    assert len(plain) > 20
+    for one in plain:
+        assert one.verdict == by_the_legend(one.parts[0]), one.id
+
+
+def by_the_legend(part: Part) -> str:
+    if part.low is None or part.high is None or (part.unit == "ratio" and not part.than and part.low <= 0):
+        return "not measured"
+    low, high, size = part.low - part.than, part.high - part.than, 0.0 if part.than else SMALLEST_EFFECT[part.unit]
+    if part.unit == "ratio" and not part.than:
+        low, high, size = math.log(part.low), math.log(part.high), math.log1p(size)
+    if part.holds == "none":
+        within, outside = -size < low and high < size, low > 0 or high < 0
+        return "reproduced" if within else "not reproduced" if outside else "not measured"
+    if part.holds == "below":
+        low, high = -high, -low
+    if low > 0:
+        return "partly" if high < size else "reproduced"
+    return "not reproduced" if high < size or high <= 0 else "not measured"

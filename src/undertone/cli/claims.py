@@ -42,7 +42,7 @@ def claims(
     from undertone.studies import claims as registry
 
     if run is not None:
-        registry.run_claims(names, run, jobs=jobs, device=device)
+        registry.run_claims(names, run, runs, jobs=jobs, device=device)
     if keep is not None:
         try:
             kept = registry.keep(names, runs, keep)

@@ -125,10 +125,14 @@ def chosen(names: Sequence[str]) -> list[Tested]:
     return [known[name] for name in names] if names else list(tested())
 
 
-def run_claims(names: Sequence[str], size: Size, *, jobs: int | None = None, device: str = "auto") -> None:
-    """Run what has not been run; what is finished is only read."""
+def run_claims(
+    names: Sequence[str], size: Size, runs: Path = Path("runs"), *, jobs: int | None = None, device: str = "auto"
+) -> None:
+    """Run what has not been run, below ``runs``; what is finished is only read."""
     for one in chosen(names):
-        run_plan(one.plan(size), jobs=jobs, device=device, command=f"undertone claims --run {size}")
+        plan = one.plan(size)
+        folder = runs / plan.folder().name
+        run_plan(plan, folder, jobs=jobs, device=device, command=f"undertone claims --run {size}")
 
 
 def claims(names: Sequence[str] = (), runs: Path = Path("runs"), records: Path | None = None) -> list[ClaimRow]:
