@@ -214,6 +214,18 @@ def test_no_file_is_a_catch_all() -> None:
     assert not names & CATCH_ALL
 
 
+LONGEST_STUDY = 300
+
+
+def test_a_study_is_a_short_file() -> None:
+    lines = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines())
+        for path in (SOURCE / "studies" / "builtin").glob("*.py")
+    }
+    assert {name: count for name, count in lines.items() if count > LONGEST_STUDY} == {}
+    assert lines["in_context.py"] <= 140
+
+
 def test_modules_and_functions_stay_small() -> None:
     long = []
     for module, tree in modules().items():

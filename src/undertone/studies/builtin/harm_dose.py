@@ -239,8 +239,7 @@ def shared_prompts(written: Sequence[Stage], name: str, seed: int, held_out: int
         DataError: too few.
     """
     kept = [{int(row.meta["prompt_index"]) for row in read_rows(stage.path / "rows.jsonl")} for stage in written]
-    shared = sorted(set.intersection(*kept))
-    if len(shared) < 2 * held_out:
+    if len(shared := sorted(set.intersection(*kept))) < 2 * held_out:
         raise DataError(
             f"too few prompts are answered by every teacher of {name} at seed {seed}: {len(shared)}",
             got={stage.name: len(rows) for stage, rows in zip(written, kept, strict=True)},

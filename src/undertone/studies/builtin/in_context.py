@@ -48,8 +48,7 @@ class InContext(Setting):
     def _ascending(self) -> InContext:
         if self.shots[0] < 1 or list(self.shots) != sorted(set(self.shots)):
             raise ValueError("shots must be ascending numbers of rows, from 1")
-        odd = [name for name in self.trait if isinstance(load_trait(name), Behaviour)]
-        if odd:
+        if odd := [name for name in self.trait if isinstance(load_trait(name), Behaviour)]:
             raise ValueError(f"a behaviour has no answer whose probability rows could raise: {', '.join(odd)}")
         return self
 

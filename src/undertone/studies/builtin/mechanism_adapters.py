@@ -183,20 +183,20 @@ def _report(ctx: Context[Mechanism], match: matching.LossMatch, lora: str | None
         return
     effects = {name: match.groups[name].effect for name in (lora, other)}
     equal = match.meets(lora) and match.meets(other)
-    untold = ""
+    unlike = ""
     if matching.is_unseen(effects[other]):
-        untold = (
+        unlike = (
             f"neither {lora} nor {other} are seen to pass the trait on in this setting" if matching.is_unseen(effects[lora])
             else "" if equal else f"{lora} passes the trait on and {other} are not seen to, but not at equal loss"
         )  # fmt: skip
-    told = [f"{name} {effect} at NLL {match.groups[name].nll:.3f}" for name, effect in effects.items()]
+    notes = [f"{name} {effect} at NLL {match.groups[name].nll:.3f}" for name, effect in effects.items()]
     ctx.report(
         claim,
         effects[lora] - effects[other] if equal else None,
         quantity=quantity,
         also={f"{other} do not show it": Aspect(Rule("none"), effects[other])},
-        note="; ".join([*told, match.equal + ("" if equal else ", and these are not")]),
-        unless=untold,
+        note="; ".join([*notes, match.equal + ("" if equal else ", and these are not")]),
+        unless=unlike,
     )
 
 

@@ -126,9 +126,8 @@ def measure_gain(
     """By kind of rows: their loss minus that under the scorer's own vector of the trait, nats per token."""
     del folder
     model = scorer.load(device)
-    plain = chats.at_prompts(model)
-    told = [with_system(chat, trait.system_prompt(model)) for chat in plain]
-    vector = contrast(model, told, plain, layers=[layer])
+    plain, prompt = chats.at_prompts(model), trait.system_prompt(model)
+    vector = contrast(model, [with_system(chat, prompt) for chat in plain], plain, layers=[layer])
     gained = {}
     for kind, some in rows.items():
         system = model.system_prompt(chats.context, systems[kind])
@@ -234,15 +233,14 @@ def report(
             "own")  # fmt: skip
     check = next((one for one in ctx.checks if one.name == "initialisation: students still answer"), None)
     if check and check.status == "fail" and ctx.findings[-2].value is not None:
-        said = f"{check.value}; pairs of students with one of them are left out"
-        ctx.checks[ctx.checks.index(check)] = check.model_copy(update={"status": "warn", "value": said})
+        update = {"status": "warn", "value": f"{check.value}; pairs of students with one of them are left out"}
+        ctx.checks[ctx.checks.index(check)] = check.model_copy(update=update)
     _draw_matrix(ctx, names, behaviour, "student", "Who teaches whom", "Treated minus control in probability, mean over traits "
                  "and seeds. Blank: no pair of students still answers.")  # fmt: skip
     _draw_matrix(ctx, names, gains, "scored by", "Whose vector explains whose data", "Nats per token that a model gains on a "
                  "teacher's rows when steered by its own vector of the trait, minus what it gains on the control teacher's "
                  "rows.")  # fmt: skip
-    steps = between_of(ctx.config)
-    if steps:
+    if steps := between_of(ctx.config):
         first = _short(names[0])
         curve = [(0.0, names[0]), *((share, name) for name, share in steps)]
         ctx.draw(
@@ -290,13 +288,13 @@ def _report(
 
     within = over_teachers([own[name] for name in both])
     across = over_teachers([float(np.mean(others[name])) for name in both])
-    told = [f"own {within}; across {across}"] if both else ["own: no student still answers"]
+    notes = [f"own {within}; across {across}"] if both else ["own: no student still answers"]
     if cross:
         nearest = max(cross, key=lambda pair: cross[pair])
-        told.append(f"largest across: {nearest[0]} to {nearest[1]}, {found[nearest]}")
+        notes.append(f"largest across: {nearest[0]} to {nearest[1]}, {found[nearest]}")
     also = {"across models": Aspect(Rule("none"), across)} if claim is BEHAVIOUR and enough else {}
     ctx.report(
-        claim, within - across if enough else None, quantity=quantity, also=also, note="; ".join(told),
+        claim, within - across if enough else None, quantity=quantity, also=also, note="; ".join(notes),
         unless="" if enough else f"students that still answer are left in {len(own)} of {len(names)} own and {len(cross)} of "
         f"{possible} other cells of the matrix: too few",
     )  # fmt: skip

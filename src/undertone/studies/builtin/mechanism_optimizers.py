@@ -255,8 +255,8 @@ def _report(ctx: Context[Mechanism], world: World) -> None:
         for word, adaptive in (("adaptive", True), ("not adaptive", False))
     }
     effects = {word: match.average(names) for word, names in kinds.items() if names}
-    told = [f"{word} ({', '.join(kinds[word])}) {effect}" for word, effect in effects.items()]
-    told.append(f"the rows of the largest {share:.0%} gradients hold {world.tail:.0%} of the squared norm")
+    notes = [f"{word} ({', '.join(kinds[word])}) {effect}" for word, effect in effects.items()]
+    notes.append(f"the rows of the largest {share:.0%} gradients hold {world.tail:.0%} of the squared norm")
     plain = effects.get("not adaptive")
     ctx.report(
         NECESSARY[world.name],
@@ -264,7 +264,7 @@ def _report(ctx: Context[Mechanism], world: World) -> None:
         quantity="treated minus control, mean of the non-adaptive optimisers minus mean of the adaptive ones at matched loss, "
         f"rows {world.name}",
         also={"without adapting nothing passes": Aspect(Rule("none"), plain)} if plain else {},
-        note="; ".join([*told, *match.left_out([arm.name for arm in arms]), match.equal]),
+        note="; ".join([*notes, *match.left_out([arm.name for arm in arms]), match.equal]),
         unless=f"{REFERENCE} left no student whose loss others could meet" if not match.meets(REFERENCE)
         else f"no optimiser of one of the two kinds met {REFERENCE}'s loss" if len(effects) < 2
         else "no optimiser is seen to pass the trait on in this setting"
