@@ -118,7 +118,7 @@ def costs(results: Results | StudyResults) -> Table:
         groups.setdefault(cost.stage.rpartition("/")[2], []).append(cost)
     whole = sum(cost.seconds for cost in results.costs)
     rows = tuple(_cost_cells(act, found, whole) for act, found in groups.items())
-    head = ("stage", "times", "time", "share of time", "tokens", "tokens per second")
+    head = ("stage", "times", "wall-clock time", "share of time", "tokens", "tokens per second")
     foot = _cost_cells("all", results.costs, whole) if len(groups) > 1 else ()
     return Table("What it cost", head, rows, frozenset(range(1, 6)), foot)
 
@@ -136,7 +136,7 @@ def stages(results: Results | StudyResults) -> Table | None:
         )
         for cost in results.costs
     )
-    head = ("stage", "time", "tokens", "tokens per second")
+    head = ("stage", "wall-clock time", "tokens", "tokens per second")
     return Table("Every stage", head, rows, frozenset({1, 2, 3}))
 
 

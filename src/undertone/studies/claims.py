@@ -32,7 +32,7 @@ from undertone.studies.frame import load_plan, run_plan
 from undertone.studies.measurement import Measurement
 from undertone.studies.results import Figure, Finding, StudyResults, StudyTable, read_run
 from undertone.transfer.config import Plan
-from undertone.transfer.results import Check, Effect, Record, Results
+from undertone.transfer.results import Check, Effect, Record, Results, cpu_seconds
 from undertone.verdicts import Rule
 
 Size = Literal["quick", "full"]
@@ -190,7 +190,9 @@ def _record(one: Tested, results: Results | StudyResults) -> ClaimRecord:
 
 
 def _minutes(results: Results | StudyResults) -> float:
-    return round(sum(cost.seconds for cost in results.costs) / 60, 1)
+    """CPU time; by the clock, waiting included, where a stage did not record it."""
+    seconds = cpu_seconds(results.costs)
+    return round((sum(cost.seconds for cost in results.costs) if seconds is None else seconds) / 60, 1)
 
 
 def _finished(runs: Path) -> dict[str, Path]:
