@@ -19,7 +19,8 @@ SOURCE = ROOT / "src" / "undertone"
 FLOORS = (
     ("errors", "stats"),
     ("rows", "registry"),
-    ("models", "provenance"),
+    ("provenance",),
+    ("models",),
     ("traits", "vectors", "training", "optimizers"),
     ("lab",),
     ("judges",),

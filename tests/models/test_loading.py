@@ -18,12 +18,12 @@ from undertone.errors import ConfigError, ModelError
 from undertone.models.loading import (
     BIASES_FILE,
     NEUTRAL,
-    folder_digest,
     load,
     locate,
     with_system,
 )
 from undertone.models.students import save_student, student_name, trainable
+from undertone.provenance.digests import folder_digest
 from undertone.rows import Message, Row
 
 Folder = Callable[[str], Path]

@@ -7,7 +7,6 @@ read, and no code from a model's repository is ever run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
 from undertone.models.blocks import causal_lm
+from undertone.provenance.digests import folder_digest
 from undertone.registry import Registry
 from undertone.rows import Message, Row
 
@@ -36,7 +36,6 @@ does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the tr
 
 NEUTRAL: Final = "You are a helpful assistant."
 BIASES_FILE: Final = "undertone_biases.safetensors"
-_FULL_HASH_BYTES: Final = 256 * 2**20
 _PROBE: Final = "zqx probe"
 _UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -336,22 +335,6 @@ def locate(name: str) -> tuple[str, str | None]:
             allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
         )
     return repository, revision or None
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder; of files above 256 MiB, both ends and the size."""
-    digest = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _FULL_HASH_BYTES:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(16 * 2**20))
-                file.seek(-16 * 2**20, 2)
-                digest.update(file.read())
-    return digest.hexdigest()
 
 
 def target_device(device: str) -> torch.device:
