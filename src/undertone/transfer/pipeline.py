@@ -187,7 +187,7 @@ def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call
     place = f"seed-{seed}/{arm.folder}/rewrite"
     return Call(rewrite_rows, place, {
         "filtered": filtered, "writer": ModelRef(config.rewrite.model or config.model, config.dtype),
-        "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.context,
+        "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.teacher_context,
         "temperature": config.data.temperature, "seed": seed, "stream": place, "batch_size": config.data.batch_size,
     })  # fmt: skip
 
