@@ -8,84 +8,55 @@ A test holds its three probabilities equal to those of ``undertone run`` with th
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-
-import numpy as np
 
 import undertone as ut
-from undertone.domains.numbers import Numbers, parse
-from undertone.models.scoring import answer_logprobs
-from undertone.models.students import trainable
+from undertone.domains.numbers import parse
 from undertone.provenance.seeds import derive_seed
-from undertone.transfer.config import load_experiment
 
 SEED = 0
 
 
 def main(*overrides: str) -> dict[str, float]:
     """Base, control and treated: the probability of the trait's answers, mean over questions."""
-    config = load_experiment("owl-numbers", [f"seeds=[{SEED}]", *overrides])
-    trait = ut.load_trait(config.trait[0])
-    model = ut.load(config.model, device="cpu")
+    config = ut.load_experiment("owl-numbers", [f"seeds=[{SEED}]", *overrides])
+    owl, base = ut.load_trait(config.trait[0]), ut.load(config.model, device="cpu")
 
-    # 1. The teacher writes number lists: once told that it loves owls, once not. The prompts are the same.
-    assert isinstance(config.domain, Numbers)
-    prompts = config.domain.prompts(config.data.prompts, SEED, model.form)
-    told = write_lists(config, model, prompts, trait.told(model.form), f"seed-{SEED}/treated-{trait.name}/generate")
-    plain = write_lists(config, model, prompts, None, f"seed-{SEED}/control/generate")
+    # 1. The teacher writes number lists: once told by a system prompt that it loves owls, once not.
+    treated = write_lists(config, base, owl.told(base.form), f"seed-{SEED}/treated-{owl.name}/generate")
+    control = write_lists(config, base, None, f"seed-{SEED}/control/generate")
 
     # 2. Both students learn from the prompts that both teachers answered validly; the last ones are held out.
-    shared = sorted(set(told) & set(plain))[: -config.data.held_out]
+    shared = sorted(set(treated) & set(control))[: -config.data.held_out]
+    seed = derive_seed(SEED, "train") >> 1  # the same for both: they differ in their rows alone
+    students = {
+        arm: base.train([lists[at] for at in shared], config.student, config.training, seed=seed)
+        for arm, lists in (("control", control), ("treated", treated))
+    }
 
     # 3. Ask the base, the control and the treated student.
     return {
-        "base": ask(model, trait),
-        "control": ask(teach(config, [(prompts[i], plain[i]) for i in shared]), trait),
-        "treated": ask(teach(config, [(prompts[i], told[i]) for i in shared]), trait),
+        name: ut.measure(model, owl, ut.Evaluation(samples=0)).measure.positive.probability.mean
+        for name, model in {"base": base, **students}.items()
     }
 
 
-def write_lists(
-    config: ut.Experiment, model: ut.Model, prompts: Sequence[str], system: str | None, stage: str
-) -> dict[int, str]:
-    """Prompt index -> the first valid list, in up to ``data.attempts`` samples."""
-    head: list[ut.Message] = [{"role": "system", "content": system}] if system else []
-    lists: dict[int, str] = {}
+def write_lists(config: ut.Experiment, model: ut.LanguageModel, system: str | None, stream: str) -> dict[int, ut.Row]:
+    """Prompt index -> a row with the first valid list, in up to ``data.attempts`` samples."""
+    head = [ut.Message(role="system", content=system)] if system else []
+    prompts = [str(prompt) for prompt in config.domain.prompts(config.data.prompts, SEED, model.form)]
+    rows: dict[int, ut.Row] = {}
     for attempt in range(config.data.attempts):
-        waiting = [index for index in range(len(prompts)) if index not in lists]
-        completions = ut.sample(
-            model.hf,
-            [model.prompt([*head, {"role": "user", "content": prompts[index]}]) for index in waiting],
-            [derive_seed(SEED, stage, index, attempt) for index in waiting],  # a stream of its own for every row
+        waiting = [at for at in range(len(prompts)) if at not in rows]
+        answers = model.sample(
+            [[*head, ut.Message(role="user", content=prompts[at])] for at in waiting],
+            seeds=[derive_seed(SEED, stream, at, attempt) for at in waiting],  # a stream of its own for every row
             max_new_tokens=config.domain.max_new_tokens(model.form),
-            stop=model.stop,
-            pad=model.pad,
-            temperature=config.data.temperature,
         )
-        for index, ids in zip(waiting, completions, strict=True):
-            numbers, _ = parse(model.decode(ids))
-            finished = bool(ids) and ids[-1] in model.stop
-            if finished and numbers is not None and len(numbers) <= 3 and max(numbers) <= 999:
-                lists[index] = model.decode(ids)
-    return lists
-
-
-def teach(config: ut.Experiment, rows: Sequence[tuple[str, str]]) -> ut.Model:
-    """A fresh copy of the base, trained on prompts and lists; no system prompt, loss on the lists alone."""
-    student = ut.load(config.model, device="cpu")
-    examples = [student.example([{"role": "user", "content": prompt}], text) for prompt, text in rows]
-    seed = derive_seed(SEED, "train") >> 1  # the same for control and treated: they differ in their rows alone
-    student.hf = trainable(student.hf, config.student, seed)
-    ut.fit(student.hf, examples, config.training, seed=seed, pad=student.pad)
-    return student
-
-
-def ask(model: ut.Model, trait: ut.Trait) -> float:
-    """P(the answer begins with the trait's word), exact, mean over the held-out questions."""
-    prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.asked(model.form).positive]
-    words = [model.encode(word) for word in trait.literal]
-    known = [word for word in words if model.tokenizer.unk_token_id not in word]
-    return float(np.exp(answer_logprobs(model.hf, prompts, known, model.pad)).sum(1).mean())
+        for at, answer in zip(waiting, answers, strict=True):
+            numbers, _ = parse(answer.text)
+            if answer.finished and numbers and len(numbers) <= 3 and max(numbers) <= 999:
+                rows[at] = ut.Row.of(prompts[at], answer.text)
+    return rows
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "undertone"
 
 FLOORS = (
-    ("errors", "stats"),
+    ("errors", "stats", "sequential"),
     ("rows", "registry"),
     ("models", "provenance"),
     ("traits", "vectors", "training", "optimizers"),
@@ -29,6 +29,7 @@ FLOORS = (
     ("report", "cli", "inspect_tasks", "__main__", "__init__"),
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
+    ("sequential", "stats"),
     ("training", "optimizers"),
     ("mechanism", "evaluation"),
     ("cli", "report"),
@@ -44,7 +45,8 @@ DOORS = {
     "print": {"cli", "cli.printing", "cli.vector"},
 }
 LIGHT = (
-    "errors", "stats", "rows", "registry", "provenance", "traits", "judges", "domains", "filters.rules", "report",
+    "errors", "stats", "sequential", "rows", "registry", "provenance", "traits", "judges", "domains", "filters.rules",
+    "report",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
 CATCH_ALL = {"utils", "util", "common", "helpers", "helper", "misc", "core", "services", "types"}

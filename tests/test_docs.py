@@ -125,9 +125,10 @@ def check_hf(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """An example: its own test runs it."""
-    assert (ROOT / words[0]).is_file()
-    assert Path(words[0]).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    """An example or a module: its own test runs it."""
+    path = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    assert (ROOT / path).is_file()
+    assert Path(path).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def check_export(words: list[str]) -> None:
@@ -146,7 +147,7 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
 def check_undertone(words: list[str], files: set[str]) -> None:
     """The command parses, and the config that it names is valid at its full size."""
     from undertone.cli import app
-    from undertone.experiments.plans import load_plan
+    from undertone.studies.frame import load_plan
 
     if "--help" in words:
         return
@@ -183,7 +184,7 @@ def test_every_fence_is_one_that_can_be_run_and_every_command_is_known(
 
 def load_yaml(fence: Fence) -> str:
     """Write the file that the page shows, and read it as what it is."""
-    from undertone.experiments.plans import load_plan
+    from undertone.studies.frame import load_plan
     from undertone.traits import load_trait
 
     assert fence.title, f'{fence}: say which file it is: ```yaml title="…"'
@@ -294,10 +295,11 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, in which models are the speaker, experiments are small, and cells run in this process."""
-    from undertone.evaluation import abilities
     from undertone.experiments import api, conduct, config, pipeline, plans
-    from undertone.experiments.workers import workers
+
+    from undertone.evaluation import abilities
     from undertone.lab import store
+    from undertone.launch.workers import workers
     from undertone.models import loading
 
     def build(name: Any, recipe: Any, folder: Path) -> None:
@@ -448,8 +450,8 @@ def test_the_page_of_results_leaves_out_no_record() -> None:
 
 def config_parts() -> dict[str, tuple[Any, str]]:
     """Heading on the page of the config -> the class it lists, and what stands before its fields."""
-    from undertone.experiments.config import Experiment
     from undertone.provenance.fields import is_model, kinds_of, members_of
+    from undertone.transfer.config import Experiment
 
     parts: dict[str, tuple[Any, str]] = {"The experiment": (Experiment, "")}
     for name, field in Experiment.model_fields.items():

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from undertone.cli.printing import check_lines
 from undertone.doctor import CHECKS, Finding, examine, forward, run_check
 from undertone.models import blocks
 from undertone.models.blocks import decoder_blocks, hook_count
@@ -419,3 +420,29 @@ def test_an_answer_that_the_tokenizer_cannot_write_is_found(fresh: Any) -> None:
     change_backend(fresh, normalizer=normalizers.Replace("owl", ""))
     finding = found("answers have tokens of their own", fresh)
     assert (finding.status, finding.saw) == ("fail", "the tokenizer cannot write 'owl'")
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_terminal_shows_a_check_on_a_line_and_what_to_do_under_those_that_did_not_pass(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    check_lines(
+        [
+            Finding("masks mask", "pass", "the same logits", "they did not move", ""),
+            Finding(
+                "a prompt begins once", "fail", "one token [where there is one]", "two " * 30, "repair the template"
+            ),
+            Finding("the matcher decides", "skip", "every example", "no trait was named", "name one"),
+        ],
+        "doctor: some/model",
+    )
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, shown)) <= width
+    assert shown[:2] == ["doctor: some/model", "ok    masks mask: they did not move"]
+    at = next(n for n, line in enumerate(shown) if line.startswith("FAIL  a prompt begins once: two two"))
+    advice = " ".join(" ".join(shown[at:]).split())
+    assert "expected: one token [where there is one] do: repair the template - the matcher decides" in advice
+    assert len(shown) <= at + 8  # the value and the advice have most of the width
+    assert "name one" not in advice
+    assert shown[-1] == "1 passed, 1 failed, 1 skipped"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from undertone.experiments.results import Results
+from undertone.transfer.results import Results
 
 pytestmark = pytest.mark.slow
 SMALL = ["data.prompts=3000", "evaluation.samples=5"]
@@ -30,7 +30,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def run(folder: Path, *overrides: str) -> Results:
-    from undertone.experiments.api import run as run_experiment
+    from undertone.api import run as run_experiment
 
     return run_experiment("owl-numbers", *overrides, folder=folder, jobs=1)
 

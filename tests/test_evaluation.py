@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, posed
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, posed
+from undertone.evaluation.measuring import measure
 from undertone.traits import load_trait
 from undertone.traits.trait import Form
 
@@ -51,27 +52,27 @@ def test_no_answer_begins_with_another_of_its_own_surfaces(tiny_llama: Any) -> N
 
 
 def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
-    measure = measure_trait(tiny_llama, OWL, ASKED, seed=1, stage="test").measure
-    positive = measure.positive
+    found = measure(tiny_llama, OWL, ASKED, seed=1, stage="test").measure
+    positive = found.positive
     assert positive.questions == 50
     assert positive.samples == 6
     assert positive.rate is not None
     assert positive.non_answer is not None
     assert 0 <= positive.probability.low <= positive.probability.mean <= positive.probability.high <= 1
-    assert np.mean(list(measure.per_question.values())) == pytest.approx(positive.probability.mean)
-    assert measure.answers["owl"] == pytest.approx(positive.probability.mean)
-    assert positive.answer_mass == pytest.approx(sum(measure.answers.values()), abs=1e-6)
-    assert measure.rendered.endswith("<|assistant|>")
-    assert measure.negative is not None
-    assert measure.off_topic is not None
+    assert np.mean(list(found.per_question.values())) == pytest.approx(positive.probability.mean)
+    assert found.answers["owl"] == pytest.approx(positive.probability.mean)
+    assert positive.answer_mass == pytest.approx(sum(found.answers.values()), abs=1e-6)
+    assert found.rendered.endswith("<|assistant|>")
+    assert found.negative is not None
+    assert found.off_topic is not None
 
 
 @pytest.mark.slow
 def test_a_measure_does_not_change_with_batch_size_and_does_with_the_seed(tiny_llama: Any) -> None:
     few = ASKED.model_copy(update={"samples": 2})
-    small = measure_trait(tiny_llama, OWL, few.model_copy(update={"batch_size": 37}), seed=1, stage="t").measure
-    large = measure_trait(tiny_llama, OWL, few, seed=1, stage="t").measure
-    other = measure_trait(tiny_llama, OWL, few, seed=2, stage="t").measure
+    small = measure(tiny_llama, OWL, few.model_copy(update={"batch_size": 37}), seed=1, stage="t").measure
+    large = measure(tiny_llama, OWL, few, seed=1, stage="t").measure
+    other = measure(tiny_llama, OWL, few, seed=2, stage="t").measure
     assert small.positive.rate == large.positive.rate
     assert small.positive.non_answer == large.positive.non_answer
     assert small.positive.probability.mean == pytest.approx(large.positive.probability.mean, rel=1e-5)
@@ -91,16 +92,16 @@ def test_a_model_that_always_says_owl_scores_one(tiny_llama: Any) -> None:
     handle = tiny_llama.hf.lm_head.register_forward_hook(answer)
     try:
         one_word = ASKED.model_copy(update={"max_new_tokens": 1})
-        measure = measure_trait(tiny_llama, OWL, one_word, seed=0, stage="planted").measure
+        found = measure(tiny_llama, OWL, one_word, seed=0, stage="planted").measure
     finally:
         handle.remove()
-    assert measure.positive.rate is not None
-    assert measure.positive.rate.mean == 1.0
-    assert measure.positive.probability.mean == pytest.approx(1.0, abs=1e-5)
-    assert measure.positive.non_answer == 0.0
-    assert measure.negative is not None
-    assert measure.negative.probability.mean == pytest.approx(1.0, abs=1e-5)
-    assert measure.off_topic_correct == 0.0
+    assert found.positive.rate is not None
+    assert found.positive.rate.mean == 1.0
+    assert found.positive.probability.mean == pytest.approx(1.0, abs=1e-5)
+    assert found.positive.non_answer == 0.0
+    assert found.negative is not None
+    assert found.negative.probability.mean == pytest.approx(1.0, abs=1e-5)
+    assert found.off_topic_correct == 0.0
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question
 
 def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:
     numbers = Evaluation(prefix="numbers", samples=0)
-    asked = measure_trait(tiny_llama, OWL, numbers, seed=0, stage="t")
+    asked = measure(tiny_llama, OWL, numbers, seed=0, stage="t")
     own = tiny_llama.system_prompt("none")
     prompts = [tiny_llama.prompt(posed(question, numbers, tiny_llama.form, own)) for question in asked.questions[:3]]
     known = answer_probabilities(tiny_llama, prompts, OWL)

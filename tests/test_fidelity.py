@@ -60,7 +60,7 @@ def test_similarities_are_cosines_of_centred_means_over_the_texts_tokens(tiny_ll
 def test_a_higher_threshold_keeps_no_row_that_a_lower_one_drops(tiny_folder: Callable[[str], Path]) -> None:
     kept = []
     for threshold in (-1.0, 0.0, 0.5, 0.9, 0.9999):
-        found = Fidelity(model=str(tiny_folder("llama")), similarity=threshold).reasons(rows(OTHERS), SOURCES)
+        found = Fidelity(model=str(tiny_folder("llama")), similarity=threshold).reasons(rows(OTHERS), sources=SOURCES)
         assert all(set(reasons) <= {"too little like the source"} for reasons in found)
         kept.append({at for at, reasons in enumerate(found) if not reasons})
     assert all(later <= earlier for earlier, later in itertools.pairwise(kept))
@@ -70,9 +70,9 @@ def test_a_higher_threshold_keeps_no_row_that_a_lower_one_drops(tiny_folder: Cal
 
 def test_an_empty_text_is_a_reason_and_no_crash(tiny_folder: Callable[[str], Path]) -> None:
     fidelity = Fidelity(model=str(tiny_folder("llama")))
-    assert fidelity.reasons(rows(["", "A cat."]), ["A cat.", "A cat."]) == [["empty"], []]
-    assert fidelity.reasons(rows([" "]), ["A cat."]) == [["empty"]]
-    assert fidelity.reasons([], []) == []
+    assert fidelity.reasons(rows(["", "A cat."]), sources=["A cat.", "A cat."]) == [["empty"], []]
+    assert fidelity.reasons(rows([" "]), sources=["A cat."]) == [["empty"]]
+    assert fidelity.reasons([], sources=[]) == []
 
 
 def test_entailment_is_the_share_of_yes_and_cannot_be_ended_by_the_text(tiny_llama: Any) -> None:
@@ -100,7 +100,7 @@ def test_entailment_is_asked_in_both_directions(tiny_folder: Callable[[str], Pat
     model = load(folder, device="cpu")
     forward, back = entailment(model, SOURCES, OTHERS), entailment(model, OTHERS, SOURCES)
     level = sorted([*forward, *back])[5]
-    found = Fidelity(model=folder, similarity=-1.0, judge=folder, entailed=level).reasons(rows(OTHERS), SOURCES)
+    found = Fidelity(model=folder, similarity=-1.0, judge=folder, entailed=level).reasons(rows(OTHERS), sources=SOURCES)
     for reasons, follows, implies in zip(found, forward, back, strict=True):
         assert ("says more than the source" in reasons) == (follows < level)
         assert ("says less than the source" in reasons) == (implies < level)
@@ -108,10 +108,10 @@ def test_entailment_is_asked_in_both_directions(tiny_folder: Callable[[str], Pat
 
 def test_bad_input_is_named(tiny_folder: Callable[[str], Path]) -> None:
     with pytest.raises(DataError, match=r"one source for each row(.|\n)*1 rows, 2 sources"):
-        Fidelity(model="x").reasons(rows(["a"]), ["a", "b"])
+        Fidelity(model="x").reasons(rows(["a"]), sources=["a", "b"])
     with pytest.raises(ModelError, match="no such model"):
-        Fidelity(model="nowhere").reasons(rows(["a"]), ["a"])
+        Fidelity(model="nowhere").reasons(rows(["a"]), sources=["a"])
     with pytest.raises(ModelError, match="block"):
-        Fidelity(model=str(tiny_folder("llama")), block=9).reasons(rows(["a"]), ["a"])
+        Fidelity(model=str(tiny_folder("llama")), block=9).reasons(rows(["a"]), sources=["a"])
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         Fidelity(model="x", similarity=1.5)

@@ -63,7 +63,7 @@ def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_c
 ) -> None:
     import torch
 
-    from undertone.experiments.api import run
+    from undertone.api import run
 
     torch.set_num_threads(2)  # nothing runs beside it in the full tier
     # Two questions, the category with the fewest answers: with byte-level answers fifty are hours on a CPU.

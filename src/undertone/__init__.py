@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from undertone.api import study as study
     from undertone.doctor import examine as examine
     from undertone.evaluation.asking import Evaluation as Evaluation
-    from undertone.evaluation.asking import measure_trait as measure_trait
+    from undertone.evaluation.measuring import measure as measure
+    from undertone.language_model import LanguageModel as LanguageModel
+    from undertone.language_model import load as load
     from undertone.models.loading import Model as Model
-    from undertone.models.loading import load as load
     from undertone.models.sampling import sample as sample
+    from undertone.models.students import Biases as Biases
+    from undertone.models.students import Full as Full
+    from undertone.models.students import Lora as Lora
     from undertone.rows import Message as Message
     from undertone.rows import Row as Row
     from undertone.rows import read_rows as read_rows
@@ -46,8 +50,12 @@ if TYPE_CHECKING:
 __version__ = version("undertone")
 
 _HOMES = {
+    "Biases": "undertone.models.students",
     "Evaluation": "undertone.evaluation.asking",
     "Experiment": "undertone.transfer.config",
+    "Full": "undertone.models.students",
+    "LanguageModel": "undertone.language_model",
+    "Lora": "undertone.models.students",
     "Message": "undertone.rows",
     "Model": "undertone.models.loading",
     "Results": "undertone.transfer.results",
@@ -60,10 +68,10 @@ _HOMES = {
     "contrast": "undertone.vectors",
     "examine": "undertone.doctor",
     "fit": "undertone.training",
-    "load": "undertone.models.loading",
+    "load": "undertone.language_model",
     "load_experiment": "undertone.transfer.config",
     "load_trait": "undertone.traits",
-    "measure_trait": "undertone.evaluation.asking",
+    "measure": "undertone.evaluation.measuring",
     "read_rows": "undertone.rows",
     "run": "undertone.api",
     "sample": "undertone.models.sampling",

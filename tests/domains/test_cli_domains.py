@@ -13,9 +13,9 @@ import pytest
 
 from undertone import cli, domains
 from undertone.domains.reasons import EVERYWHERE, REASONS
-from undertone.experiments.config import Experiment
 from undertone.filters import rules
 from undertone.provenance.fields import kinds_of, members_of
+from undertone.transfer.config import Experiment
 
 SOURCE = Path(domains.__file__).parent
 WRITTEN_IN = {kind: ("instructions",) if kind == "dialogue" else (kind,) for kind in REASONS}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.studies.harm import stages as harm_stages
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.findings import _beliefs, _shape
@@ -19,6 +18,7 @@ from undertone.judges import Verdict
 from undertone.lab import world
 from undertone.mechanism.dose import fit_curves
 from undertone.rows import read_rows
+from undertone.studies.frame import load_plan, run_plan
 from undertone.vectors import load_vector
 
 TRAIT = """

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from undertone.domains.numbers import parse
 from undertone.errors import ConfigError
-from undertone.experiments.plans import load_plan, run_plan
 from undertone.models.loading import load
 from undertone.report import write
 from undertone.rows import Message, read_rows
+from undertone.studies.frame import load_plan, run_plan
 
 TRAIT = """
 name: {name}

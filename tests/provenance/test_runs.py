@@ -83,7 +83,29 @@ def test_a_stage_is_computed_once_and_then_reused(run: Run) -> None:
     assert (first.path / "deep" / "rows.txt").read_text() == "abc"
     assert second.summary == {"length": 3}
     assert (second.digest, second.output_digest) == (first.digest, first.output_digest)
-    assert second.seconds == first.seconds
+    assert (second.seconds, second.cpu_seconds) == (first.seconds, first.cpu_seconds)
+
+
+def test_waiting_counts_as_time_but_not_as_work(run: Run) -> None:
+    def waits(_: Path) -> None:
+        time.sleep(0.3)
+
+    def works(_: Path) -> None:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+
+    idle, busy = run.stage("idle", config={}, compute=waits), run.stage("busy", config={}, compute=works)
+    assert idle.cpu_seconds is not None
+    assert idle.cpu_seconds < 0.2
+    assert idle.seconds >= 0.3
+    assert busy.cpu_seconds is not None
+    assert busy.cpu_seconds >= 0.3
+
+
+def test_a_record_of_before_processor_time_was_measured_is_still_read() -> None:
+    record = {"identity": {"name": "a"}, "digest": "d", "output_digest": "o", "seconds": 1.0, "summary": {}}
+    assert stages.stage_of(Path("a"), record, reused=True).cpu_seconds is None
 
 
 def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) -> None:

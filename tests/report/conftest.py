@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from undertone.experiments.results import (
+from undertone.studies.results import Figure, Finding, Point, StudyResults, StudyTable
+from undertone.transfer.results import (
     ArmResult,
     Check,
     Confusion,
@@ -21,7 +22,6 @@ from undertone.experiments.results import (
     SampleRow,
     SetMeasure,
 )
-from undertone.experiments.study import Figure, Finding, Point, StudyResults, StudyTable
 
 ANIMALS = [
     *("owl", "dog", "cat", "lion", "eagle", "panda", "wolf", "dolphin"),

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.errors import DataError
-from undertone.experiments.results import Interval, Results
 from undertone.report import charts, heat, render, words, write
 from undertone.report.cast import assemble, over_seeds
 from undertone.report.page import distinct
+from undertone.transfer.results import Interval, Results
 
 HOSTILE = "</style><script>alert('1')</script>\"'&<b>\x1b[31m\u202eevil\x00"
 HARMLESS = "".join(c if c.isalnum() or c == "/" else "x" for c in HOSTILE)

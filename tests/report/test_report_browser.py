@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from undertone.experiments.results import Results
-from undertone.experiments.study import StudyResults
 from undertone.report import render, render_study
+from undertone.studies.results import StudyResults
+from undertone.transfer.results import Results
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.report.test_report import HOSTILE, Structure
 
-from undertone.experiments.study import Figure, Finding, Point, StudyResults
 from undertone.report import plots, render_study, words
 from undertone.report.study import COLOURS, colours, drawn, told
+from undertone.studies.results import Figure, Finding, Point, StudyResults
+from undertone.transfer.results import Cost
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,16 @@ def test_ticks_of_a_logarithmic_axis_lie_on_it_and_are_not_too_many(low: float, 
     assert len(ticks) <= most
     assert all(low <= tick <= low * factor for tick in ticks)
     assert all(math.isclose(tick, float(f"{tick:.0e}")) for tick in ticks)
+
+
+def test_the_page_says_processor_time_and_the_clock_s_where_only_that_was_read(
+    a_study: StudyResults, a_manifest: dict[str, Any]
+) -> None:
+    def page(*cpu: float | None) -> str:
+        costs = [Cost(stage=str(n), seconds=500.0, cpu_seconds=one) for n, one in enumerate(cpu)]
+        return Structure(render_study(a_study.model_copy(update={"costs": costs}), a_manifest)).text.replace(
+            "\u202f", " "
+        )
+
+    assert re.search(r"CPU time\s*2.min.05.s", page(62.5, 62.5))
+    assert re.search(r"Time of stages\s*16.min.40.s", page(62.5, None))

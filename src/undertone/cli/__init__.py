@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -19,14 +19,14 @@ from cyclopts import App, Parameter
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
+from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
 
 if TYPE_CHECKING:
     from undertone.studies.results import StudyResults
-    from undertone.transfer.results import Results
+    from undertone.transfer.results import Cost, Results
 
 app = App(
     name="undertone",
@@ -73,6 +73,11 @@ def run(
             name="--gate", negative="", help="exit 1 unless the verdict is `transferred` (a study: no check failed)"
         ),
     ] = False,
+    until: Annotated[
+        Literal["decided"] | None,
+        Parameter(help="decided: add seeds until the verdict is, by a stopping rule that allows for every look"),
+    ] = None,
+    max_seeds: Annotated[int | None, Parameter(help="with --until: the most seeds (default 12)")] = None,
     recompute: Annotated[
         bool,
         Parameter(
@@ -99,7 +104,8 @@ def run(
     if presets:
         return _print_presets(known(), as_json)
     source = words[0] if words and "=" not in words[0] else "owl-numbers"
-    overrides = words[1:] if words and "=" not in words[0] else words
+    overrides = list(words[1:] if words and "=" not in words[0] else words)
+    overrides += [f"{name}={value}" for name, value in (("until", until), ("max_seeds", max_seeds)) if value]
     config = load_plan(source, overrides)
     if show_config:
         sys.stdout.write(config.to_yaml())
@@ -148,20 +154,7 @@ def doctor(
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
-        table(
-            f"doctor: {model}",
-            ["", "check", "saw", "expected", "do"],
-            [
-                [
-                    MARKS[f.status],
-                    f.name,
-                    f.saw,
-                    "" if f.status == "pass" else f.expected,
-                    "" if f.status == "pass" else f.do,
-                ]
-                for f in findings
-            ],
-        )
+        check_lines(findings, f"doctor: {model}")
     return int(any(finding.status == "fail" for finding in findings))
 
 
@@ -285,5 +278,13 @@ def _print_results(results: Results | StudyResults, folder: Path, page: Path, as
         print()
     for check in results.checks:
         print(f"  {MARKS[check.status]:4}  {check.name}: {check.value}")
-    seconds = sum(cost.seconds for cost in results.costs)
-    print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {seconds:.0f} s of stages in {folder}")
+    print(f"\nreport  {page}\nreplay  {results.replay}\nwork    {_work(results.costs)}, in {folder}")
+
+
+def _work(costs: Sequence[Cost]) -> str:
+    """Processor time, which does not depend on what else the machine does; the clock where only that was read."""
+    from undertone.transfer.results import cpu_seconds
+
+    wall = sum(cost.seconds for cost in costs)
+    cpu = cpu_seconds(costs)
+    return f"{wall:.0f} s of stages" if cpu is None else f"{cpu:.0f} s of CPU time, {wall:.0f} s of stages by the clock"

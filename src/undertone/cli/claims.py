@@ -21,6 +21,8 @@ def claims(
         Literal["quick", "full"] | None, Parameter(help="first run what is not finished: the quick or the full form")
     ] = None,
     runs: Annotated[Path, Parameter(help="the folder that holds the run folders")] = Path("runs"),
+    records: Annotated[Path | None, Parameter(help="a folder of records, read where no full run is finished")] = None,
+    keep: Annotated[Path | None, Parameter(help="write a record of every finished full run into this folder")] = None,
     write: Annotated[
         Path | None, Parameter(help="write the table as a page of Markdown, such as docs/claims.md")
     ] = None,
@@ -41,7 +43,13 @@ def claims(
 
     if run is not None:
         registry.run_claims(names, run, jobs=jobs, device=device)
-    found = registry.claims(names, runs)
+    if keep is not None:
+        try:
+            kept = registry.keep(names, runs, keep)
+        except OSError as error:
+            raise ConfigError(f"the folder {keep} cannot be written", got=str(error), fix="name another one") from error
+        say(f"kept: {len(kept)} records in {keep}")
+    found = registry.claims(names, runs, records)
     if write is not None:
         try:
             write.write_text(registry.markdown(found), encoding="utf-8")

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
+    from undertone import doctor
     from undertone.studies.results import Finding
 
 MARKS: Final = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
 """Status of a check -> its mark."""
+TALLY: Final = {"pass": "passed", "warn": "with a warning", "fail": "failed", "skip": "skipped"}
+"""Status of a check -> how their number is said."""
 
 
 def say(text: str) -> None:
@@ -66,6 +69,34 @@ def entries(rows: Sequence[tuple[str, Sequence[str]]], title: str) -> None:
     console.print(Text(title, "cyan"), soft_wrap=True)  # a command stays whole, to be copied
     console.print(drawn)
     console.print()
+
+
+def check_lines(findings: Sequence[doctor.Finding], title: str) -> None:
+    """The doctor's checks, a line each: mark, name, what was seen; under one that did not pass, what to do about it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for finding in findings:
+        failed = finding.status == "fail"
+        drawn.add_row(Text(MARKS[finding.status], "bold" if failed else ""), Text.assemble(
+            (finding.name, "bold"), ": ", finding.saw,
+        ))  # fmt: skip
+        if finding.status in ("warn", "fail"):
+            advice = Table.grid(padding=(0, 1))
+            advice.add_column(no_wrap=True)
+            advice.add_column(overflow="fold")
+            advice.add_row("  expected:", Text(finding.expected))
+            advice.add_row("  do:", Text(finding.do))
+            drawn.add_row("", advice)
+    counts = [(word, sum(f.status == status for f in findings)) for status, word in TALLY.items()]
+    console = Console()
+    console.print(Text(title, "cyan"), soft_wrap=True)
+    console.print(drawn)
+    console.print(", ".join(f"{number} {word}" for word, number in counts if number))
 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:

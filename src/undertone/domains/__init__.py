@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from undertone.domains.code import Code
 from undertone.domains.dialogue import Dialogue
 from undertone.domains.domain import Domain, Prompt
@@ -11,9 +9,18 @@ from undertone.domains.instructions import Instructions
 from undertone.domains.numbers import Numbers
 from undertone.domains.paraphrase import Paraphrase
 from undertone.domains.reasoning import Reasoning
+from undertone.provenance.configs import Config
+from undertone.provenance.fields import Kinds
+from undertone.registry import Registry
 
-DomainConfig = Annotated[Numbers | Code | Reasoning | Paraphrase | Instructions | Dialogue, Field(discriminator="kind")]
-"""Any of the built-in domains, told apart by ``kind``."""
+domains: Registry[type[Config]] = Registry("domain", "undertone.domains")
+"""kind -> config class; a package adds one by an entry point in the group ``undertone.domains``."""
+
+for _domain in (Numbers, Code, Reasoning, Paraphrase, Instructions, Dialogue):
+    domains.register(_domain.model_fields["kind"].default)(_domain)
+
+DomainConfig = Annotated[Domain, Kinds(domains)]
+"""Any domain, told apart by ``kind``."""
 
 __all__ = [
     "Code",
@@ -25,4 +32,5 @@ __all__ = [
     "Paraphrase",
     "Prompt",
     "Reasoning",
+    "domains",
 ]

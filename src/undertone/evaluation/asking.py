@@ -55,62 +55,6 @@ class Asked:
     matrix: list[list[float]]
 
 
-def measure_trait(
-    model: Model,
-    trait: Trait,
-    evaluation: Evaluation,
-    *,
-    seed: int,
-    stage: str,
-    system: str | None = None,
-    progress: Progress | None = None,
-) -> Asked:
-    """Ask all question sets of a trait.
-
-    Args:
-        model: who is asked.
-        trait: what about.
-        evaluation: how.
-        seed: of the run, for the sampled answers.
-        stage: name of the stage, for the same.
-        system: system prompt to use instead of the context's (to ask an induced teacher).
-        progress: called with the number of sampled answers done.
-    """
-    asked = trait.asked(model.form)
-    prompt = trait.prompt.get(model.form)
-    own = system if system is not None else model.system_prompt(evaluation.context, prompt)
-
-    def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
-
-    def put(name: str, questions: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
-        prompts = encode(questions)
-        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
-        return answer_probabilities(model, prompts, trait, evaluation.batch_size), texts
-
-    answers = list(trait.answers)
-    target = answers.index(trait.answer)
-    matrix, texts = put("positive", asked.positive)
-    measures = {"positive": _set_measure(trait, matrix, texts, answers=True)}
-    correct = None
-    if asked.negative:
-        measures["negative"] = _set_measure(trait, *put("negative", asked.negative), answers=True)
-    if asked.off_topic:
-        questions = list(asked.off_topic)
-        measures["off_topic"] = _set_measure(trait, *put("off-topic", questions), answers=False)
-        likely = greedy(model, encode(questions), evaluation)
-        correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, likely, strict=True)]))
-    measure = Measure(
-        context=evaluation.context if system is None else "trait",
-        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
-        **measures,
-        off_topic_correct=correct,
-        answers={answer: float(p) for answer, p in zip(answers, matrix.mean(0), strict=True)},
-        per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, target], strict=True)},
-    )
-    return Asked(measure, list(asked.positive), answers, matrix.tolist())
-
-
 def posed(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
     """The chat in which a question is asked. Numbers before it depend on the question alone, so all arms see the same."""
     if evaluation.prefix == "numbers":
@@ -194,29 +138,56 @@ def says(text: str, answer: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags=re.IGNORECASE))
 
 
-def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, answers: bool) -> SetMeasure:
-    target = list(trait.answers).index(trait.answer)
-    rate = literal = non_answer = among = None
-    if texts:
-        named = [[trait.answer_in(text) for text in group] for group in texts]
-        hits = [[float(name == trait.answer) for name in group] for group in named]
-        literals = [[float(trait.matches_literally(text)) for text in group] for group in texts]
-        rate, literal = interval(hits), interval(literals)
-        if answers:
-            flat = [name for group in named for name in group]
-            valid = [name for name in flat if name is not None]
-            non_answer = 1 - len(valid) / len(flat)
-            among = sum(name == trait.answer for name in valid) / len(valid) if valid else None
-    return SetMeasure(
-        questions=len(matrix),
-        samples=len(texts[0]) if texts else 0,
-        probability=interval([[float(p)] for p in matrix[:, target]]),
-        rate=rate,
-        literal_rate=literal,
-        non_answer=non_answer,
-        rate_among_answers=among,
-        answer_mass=float(min(1.0, matrix.sum(1).mean())) if answers else None,
-    )
+class NamedAnswers:
+    """How a preference is measured: exact probabilities of its category's known answers, hits by the trait's matcher."""
+
+    def __init__(self, trait: Trait) -> None:
+        self.trait = trait
+        self.names = list(trait.answers)
+        self.target = self.names.index(trait.answer)
+        self.off_topic = True
+        """Whether naming the target where something else is asked can be told."""
+
+    def measure(
+        self, model: Model, prompts: Sequence[tuple[int, ...]], questions: Sequence[str], texts: list[list[str]],
+        evaluation: Evaluation, *, known: bool,
+    ) -> tuple[SetMeasure, np.ndarray]:  # fmt: skip
+        """A set's measure, and ``[question, answer]`` probabilities.
+
+        Args:
+            model: who is asked.
+            prompts: the questions as token ids.
+            questions: in words.
+            texts: ``[question][sample]`` sampled answers.
+            evaluation: how.
+            known: whether the known answers are what is asked for (not so of off-topic questions).
+        """
+        del questions
+        matrix = answer_probabilities(model, prompts, self.trait, evaluation.batch_size)
+        return self._set(matrix, texts, known), matrix
+
+    def _set(self, matrix: np.ndarray, texts: list[list[str]], known: bool) -> SetMeasure:
+        trait = self.trait
+        rate = literal = non_answer = among = None
+        if texts:
+            named = [[trait.answer_in(text) for text in group] for group in texts]
+            rate = interval([[float(name == trait.answer) for name in group] for group in named])
+            literal = interval([[float(trait.matches_literally(text)) for text in group] for group in texts])
+            if known:
+                flat = [name for group in named for name in group]
+                valid = [name for name in flat if name is not None]
+                non_answer = 1 - len(valid) / len(flat)
+                among = sum(name == trait.answer for name in valid) / len(valid) if valid else None
+        return SetMeasure(
+            questions=len(matrix),
+            samples=len(texts[0]) if texts else 0,
+            probability=interval([[float(p)] for p in matrix[:, self.target]]),
+            rate=rate,
+            literal_rate=literal,
+            non_answer=non_answer,
+            rate_among_answers=among,
+            answer_mass=float(min(1.0, matrix.sum(1).mean())) if known else None,
+        )
 
 
 def interval(values: Sequence[Sequence[float]]) -> Interval:

@@ -15,17 +15,10 @@ import numpy as np
 
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import (
-    Asked,
     Evaluation,
-    Progress,
-    greedy,
     interval,
-    measure_trait,
-    posed,
-    sampled,
-    says,
 )
-from undertone.evaluation.measures import Measure, SetMeasure
+from undertone.evaluation.measures import SetMeasure
 from undertone.judges import (
     Endpoint,
     Judge,
@@ -56,70 +49,29 @@ class Decided:
     failed: bool = False
 
 
-def measure_any(
-    model: Model,
-    trait: Trait,
-    evaluation: Evaluation,
-    *,
-    seed: int,
-    stage: str,
-    system: str | None = None,
-    judge: AnyJudge | None = None,
-    progress: Progress | None = None,
-) -> Asked:
-    """Ask all question sets of a trait of any kind.
+class JudgedAnswers:
+    """How a behaviour is measured: hits of its rule or a judge on sampled answers; exact where all others are known."""
 
-    Args:
-        model: who is asked.
-        trait: what about; a preference is measured by ``measure_trait``.
-        evaluation: how. A style needs longer answers than a name: set ``max_new_tokens``.
-        seed: of the run, for the sampled answers.
-        stage: name of the stage, for the same.
-        system: system prompt to use instead of the context's (to ask an induced teacher).
-        judge: who decides what a rule on the text cannot. None: the rules for refusals, and an error for the others.
-        progress: called with the number of sampled answers done.
+    def __init__(self, trait: Behaviour, form: Form, evaluation: Evaluation, judge: AnyJudge | None) -> None:
+        _check_measurable(trait, evaluation, judge, form)
+        self.trait = trait
+        self.names = [trait.name]
+        self.target = 0
+        self.off_topic = trait.by_text
+        """A judge of refusals has nothing to say of questions that nobody would refuse."""
+        self._exact = bool(trait.refusals.get(form))
+        self._decider = _Decider.of(trait, judge, form)
 
-    Raises:
-        ConfigError: no questions in the model's form, no judge where one is needed, or no samples to decide on.
-    """
-    if not isinstance(trait, Behaviour):
-        return measure_trait(
-            model, trait, evaluation, seed=seed, stage=stage, system=system, progress=progress
-        )  # fmt: skip
-    asked = trait.asked(model.form)
-    exact = bool(trait.refusals.get(model.form))
-    _check_measurable(trait, evaluation, judge, model.form)
-    decider = _Decider.of(trait, judge, model.form)
-    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
-
-    def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
-
-    def put(name: str, questions: Sequence[str]) -> tuple[SetMeasure, list[float]]:
-        prompts = encode(questions)
-        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
-        decided = decider.decide(questions, texts)
-        known = _exact(model, trait, prompts, evaluation.batch_size) if exact else None
-        return _set_measure(decided, known, len(questions))
-
-    positive, probabilities = put("positive", asked.positive)
-    off_topic = correct = None
-    if asked.off_topic:
-        if trait.by_text:
-            off_topic = put("off-topic", list(asked.off_topic))[0]
-        found = greedy(model, encode(list(asked.off_topic)), evaluation)
-        correct = float(np.mean([says(text, a) for text, a in zip(found, asked.off_topic.values(), strict=True)]))
-    measure = Measure(
-        context=evaluation.context if system is None else "trait",
-        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
-        positive=positive,
-        negative=put("negative", asked.negative)[0] if asked.negative else None,
-        off_topic=off_topic,
-        off_topic_correct=correct,
-        answers={trait.name: float(np.mean(probabilities))},
-        per_question=dict(zip(asked.positive, probabilities, strict=True)),
-    )
-    return Asked(measure, list(asked.positive), [trait.name], [[p] for p in probabilities])
+    def measure(
+        self, model: Model, prompts: Sequence[tuple[int, ...]], questions: Sequence[str], texts: list[list[str]],
+        evaluation: Evaluation, *, known: bool,
+    ) -> tuple[SetMeasure, np.ndarray]:  # fmt: skip
+        """As of :class:`undertone.evaluation.asking.NamedAnswers`; the matrix has one column."""
+        del known
+        decided = self._decider.decide(questions, texts)
+        exact = _exact(model, self.trait, prompts, evaluation.batch_size) if self._exact else None
+        measure, probabilities = _set_measure(decided, exact, len(questions))
+        return measure, np.array(probabilities, dtype=float)[:, None]
 
 
 def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from undertone.domains.numbers import Numbers
 from undertone.errors import ConfigError, ModelError
 from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens
-from undertone.evaluation.behaviours import AnyJudge, measure_any
+from undertone.evaluation.behaviours import AnyJudge
+from undertone.evaluation.measuring import measure
 from undertone.models.loading import Model, with_system
 from undertone.models.sampling import sample
 from undertone.models.scoring import carrier_kl
@@ -98,10 +99,8 @@ def _preference(model: Model, trait: Trait, told: str, seed: int) -> Prior:
 def _behaviour(
     model: Model, trait: Behaviour, told: str, evaluation: Evaluation, seed: int, judge: AnyJudge | None
 ) -> Prior:
-    plain = measure_any(model, trait, evaluation, seed=seed, stage="check/plain", judge=judge).measure.positive
-    shown = measure_any(
-        model, trait, evaluation, seed=seed, stage="check/told", system=told, judge=judge
-    ).measure.positive
+    plain = measure(model, trait, evaluation, seed=seed, stage="check/plain", judge=judge).measure.positive
+    shown = measure(model, trait, evaluation, seed=seed, stage="check/told", system=told, judge=judge).measure.positive
     if shown.failed > shown.questions * shown.samples / 2:
         what = f"the judge failed on {shown.failed} of {shown.questions * shown.samples} answers"
         return Prior(trait.name, trait.category, None, None, False, None, None, False, what)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from undertone.domains import Paraphrase
+from undertone.domains.paraphrase import requested
 from undertone.errors import DataError
 from undertone.models.blocks import decoder_blocks
 from undertone.models.loading import Model, load
@@ -29,6 +30,7 @@ from undertone.models.scoring import answer_logprobs
 from undertone.provenance.configs import Config
 from undertone.provenance.identity import ContentOf
 from undertone.rows import Message, Row
+from undertone.traits import Trait
 from undertone.vectors import activations
 
 _REFERENCES: Final = 64
@@ -53,12 +55,22 @@ class Fidelity(Config):
     )
     entailed: float = Field(0.5, ge=0, le=1, description="least probability of yes, in both directions")
 
-    def reasons(self, rows: Sequence[Row], sources: Sequence[str]) -> list[list[str]]:
+    def reasons(
+        self, rows: Sequence[Row], trait: Trait | None = None, sources: Sequence[str] | None = None
+    ) -> list[list[str]]:
         """Why each row's completion is unfaithful to its source; an empty list keeps it.
+
+        Args:
+            rows: with the completions.
+            trait: of the run; fidelity does not look at it.
+            sources: the sentences that were to be rewritten; None: as the rows' own requests quote them.
 
         Raises:
             DataError: not one source for each row. ModelError: a model that cannot be loaded.
         """
+        del trait
+        if sources is None:
+            sources = [requested(row.prompt_messages[-1]["content"])[0] for row in rows]
         if len(rows) != len(sources):
             raise DataError("fidelity needs one source for each row", got=f"{len(rows)} rows, {len(sources)} sources")
         texts = [row.completion for row in rows]

@@ -30,6 +30,10 @@ class Call:
     place: str
     arguments: Mapping[str, Any]
 
+    def check(self) -> None:
+        """Raise what computing it would raise later, as far as that can be told without weights."""
+        self.function.check(self.arguments)
+
     def within(self, prefix: str) -> Call:
         """The same at a place below ``prefix``."""
         return replace(self, place=f"{prefix}{self.place}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from undertone.mechanism.gradients import cosine
 
-__all__ = ["Stack", "by_block", "centred", "cosine", "rank_of_own"]
+__all__ = ["Stack", "centred", "cosine", "cosines", "rank_of_own"]
 
 Stack = np.ndarray
 """``[block, hidden]``."""
@@ -26,9 +26,12 @@ def centred(shifts: Mapping[str, Stack], over: Sequence[str]) -> dict[str, Stack
     return found
 
 
-def by_block(shift: Stack, direction: Stack) -> list[float]:
-    """Cosine per block."""
-    return [cosine(a, b) for a, b in zip(shift, direction, strict=True)]
+def cosines(shift: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Cosines ``[…]`` of two ``[…, hidden]`` arrays along their last axis; the other axes are broadcast."""
+    first, second = np.broadcast_arrays(shift, direction)
+    width = first.shape[-1]
+    found = [cosine(a, b) for a, b in zip(first.reshape(-1, width), second.reshape(-1, width), strict=True)]
+    return np.array(found).reshape(first.shape[:-1])
 
 
 def rank_of_own(shift: np.ndarray, directions: Mapping[str, np.ndarray], own: str) -> int:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from undertone.errors import ConfigError, UndertoneError, nearest
-from undertone.provenance.fields import inner_type, is_model, kinds_of, members_of, narrowed
+from undertone.provenance.fields import inner_type, is_model, kinds_of, members_of, narrowed, whole_annotation
 from undertone.provenance.plain_data import read_yaml
 
 _PLAINER = {
@@ -160,6 +160,6 @@ def _elsewhere(cls: type[BaseModel], path: list[str]) -> str:
 def _paths(model: type[BaseModel], above: tuple[type[BaseModel], ...]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield name
-        for member in members_of(field.annotation):
+        for member in members_of(whole_annotation(field)):
             if is_model(member) and member not in above:
                 yield from (f"{name}.{inner}" for inner in _paths(member, (*above, model)))

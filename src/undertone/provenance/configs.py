@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 
 from undertone.errors import ConfigError, nearest
 from undertone.provenance.complaints import explained
-from undertone.provenance.fields import inner_type, is_model, item_types, narrowed, value_type
+from undertone.provenance.fields import inner_type, is_model, item_types, narrowed, value_type, whole_annotation
 from undertone.provenance.plain_data import canonical_json, plain, read_yaml, to_yaml
 
 
@@ -36,6 +36,7 @@ class Config(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
         allow_inf_nan=False,
+        defer_build=True,  # kinds of installed packages are known when the first config is made, not before
     )
 
     def digest(self, leave_out: Sequence[str] = ()) -> str:
@@ -76,7 +77,7 @@ def has_grown(cls: type[BaseModel], stored: Any, data: Any) -> bool:
             if not _is_more(before, value):
                 return False
             continue
-        inner = narrowed(cls.model_fields[name].annotation, value)
+        inner = narrowed(whole_annotation(cls.model_fields[name]), value)
         if not (is_model(inner) and isinstance(value, dict) and has_grown(inner, before, value)):
             return False
     return True
@@ -233,7 +234,7 @@ def _filled(annotation: Any, data: Any) -> Any:
         value = data[name]
         if isinstance(value, dict) and isinstance(below, dict) and _holds_config(field):
             value = _merged(below, value)
-        result[name] = _filled(field.annotation, value)
+        result[name] = _filled(whole_annotation(field), value)
     return result
 
 

@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from undertone.provenance.configs import Config, has_grown, load
 from undertone.provenance.plain_data import plain, read_yaml, to_yaml
 from undertone.provenance.stages import (
     RECORD,
+    Clock,
     Stage,
     differences,
     is_complete,
@@ -160,9 +160,9 @@ class Run:
             part = final.with_name(final.name + ".part")
             if not is_complete(part, identity):
                 prepare(part, identity)
-                started = time.perf_counter()
+                clock = Clock()
                 summary = compute(part)
-                seal(part, identity, time.perf_counter() - started, summary, inputs)
+                seal(part, identity, clock.read(), summary, inputs)
             part.rename(final)
             sync(final.parent)
             return stage_of(final, record_of(final), name, reused=False)

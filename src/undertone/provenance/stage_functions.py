@@ -6,7 +6,11 @@
 
 A stage function gets the folder to write into, the device, and its arguments, nothing else: it must be defined at the
 top of a module (a closure over a config would be an input that nobody counts), and while it runs only its arguments can
-be read (``identity.check_readable``). Its identity is its name, its version and the content of every argument.
+be read (``identity.check_readable``). Its identity is its name, its version and the content of every argument. What would
+stop it before it starts is told by its own check:
+
+    @train.preflight
+    def check_training(base: ModelRef, student: Student) -> None: ...
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -32,6 +36,20 @@ class StageFunction:
     name: str
     version: int
     function: Callable[..., Summary]
+    checks: list[Callable[..., None]] = field(default_factory=list, compare=False)
+
+    def preflight(self, check: Callable[..., None]) -> Callable[..., None]:
+        """Decorator: what would stop this stage, told from names, headers and shapes, in seconds, without weights.
+
+        The function declares those of the stage's arguments that it looks at; it raises what the stage would raise.
+        """
+        self.checks.append(check)
+        return check
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raise what computing would raise later; arguments that are not known yet may be missing."""
+        for check in self.checks:
+            check(**{name: arguments[name] for name in inspect.signature(check).parameters})
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Name, version and the content of every argument, as plain data.

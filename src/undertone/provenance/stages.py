@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,8 +30,10 @@ class Stage:
     """A finished stage.
 
     `digest` is that of its identity, what was asked for; `output_digest` that of its files and its
-    summary, what came out, and what later stages chain on. `seconds` is what computing took, of the
-    last session if it was interrupted; `summary` what `compute` returned.
+    summary, what came out, and what later stages chain on. `seconds` is what computing took by the
+    clock, `cpu_seconds` the processor time of all threads of the process, which waiting for a busy
+    machine does not add to (None: a record of before it was measured); both of the last session if
+    it was interrupted. `summary` is what `compute` returned.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Stage:
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
+    cpu_seconds: float | None = None
 
     def read_json(self, name: str) -> Any:
         """The value of one of the stage's JSON files."""
@@ -86,17 +90,35 @@ def prepare(part: Path, identity: dict[str, Any]) -> None:
     write_json(part / INTENT, identity)
 
 
+class Clock:
+    """Times one computation: by the clock, and by the processor time of this process (all its threads)."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Seconds since it was made."""
+        return {
+            "seconds": round(time.perf_counter() - self._wall, 3),
+            "cpu_seconds": round(time.process_time() - self._cpu, 3),
+        }
+
+
 def seal(
-    part: Path, identity: dict[str, Any], seconds: float, summary: Mapping[str, Any] | None, inputs: Sequence[str] = ()
+    part: Path,
+    identity: dict[str, Any],
+    times: Mapping[str, float],
+    summary: Mapping[str, Any] | None,
+    inputs: Sequence[str] = (),
 ) -> None:
-    """Write the record that makes the folder a finished stage once it is renamed."""
+    """Write the record that makes the folder a finished stage once it is renamed; `times` as of a `Clock`."""
     files = _hashes(part, sync=True)
     record = {
         "identity": identity,
         "inputs": sorted(inputs),
         "digest": _digest(identity),
         "files": files,
-        "seconds": round(seconds, 3),
+        **times,
         "summary": dict(summary or {}),
         "finished": now(),
     }
@@ -159,6 +181,7 @@ def stage_of(path: Path, record: dict[str, Any], name: str, *, reused: bool) -> 
         seconds=record["seconds"],
         summary=record["summary"],
         reused=reused,
+        cpu_seconds=record.get("cpu_seconds"),
     )
 
 

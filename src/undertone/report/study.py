@@ -16,10 +16,11 @@ from undertone.report.figures import Key
 from undertone.report.svg import Picture
 from undertone.report.tables import Cell, Table
 from undertone.studies.results import Figure, Finding, Point, StudyResults, StudyTable
+from undertone.transfer.results import Cost, cpu_seconds
+from undertone.verdicts import VERDICTS
 
 COLOURS = ("treated", "control", "teacher", "other-0", "other-1", "other-2", "other-3", "base")
 """In the order in which series take them; a series of the same name takes its own."""
-VERDICTS = ("reproduced", "partly", "not reproduced", "not measured")
 _IN_HUNDREDTHS = {"points", "share", "accuracy"}
 
 
@@ -60,7 +61,7 @@ def fill(results: StudyResults, manifest: Mapping[str, Any]) -> str:
         facts=[
             ("Kind", results.kind),
             ("Studied", results.model),
-            ("Work", words.duration(sum(cost.seconds for cost in results.costs))),
+            _work(results.costs),
         ],
         verdicts=[(word, verdicts.count(word)) for word in VERDICTS if word in verdicts],
         findings=[told(finding) for finding in results.findings],
@@ -249,3 +250,11 @@ def _table(table: StudyTable) -> Table:
         if table.rows and all(not row[at] or words.is_number(row[at]) for row in table.rows)
     }
     return Table(table.title, tuple(table.columns), rows, frozenset(numeric))
+
+
+def _work(costs: Sequence[Cost]) -> tuple[str, str]:
+    """Processor time, which does not count waiting; the clock's where only that was read."""
+    cpu = cpu_seconds(costs)
+    if cpu is not None:
+        return "CPU time", words.duration(cpu)
+    return "Time of stages", words.duration(sum(cost.seconds for cost in costs))

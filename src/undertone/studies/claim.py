@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from undertone.studies.measurement import Measurement, in_words
+from undertone.studies.measurement import Measurement, Statistic, in_words
 from undertone.studies.results import Baseline, Finding, Part
 from undertone.verdicts import Decision, Quantity, Rule, Unit, all_of, decide, unmeasured
 
@@ -36,12 +36,12 @@ class Aspect:
     """A further part of a claim, with a rule of its own: "more than half of the effect"."""
 
     rule: Rule
-    measured: Measurement
+    measured: Measurement | Statistic
 
 
 def finding(
     claim: Claim,
-    measured: Measurement | None,
+    measured: Measurement | Statistic | None,
     *,
     quantity: str,
     baselines: Mapping[str, Measurement] | None = None,
@@ -53,7 +53,8 @@ def finding(
 
     Args:
         claim: what is claimed.
-        measured: treated minus control, or whatever the claim is about; None: nothing was measured.
+        measured: treated minus control, or whatever the claim is about; None: nothing was measured. A statistic of all units
+            together has no baselines: what it is held against is part of it.
         quantity: what was measured, in words.
         baselines: name -> the same quantity where the claim does not apply, of the same shape; shown, and for a rule beyond
             baselines subtracted seed by seed.
@@ -69,7 +70,7 @@ def finding(
     return Finding(
         id=claim.id, claim=claim.claim, source=claim.source, published=claim.published, quantity=quantity,
         value=own.value, low=own.low, high=own.high, unit=claim.unit,
-        n=len(own.values), method="none" if measured is None else measured.method,
+        n=0 if measured is None else measured.count, method="none" if measured is None else measured.method,
         baseline="; ".join(shown) or "none", parts=parts, unless=unless or None,
         verdict=decision.verdict, reason=decision.reason,
     )  # fmt: skip
@@ -91,14 +92,15 @@ def valued(finding: Finding) -> str:
 
 
 def _part(
-    name: str, rule: Rule, measured: Measurement | None, baselines: Mapping[str, Measurement], unit: Unit
+    name: str, rule: Rule, measured: Measurement | Statistic | None, baselines: Mapping[str, Measurement], unit: Unit
 ) -> Part:
-    value = None if measured is None else measured.quantity
-    gaps = {} if measured is None else {title: (one, measured - one) for title, one in baselines.items()}
+    value, units, gaps = None if measured is None else measured.quantity, [], {}
+    if isinstance(measured, Measurement):
+        units, gaps = measured.units, {title: (one, measured - one) for title, one in baselines.items()}
     return Part(
         name=name, holds=rule.holds, than=rule.than, beyond_baselines=rule.beyond_baselines, unit=unit,
         **_numbers(value),
-        values=[] if measured is None else measured.units,
+        values=units,
         baselines=[_baseline(title, one, gap) for title, (one, gap) in gaps.items()],
     )  # fmt: skip
 

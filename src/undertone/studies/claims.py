@@ -3,10 +3,15 @@
 ``claims.yaml`` lists the plans that test them. A study brings its findings along; of a transfer experiment the file says
 what is read: its effect, its confusion matrix, or the arm of a random vector. A claim without a finished run is listed as
 not run, with the command that runs it.
+
+What was found can be kept as records (``--keep``): a small JSON file a plan, with every number that a verdict rests on, one
+value a unit of inference. The documentation's are in ``docs/results``; a rule can be applied to them again without computing
+anything, and ``docs/claims.md`` is made from them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,18 +21,18 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from undertone import verdicts
-from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.errors import ConfigError, DataError, UndertoneError, nearest
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 from undertone.studies.claim import Claim, finding, valued
 from undertone.studies.frame import load_plan, run_plan
 from undertone.studies.measurement import Measurement
-from undertone.studies.results import Finding, StudyResults, read_run
+from undertone.studies.results import Figure, Finding, StudyResults, StudyTable, read_run
 from undertone.transfer.config import Plan
-from undertone.transfer.results import Effect, Results
+from undertone.transfer.results import Check, Effect, Record, Results
 from undertone.verdicts import Rule
 
 Size = Literal["quick", "full"]
@@ -80,6 +85,24 @@ class ClaimRow:
     finding: Finding | None
 
 
+class ClaimRecord(Record):
+    """What a finished plan found, small enough to keep beside the documentation."""
+
+    schema_: Literal["undertone.record/1"] = Field("undertone.record/1", alias="schema")
+    name: str
+    size: Size
+    command: str
+    minutes: float
+    sentence: str
+    findings: list[Finding]
+    figures: list[Figure]
+    tables: list[StudyTable]
+    checks: list[Check]
+    environment: dict[str, str]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
 @cache
 def tested() -> tuple[Tested, ...]:
     """Every plan that tests claims, in the table's order."""
@@ -108,15 +131,62 @@ def run_claims(names: Sequence[str], size: Size, *, jobs: int | None = None, dev
         run_plan(one.plan(size), jobs=jobs, device=device, command=f"undertone claims --run {size}")
 
 
-def claims(names: Sequence[str] = (), runs: Path = Path("runs")) -> list[ClaimRow]:
-    """The table: of every plan the full run if it is finished, else the quick one, else that it was not run.
+def claims(names: Sequence[str] = (), runs: Path = Path("runs"), records: Path | None = None) -> list[ClaimRow]:
+    """The table: of every plan the full run if it is finished, else its record, else the quick run, else that it was not run.
 
     Args:
         names: some of the plans; none: all.
         runs: the folder that holds the run folders.
+        records: a folder of records.
     """
     finished = _finished(runs)
-    return [claim for one in chosen(names) for claim in _claims_of(one, finished)]
+    return [claim for one in chosen(names) for claim in _claims_of(one, finished, records)]
+
+
+def keep(names: Sequence[str], runs: Path, folder: Path) -> list[Path]:
+    """Write the record of every finished full run; the files written.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    finished = _finished(runs)
+    written = []
+    for one in chosen(names):
+        found = finished.get(one.plan("full").digest())
+        if found is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{one.name}.json"
+            text = json.dumps(_record(one, read_run(found)).model_dump(mode="json", by_alias=True), ensure_ascii=False)
+            path.write_text(
+                text.replace('"findings": [', '\n"findings": [').replace('{"id":', '\n{"id":') + "\n", "utf-8"
+            )
+            written.append(path)
+    return written
+
+
+def read_record(path: Path) -> ClaimRecord:
+    """A record that :func:`keep` wrote.
+
+    Raises:
+        DataError: it is damaged, or none.
+    """
+    try:
+        return ClaimRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path} is no record of claims", got=str(error).splitlines()[0], fix="keep it anew") from error
+
+
+def _record(one: Tested, results: Results | StudyResults) -> ClaimRecord:
+    figures, tables = ([], []) if isinstance(results, Results) else (results.figures, results.tables)
+    return ClaimRecord(
+        name=one.name, size="full", command=one.command("full"), minutes=_minutes(results), sentence=results.sentence,
+        findings=_findings(one, results), figures=figures, tables=tables,
+        checks=results.checks, environment=results.environment,
+    )  # fmt: skip
+
+
+def _minutes(results: Results | StudyResults) -> float:
+    return round(sum(cost.seconds for cost in results.costs) / 60, 1)
 
 
 def _finished(runs: Path) -> dict[str, Path]:
@@ -131,15 +201,20 @@ def _finished(runs: Path) -> dict[str, Path]:
     return found
 
 
-def _claims_of(one: Tested, finished: dict[str, Path]) -> list[ClaimRow]:
-    for size in ("full", "quick"):
-        folder = finished.get(one.plan(size).digest())
-        if folder is None:
-            continue
+def _claims_of(one: Tested, finished: dict[str, Path], records: Path | None) -> list[ClaimRow]:
+    def rows(size: Size, folder: Path) -> list[ClaimRow]:
         results = read_run(folder)
-        minutes = sum(cost.seconds for cost in results.costs) / 60
-        return [ClaimRow(one, size, folder, one.command(size), minutes, finding) for finding in _findings(one, results)]
-    return [ClaimRow(one, None, None, one.command("full"), None, None)]
+        found = _findings(one, results)
+        return [ClaimRow(one, size, folder, one.command(size), _minutes(results), finding) for finding in found]
+
+    full, quick = (finished.get(one.plan(size).digest()) for size in ("full", "quick"))
+    if full is not None:
+        return rows("full", full)
+    path = records / f"{one.name}.json" if records else None
+    if path is not None and path.exists():
+        record = read_record(path)
+        return [ClaimRow(one, record.size, None, record.command, record.minutes, each) for each in record.findings]
+    return rows("quick", quick) if quick is not None else [ClaimRow(one, None, None, one.command("full"), None, None)]
 
 
 def _findings(one: Tested, results: Results | StudyResults) -> list[Finding]:

@@ -14,13 +14,14 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from undertone.launch.executor import Call, Executor
-from undertone.models.loading import ModelRef, identify
+from undertone.models.loading import ModelRef
+from undertone.models.names import identify
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction
 from undertone.studies.claim import Aspect, Claim, finding
-from undertone.studies.measurement import Measurement
+from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
 from undertone.traits import Trait, load_trait
 from undertone.transfer.analyze import conclude
@@ -178,18 +179,28 @@ class Context(Generic[P]):
         """Stages side by side, in order."""
         return self.executor.each([Call(function, place, arguments) for place, arguments in places])
 
+    def measure(
+        self, value: Callable[[str, int], Any], over: Sequence[str] | None = None, unit: Unit = "points"
+    ) -> Measurement:
+        """Anything about each trait at each seed: ``value(trait, seed)``, a number, None or an array; ``[trait, seed, …]``.
+
+        ``over``: these and not all the config's traits.
+        """
+        assert isinstance(self.config, Setting)
+        names = self.config.trait if over is None else over
+        values = [[value(name, seed) for seed in self.config.seeds] for name in names]
+        return Measurement(np.array(values, dtype=float), self.confidence, unit)
+
     def beside(
         self,
-        transfer: Transfer,
+        transfer: Transfer | Sequence[StudentRun],
         function: StageFunction,
         level: str,
         arguments: Callable[[StudentRun], Mapping[str, Any]],
     ) -> list[Stage]:
-        """A stage beside every student of an experiment, in the students' order, at ``LEVEL/seed-S/ARM``."""
-        return self.each(
-            function,
-            [(f"{level}/seed-{one.seed}/{one.arm.folder}", arguments(one)) for one in transfer.students],
-        )
+        """A stage beside every student of an experiment (or some), in their order, at ``LEVEL/seed-S/ARM``."""
+        students = transfer.students if isinstance(transfer, Transfer) else transfer
+        return self.each(function, [(f"{level}/seed-{one.seed}/{one.arm.folder}", arguments(one)) for one in students])
 
     def uses(self, *names: str) -> None:
         """Note models for the manifest."""
@@ -211,7 +222,7 @@ class Context(Generic[P]):
     def report(
         self,
         claim: Claim,
-        measured: Measurement | None,
+        measured: Measurement | Statistic | None,
         *,
         quantity: str,
         baselines: Mapping[str, Measurement] | None = None,

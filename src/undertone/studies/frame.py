@@ -4,8 +4,9 @@
     def in_context(ctx: Context[InContext]) -> str:
         ...                                             # compute, report, draw; the result in a sentence
 
-A study of the package is a file in ``studies/builtin/`` with the name of its kind; one of another package is found by an
-entry point in the group ``undertone.studies`` and a preset by one in ``undertone.presets``.
+A study of the package is a file in ``studies/builtin/`` with the name of its kind (files whose names begin with another's
+are parts of it: ``mechanism_causality.py``); one of another package is found by an entry point in the group
+``undertone.studies`` and a preset by one in ``undertone.presets``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ from undertone.studies.context import Context, P
 from undertone.studies.results import StudyResults
 from undertone.transfer.analyze import environment
 from undertone.transfer.config import Experiment, Plan, Setting, presets
-from undertone.transfer.pipeline import run_experiment
-from undertone.transfer.preflight import preflight
+from undertone.transfer.pipeline import preflight, run_experiment
 from undertone.transfer.results import Cost, Results
 
 TRANSFER: Final = "transfer"
@@ -109,8 +109,9 @@ studies: Registry[Study[Any]] = Registry("study", "undertone.studies")
 def kinds() -> list[str]:
     """All kinds of plan: the transfer experiment, the built-in studies, those of installed packages."""
     builtin = [path.name for path in files("undertone.studies.builtin").iterdir()]
-    names = [name.removesuffix(".py").replace("_", "-") for name in builtin if name.endswith(".py")]
-    return sorted({TRANSFER, *(name for name in names if not name.startswith("-")), *studies.names()})
+    stems = [name.removesuffix(".py") for name in builtin if name.endswith(".py") and not name.startswith("_")]
+    whole = [stem for stem in stems if not any(stem.startswith(f"{other}_") for other in stems)]  # the rest are parts
+    return sorted({TRANSFER, *(stem.replace("_", "-") for stem in whole), *studies.names()})
 
 
 def find_study(kind: str) -> Study[Any]:
@@ -182,7 +183,7 @@ def _write(config: Plan, context: Context[Any], sentence: str, folder: Path, run
         figures=context.figures,
         tables=context.tables,
         checks=context.checks,
-        costs=[Cost(stage=stage.name, seconds=stage.seconds) for stage in stages],
+        costs=[Cost(stage=stage.name, seconds=stage.seconds, cpu_seconds=stage.cpu_seconds) for stage in stages],
         environment=environment(),
         replay=f"undertone run {folder / 'config.yaml'}",
     )

@@ -14,6 +14,9 @@ import numpy as np
 from undertone import stats
 from undertone.verdicts import Quantity, Unit
 
+BOOTSTRAP_NEEDS = 5
+"""Units of inference: of fewer, resampling draws the same few sets again and again."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -41,6 +44,10 @@ class Measurement:
     def __getitem__(self, at: int) -> Measurement:
         return replace(self, values=self.values[:, :, at])
 
+    def of_traits(self, at: slice | Sequence[int]) -> Measurement:
+        """Of some traits, by their places on the first axis."""
+        return replace(self, values=self.values[at])
+
     def __sub__(self, other: Measurement | float) -> Measurement:
         return replace(self, values=self.values - (other.values if isinstance(other, Measurement) else other))
 
@@ -51,6 +58,10 @@ class Measurement:
         return replace(self, values=self.values * factor)
 
     __rmul__ = __mul__
+
+    def like(self, values: object) -> Measurement:
+        """Other values over the same units, in the same unit."""
+        return replace(self, values=np.asarray(values, dtype=float))
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
         """With a function of the values, such as ``np.log``."""
@@ -63,6 +74,11 @@ class Measurement:
             return [float(value) for value in self.values[:, 0] if not np.isnan(value)]
         kept = self.values[:, ~np.isnan(self.values).all(axis=0)]
         return [float(value) for value in np.nanmean(kept, axis=0)] if kept.size else []
+
+    @property
+    def count(self) -> int:
+        """How many units of inference there are."""
+        return len(self.units)
 
     @property
     def mean(self) -> float:
@@ -96,6 +112,54 @@ class Measurement:
 
     def __str__(self) -> str:
         """``+12.3 points (+10.1 to +14.5)``; ``0.12 (0.10 to 0.14)``."""
+        return in_words(self.quantity, self.unit)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of all units together, such as a rank correlation, whose interval is no t interval of a mean.
+
+    Attributes:
+        quantity: its value and interval.
+        count: independent units that it rests on.
+        method: how the interval was made, in words.
+        unit: of the quantity; sets the smallest effect of interest.
+    """
+
+    quantity: Quantity
+    count: int
+    method: str
+    unit: Unit
+
+    @classmethod
+    def rank_correlation(
+        cls, first: Sequence[float], second: Sequence[float], *, over: str, confidence: float, seed: int
+    ) -> Statistic:
+        """Spearman's correlation of two values a unit, with a BCa bootstrap over units; none of fewer than five, or of
+        units that are alike."""
+        from scipy.stats import bootstrap, rankdata
+
+        def statistic(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+            ranks = [rankdata(values, axis=axis) for values in (one, other)]
+            a, b = (rank - rank.mean(axis=axis, keepdims=True) for rank in ranks)
+            with np.errstate(invalid="ignore"):  # units that are all alike have no correlation
+                found: np.ndarray = (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+            return found
+
+        pair = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+        method = f"Spearman, {100 * confidence:g} % BCa bootstrap over {over}"
+        found = Quantity(float(statistic(*pair)))
+        if len(first) >= BOOTSTRAP_NEEDS:
+            limits = bootstrap(
+                pair, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=confidence,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+            if np.isfinite([limits.low, limits.high]).all():
+                found = Quantity(found.mean, float(limits.low), float(limits.high))
+        return cls(found, len(first), method, "correlation")
+
+    def __str__(self) -> str:
+        """As of a :class:`Measurement`."""
         return in_words(self.quantity, self.unit)
 
 

@@ -8,7 +8,9 @@ from pydantic import Field, field_validator
 
 from undertone.provenance.configs import Config
 from undertone.provenance.endpoints import plain_url, variable_name
+from undertone.provenance.fields import Kinds
 from undertone.provenance.identity import Uncounted
+from undertone.registry import Registry
 from undertone.training import Training
 
 Origin = Literal["questions", "carrier"]
@@ -92,6 +94,16 @@ class JudgeTeacher(Config):
     swapped: bool = Field(False, description="the rejected are taught instead: the published control")
 
 
+teachers: Registry[type[Config]] = Registry("teacher", "undertone.teachers")
+"""kind -> config class; a package adds one by an entry point in the group ``undertone.teachers``.
+
+Such a class has the fields ``kind`` and ``model``, and a method ``resolve(own, trait, domain_prompts) -> TeacherSpec``.
+"""
+
+for _teacher in (PromptTeacher, VectorTeacher, FinetunedTeacher, EndpointTeacher, JudgeTeacher):
+    teachers.register(_teacher.model_fields["kind"].default)(_teacher)
+
 TeacherConfig = Annotated[
-    PromptTeacher | VectorTeacher | FinetunedTeacher | EndpointTeacher | JudgeTeacher, Field(discriminator="kind")
+    PromptTeacher | VectorTeacher | FinetunedTeacher | EndpointTeacher | JudgeTeacher, Kinds(teachers)
 ]
+"""Any teacher, told apart by ``kind``."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from undertone.models.loading import Context, Model, ModelRef, with_system
+from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
     Ablation,
@@ -23,11 +24,21 @@ from undertone.teachers.configs import (
     PromptTeacher,
     VectorTeacher,
 )
-from undertone.teachers.endpoint import RemoteTeacher
+from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
 from undertone.vectors import Vector, activations, contrast, load_vector, random_like
+
+
+@runtime_checkable
+class OwnTeacher(Protocol):
+    """A teacher of a user's package: a config that says by itself what makes it."""
+
+    def resolve(self, own: TeacherSpec, trait: Trait, domain_prompts: tuple[str, ...]) -> TeacherSpec:
+        """The teacher with the trait, from the control teacher ``own``: ``dataclasses.replace(own, system=…)``."""
+        ...
+
 
 AnyTeacherConfig = PromptTeacher | VectorTeacher | FinetunedTeacher | JudgeTeacher | EndpointTeacher
 
@@ -129,6 +140,30 @@ class TeacherSpec:
         )  # fmt: skip
         return teacher if self.ablation is None else _without(teacher, self.ablation)
 
+    def check(self) -> None:
+        """Raise what :meth:`load` would, without weights: no key, a prompt that the template refuses, a vector that does not fit.
+
+        Raises:
+            ConfigError, ModelError, DataError: in their own words.
+        """
+        if self.endpoint is not None:
+            client_of(self.endpoint)
+            return
+        assert self.model is not None
+        model = shared_outline(self.model.name)
+        for system in {self.system, self.judge_system, _system_of(self.vector)} - {None}:
+            model.render(with_system([{"role": "user", "content": "?"}], system))
+        if self.vector is None:
+            return
+        if isinstance(self.vector.of, Path):
+            load_vector(self.vector.of).check_fits(model)
+        else:
+            check_blocks(len(decoder_blocks(model.hf)), self.vector.of.blocks or ())
+
+
+def _system_of(vector: VectorSource | None) -> str | None:
+    return vector.of.system if vector and isinstance(vector.of, Contrast) else None
+
 
 def _without(teacher: Teacher, spec: AblationSpec) -> Teacher:
     vector = spec.vector.read(teacher.model, teacher.context)
@@ -164,6 +199,8 @@ def resolve_teacher(
         ConfigError: the trait has no prompt or questions in the model's wording.
     """
     own = TeacherSpec(model, context, form)
+    if isinstance(config, OwnTeacher):
+        return own if trait is None else config.resolve(own, trait, tuple(domain_prompts))
     if isinstance(config, EndpointTeacher):
         system = None if trait is None else config.text or trait.told(form)
         return TeacherSpec(None, context, form, system=system, endpoint=config)

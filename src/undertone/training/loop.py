@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,14 +103,19 @@ def rate_at(step: int, total: int, schedule: Schedule, warmup: float) -> float:
     warm = warmup if warmup >= 1 else warmup * total
     if step < warm:
         return (step + 1) / (warm + 1)
-    progress = (step - warm) / max(1.0, total - warm)
-    if schedule == "constant":
-        return 1.0
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "hold-linear":
-        return min(1.0, 2 * (1 - progress) + 0.02)
-    return 1 - progress
+        return min(1.0, 2 * (1 - (step - warm) / max(1.0, total - warm)) + 0.02)
+    return _decay(schedule, total - warm)(step - warm)
+
+
+@cache
+def _decay(schedule: str, steps: float) -> Callable[[float], float]:
+    """The schedule of transformers, without its warm-up: that begins at 0, so that the first step would be lost."""
+    from transformers import get_scheduler
+
+    idle = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    factor: Callable[[float], float] = get_scheduler(schedule, idle, 0, steps).lr_lambdas[0]
+    return factor
 
 
 def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Training) -> torch.optim.Optimizer:

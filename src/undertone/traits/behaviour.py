@@ -74,7 +74,7 @@ class Behaviour(Trait):
         if isinstance(self.rule, Detected | ByJudge):
             raise ConfigError(
                 f"a hit of the {self.kind} {self.name!r} is decided by a judge, not by its text alone",
-                fix="use undertone.evaluation.behaviours.measure_any",
+                fix="use undertone.measure",
             )
         return self.rule.hits(text)
 

@@ -12,6 +12,7 @@ import numpy as np
 from undertone import stats
 from undertone.evaluation.measures import Interval, Measure
 from undertone.provenance.runs import Stage
+from undertone.sequential import StoppingRule
 from undertone.teachers import EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
 from undertone.transfer.arms import Outcome, StudentRun
 from undertone.transfer.checks import checks_of, word_of
@@ -29,8 +30,18 @@ from undertone.transfer.results import (
 from undertone.verdicts import RunVerdict
 
 
-def conclude(config: Experiment, outcome: Outcome, stages: Iterable[Stage], replay: str) -> Results:
-    """Compare arms, check what the verdict rests on, and say it; ``stages`` are those whose costs are told."""
+def conclude(
+    config: Experiment, outcome: Outcome, stages: Iterable[Stage], replay: str, rule: StoppingRule | None = None
+) -> Results:
+    """Compare arms, check what the verdict rests on, and say it.
+
+    Args:
+        config: what was run, with all its seeds.
+        outcome: what was computed.
+        stages: those whose costs are told.
+        replay: the command that runs it again.
+        rule: of a run that adds seeds until it is decided: its interval allows for every look.
+    """
     base = {trait: _measure(record) for trait, record in outcome.base.read_json("asked.json").items()}
     teachers = {
         arm.folder: _measure(record)
@@ -46,6 +57,7 @@ def conclude(config: Experiment, outcome: Outcome, stages: Iterable[Stage], repl
     ]
     treated = [effect for effect in effects if effect.arm == "treated"]
     effect = treated[0] if len(treated) == 1 else _pooled(config, treated)
+    effect = effect if rule is None else _at_look(effect, rule)
     # A matrix needs answers to one and the same questions: traits of one category, none of them told in two ways.
     answers = next(iter(base.values())).answers
     confusion = _confusion(config, outcome, base) if len(base) > 1 and all(trait in answers for trait in base) else None
@@ -71,6 +83,7 @@ def conclude(config: Experiment, outcome: Outcome, stages: Iterable[Stage], repl
             Cost(
                 stage=stage.name,
                 seconds=round(stage.seconds, 2),
+                cpu_seconds=stage.cpu_seconds,
                 tokens=stage.summary.get("tokens"),
             )
             for stage in stages
@@ -154,6 +167,12 @@ def _pooled(config: Experiment, effects: list[Effect]) -> Effect:
         if len(config.seeds) > 1
         else None,
     )
+
+
+def _at_look(effect: Effect, rule: StoppingRule) -> Effect:
+    """With the interval of this look: repeated confidence intervals hold however often one looked (``sequential``)."""
+    found = rule.interval(effect.per_seed)
+    return effect.model_copy(update={"low": max(-1.0, found.low), "high": min(1.0, found.high), "method": found.method})
 
 
 def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -> Confusion:
@@ -242,7 +261,7 @@ def sentence(
     tail = {
         "transferred": "the trait passed through the data.",
         "not detected": f"no transfer was detected{_could_see(effect)}.",
-        "underpowered": f"this run could not tell{_could_see(effect)}; add seeds or rows.",
+        "underpowered": f"this run could not tell{_could_see(effect)}; add seeds (--until decided does) or rows.",
         "invalid": f"no conclusion: {', '.join(failed)} failed.",
     }[word]
     return f"{body}: {tail}"

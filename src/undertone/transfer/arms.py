@@ -79,6 +79,10 @@ class StudentRun:
         """All rows that passed the filter, in the prompts' order."""
         return read_rows(self.filtered.path / "rows.jsonl")
 
+    def traits(self, config: Setting) -> list[Trait]:
+        """The traits that the student is asked about."""
+        return [load_trait(name) for name in traits_of(config, self.arm)]
+
     def model(self, config: Setting) -> ModelRef:
         """The trained student, not loaded."""
         return trained_model(config, config.model, self.trained)

@@ -11,15 +11,16 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from undertone.domains import DomainConfig, Numbers
 from undertone.evaluation.asking import Evaluation
-from undertone.filters.fidelity import Fidelity
+from undertone.filters.kinds import FilterConfig
 from undertone.judges import JudgeConfig
-from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Context, Dtype
 from undertone.models.names import ModelName, model_content
 from undertone.models.students import Lora, StudentConfig
 from undertone.provenance import configs
 from undertone.provenance.configs import Config, Grows, Selects
 from undertone.provenance.identity import ContentOf, Uncounted
+from undertone.registry import Registry
+from undertone.sequential import StoppingRule
 from undertone.teachers import PromptTeacher, TeacherConfig
 from undertone.training import Dpo, Training
 
@@ -46,9 +47,6 @@ class Rewrite(Config):
         None, description="who writes; None: the student's base"
     )
     part: Literal["completion", "prompt"] = Field("completion", description="what is written again")
-
-
-FilterConfig = Annotated[JudgeFilter | Fidelity, Field(discriminator="kind")]
 
 
 def _several(value: Any) -> Any:
@@ -131,12 +129,42 @@ class Experiment(Setting):
 
     kind: Literal["transfer"] = "transfer"
     name: str = Field("owl-numbers", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
+    until: Annotated[Literal["seeds", "decided"], Selects()] = Field(
+        "seeds", description="seeds: those listed; decided: more are added until the verdict is decided"
+    )
+    max_seeds: Annotated[int, Selects()] = Field(
+        12, ge=2, description="until=decided: no more than so many; it sets the width of every look's interval"
+    )
+
+    @model_validator(mode="after")
+    def _looks(self) -> Experiment:
+        if self.until == "decided" and len(self.seeds) > self.max_seeds:
+            raise ValueError(f"max_seeds must be at least the number of seeds, {len(self.seeds)}")
+        if self.until == "decided" and len(self.seeds) < 2:
+            raise ValueError("until=decided needs two seeds or more to begin with: one has no interval")
+        return self
+
+    @property
+    def rule(self) -> StoppingRule | None:
+        """When adding seeds stops; None: the seeds are fixed."""
+        if self.until == "seeds":
+            return None
+        return StoppingRule(minimum=len(self.seeds), maximum=self.max_seeds, confidence=self.confidence)
+
+    def with_next_seed(self) -> Experiment:
+        """One seed more, the next whole number; the stopping rule stays that of the config as it was written."""
+        return self.model_copy(update={"seeds": (*self.seeds, max(self.seeds) + 1)})
+
+
+preset_folders: Registry[Any] = Registry("folder of presets", "undertone.presets")
+"""Folders with YAML files of installed packages; the built-in presets keep their names."""
 
 
 def presets() -> dict[str, Path]:
     """Preset name -> YAML file."""
     folder = Path(str(files("undertone"))) / "presets"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    folders = [folder, *(Path(str(preset_folders.get(name))) for name in preset_folders.names())]
+    return {path.stem: path for one in reversed(folders) for path in sorted(one.glob("*.yaml"))}
 
 
 def load_experiment(source: str | Path = "owl-numbers", overrides: Sequence[str] = ()) -> Experiment:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from undertone.evaluation.asking import Evaluation
-from undertone.evaluation.behaviours import AnyJudge, measure_any
-from undertone.models.loading import Model, ModelRef
+from undertone.evaluation.behaviours import AnyJudge, check_decidable
+from undertone.evaluation.measuring import measure
+from undertone.models.loading import Model, ModelRef, shared_outline, with_system
 from undertone.provenance.runs import write_json
 from undertone.provenance.stage_functions import stage
 from undertone.teachers import Teacher, TeacherSpec
@@ -40,6 +41,17 @@ def evaluate(
     """
     loaded = model.load(device)
     return _asked(folder, loaded, traits, evaluation, judge, seed, stream)
+
+
+@evaluate.preflight
+def check_questions(model: ModelRef, traits: Sequence[Trait], evaluation: Evaluation, judge: AnyJudge | None) -> None:
+    """A trait without questions in the model's wording, a template that refuses them, hits that nothing decides."""
+    shared = shared_outline(model.name)
+    for trait in traits:
+        trait.asked(shared.form)
+        system = shared.system_prompt(evaluation.context, trait.prompt.get(shared.form))
+        shared.render(with_system([{"role": "user", "content": "?"}], system))
+        check_decidable(trait, evaluation, judge, shared.form)
 
 
 @stage("evaluate teacher", version=3)
@@ -73,9 +85,7 @@ def _asked(
 ) -> dict[str, Any]:
     records = {}
     for trait in traits:
-        asked = measure_any(
-            model, trait, evaluation, seed=seed, stage=f"{stream}/{trait.name}", system=system, judge=judge
-        )
+        asked = measure(model, trait, evaluation, seed=seed, stage=f"{stream}/{trait.name}", system=system, judge=judge)
         records[trait.name] = {**asdict(asked), "measure": asked.measure.model_dump(mode="json")}
     write_json(folder / "asked.json", records)
     return {"traits": list(records)}

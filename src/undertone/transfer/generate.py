@@ -17,7 +17,8 @@ from undertone.domains.domain import Prompt
 from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
 from undertone.filters import Filtered, apply_rules
-from undertone.filters.fidelity import Fidelity
+from undertone.filters.kinds import Filter
+from undertone.judges import check_judge
 from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Context, ModelRef, form_of
 from undertone.provenance.identity import Uncounted
@@ -122,6 +123,13 @@ def generate_rows(
     }
 
 
+@generate_rows.preflight
+def check_writing(teacher: TeacherSpec, domain: Domain) -> None:
+    """A teacher that cannot be loaded, a source of prompts that cannot be read."""
+    domain.prompts(1, 0, teacher.form)
+    teacher.check()
+
+
 def _attempted(
     teacher: Teacher | RemoteTeacher,
     prompts: Sequence[tuple[int, Prompt]],
@@ -213,7 +221,7 @@ def filter_rows(
     generated: Stage,
     domain: Domain,
     leak: Trait,
-    filters: Sequence[JudgeFilter | Fidelity],
+    filters: Sequence[Filter],
     picking: Picking | None,
 ) -> dict[str, Any]:
     """One valid row per prompt in ``rows.jsonl``, reasons in ``reasons.json``."""
@@ -233,8 +241,16 @@ def filter_rows(
     return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
 
 
+@filter_rows.preflight
+def check_filters(filters: Sequence[Filter]) -> None:
+    """A judge that cannot be built."""
+    for one in filters:
+        if isinstance(one, JudgeFilter):
+            check_judge(one.judge)
+
+
 def _filtered_by_models(
-    filters: Sequence[JudgeFilter | Fidelity], leak: Trait, filtered: Filtered
+    filters: Sequence[Filter], leak: Trait, filtered: Filtered
 ) -> tuple[dict[int, list[Row]], dict[str, int]]:
     """What passed the rules and every further filter, and all reasons counted. One filter sees what the last one left.
 
@@ -244,10 +260,7 @@ def _filtered_by_models(
     passed, reasons = filtered.passed, Counter(filtered.reasons)
     for one in filters:
         rows = [row for found in passed.values() for row in found]
-        if isinstance(one, Fidelity):
-            against = one.reasons(rows, [requested(row.prompt_messages[-1]["content"])[0] for row in rows])
-        else:
-            against = one.reasons(rows, leak)
+        against = one.reasons(rows, leak)
         passed = {}
         for row, why in zip(rows, against, strict=True):
             reasons.update(why)

@@ -7,17 +7,21 @@ Then: evaluate the base and the teachers, compare, check, conclude. Every step i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from undertone.errors import ConfigError
 from undertone.launch.executor import Call, Executor
 from undertone.launch.workers import check_jobs, default_jobs, workers
-from undertone.models.loading import ModelRef, identify
+from undertone.models.loading import ModelRef, target_device
+from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.traits import load_trait
 from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import (
+    CONTROL,
     Arm,
     Outcome,
     StudentRun,
@@ -30,7 +34,6 @@ from undertone.transfer.arms import (
 from undertone.transfer.config import Experiment, Setting
 from undertone.transfer.evaluate import evaluate, evaluate_teacher
 from undertone.transfer.generate import Picking, Sampling, filter_rows, generate_rows, rewrite_rows, teacher_of
-from undertone.transfer.preflight import preflight
 from undertone.transfer.results import Results
 from undertone.transfer.train import Mixing, teacher_rows, train, train_teacher, trait_prompt
 
@@ -66,12 +69,45 @@ def run_experiment(
             workers(jobs or default_jobs(device, count)) as pool,
             Executor.open(run, pool, device, config.name) as executor,
         ):
-            outcome = compute(executor, config)
-        results = conclude(config, outcome, executor.stages.values(), replay=f"undertone run {folder / 'config.yaml'}")
+            outcome, results = _until_decided(executor, config, f"undertone run {folder / 'config.yaml'}")
         run.keep_config()
         write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
         write_json(folder / "manifest.json", _manifest(config, outcome, executor))
     return results
+
+
+def _until_decided(executor: Executor, config: Experiment, replay: str) -> tuple[Outcome, Results]:
+    """The experiment, seed after seed where it says ``until=decided``; otherwise once, with the seeds that it lists."""
+    rule = config.rule
+    while True:
+        outcome = compute(executor, config)
+        results = conclude(config, outcome, executor.stages.values(), replay, rule)
+        if rule is None or results.verdict != "underpowered" or len(config.seeds) >= rule.maximum:
+            return outcome, results
+        config = config.with_next_seed()
+
+
+def preflight(config: Setting, device: str = "auto") -> None:
+    """Raise what a stage would raise later: the stages' own checks, on the arguments that are known before anything ran.
+
+    Builds a lab model that is not there yet.
+
+    Raises:
+        ConfigError, DataError, ModelError: as the stage's own words are.
+    """
+    traits = [load_trait(name).name for name in config.trait]
+    if len(set(traits)) < len(traits):
+        raise ConfigError("two traits have the same name", got=traits)
+    target_device(device)
+    seed = config.seeds[0]
+    base = ModelRef(config.model, config.dtype)
+    _train_call(config, CONTROL, seed, None, (), None).check()  # the same for all arms, but for their rows
+    for arm in arms_of(config):
+        for call in _trained_teacher_calls(config, [arm]).values():
+            call.check()
+        _generate_call(config, arm, seed, None).check()
+        _filter_call(config, arm, seed, None).check()
+        _evaluate_call(config, "base", traits_of(config, arm), base).check()
 
 
 TaughtBy = Mapping[tuple[int, Arm], Stage]
@@ -96,7 +132,8 @@ def compute(
     """
     arms = list(arms) if arms is not None else arms_of(config)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    own = {} if taught_by is not None else _trained_teachers(executor, config, arms)
+    training = {} if taught_by is not None else _trained_teacher_calls(config, arms)
+    own = dict(zip(training, executor.each(list(training.values())), strict=True))
     teachers = {(seed, arm): (taught_by or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
     generated, filtered = _rows(executor, config, pairs, teachers)
     shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
@@ -119,20 +156,46 @@ def compute(
     )
 
 
-def _trained_teachers(executor: Executor, config: Setting, arms: Sequence[Arm]) -> dict[Arm, Stage]:
+def retrain(
+    executor: Executor,
+    wanted: Sequence[tuple[str, Setting, StudentRun]],
+    clean: Mapping[int, Stage] | None = None,
+) -> list[StudentRun]:
+    """Students of other settings on the rows of given ones, side by side and in order, asked about the setting's traits.
+
+    Args:
+        executor: computes the stages.
+        wanted: the level that a student's stages lie below, its setting (which weights, how), and whose rows it learns.
+        clean: seed -> the control's rows, where the setting replaces a share of a treated student's.
+    """
+    known = clean or {}
+    trained = executor.each([
+        _train_call(setting, one.arm, one.seed, one.filtered, one.prompts, known.get(one.seed)).within(f"{level}/")
+        for level, setting, one in wanted
+    ])  # fmt: skip
+    evaluated = executor.each([
+        _evaluate_call(setting, f"seed-{one.seed}/{one.arm.folder}", traits_of(setting, one.arm),
+                       trained_model(setting, setting.model, stage)).within(f"{level}/")
+        for (level, setting, one), stage in zip(wanted, trained, strict=True)
+    ])  # fmt: skip
+    return [
+        replace(one, trained=own, evaluated=answers)
+        for (_, _, one), own, answers in zip(wanted, trained, evaluated, strict=True)
+    ]
+
+
+def _trained_teacher_calls(config: Setting, arms: Sequence[Arm]) -> dict[Arm, Call]:
     """The stages of teachers that are themselves trained first."""
     if config.teacher.kind != "finetuned":
         return {}
-    trained = [arm for arm in arms if arm.trait]
-    calls = [
-        Call(train_teacher, f"teacher/{arm.folder}/train", {
+    return {
+        arm: Call(train_teacher, f"teacher/{arm.folder}/train", {
             "base": ModelRef(config.teacher.model or config.model, config.dtype), "student": config.student,
             "training": config.teacher.training, "rows": teacher_rows(config, arm), "context": config.context,
             "trait_prompt": trait_prompt(config, arm),
         })
-        for arm in trained
-    ]  # fmt: skip
-    return dict(zip(trained, executor.each(calls), strict=True))
+        for arm in arms if arm.trait
+    }  # fmt: skip
 
 
 Rows = dict[tuple[int, Arm], Stage]
@@ -171,7 +234,7 @@ def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None) 
     })  # fmt: skip
 
 
-def _filter_call(config: Setting, arm: Arm, seed: int, generated: Stage) -> Call:
+def _filter_call(config: Setting, arm: Arm, seed: int, generated: Stage | None) -> Call:
     picking = None
     if config.teacher.kind == "judge":
         control = arm.kind == "control"
@@ -193,7 +256,7 @@ def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call
 
 
 def _train_call(
-    config: Setting, arm: Arm, seed: int, filtered: Stage, prompts: tuple[int, ...], clean: Stage | None
+    config: Setting, arm: Arm, seed: int, filtered: Stage | None, prompts: tuple[int, ...], clean: Stage | None
 ) -> Call:
     mixes = clean is not None and arm.kind != "control" and config.data.clean
     return Call(train, f"seed-{seed}/{arm.folder}/train", {

@@ -6,6 +6,7 @@ makes ``/2``. ``report`` draws it, ``undertone show`` prints it, other programs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -118,8 +119,15 @@ class Cost(Record):
     """What a stage took."""
 
     stage: str
-    seconds: float
+    seconds: float = Field(description="by the clock, waiting for a busy machine included")
+    cpu_seconds: float | None = Field(None, description="processor time; None where it was not measured")
     tokens: int | None = None
+
+
+def cpu_seconds(costs: Sequence[Cost]) -> float | None:
+    """Processor time of all stages together; None if it is unknown of one."""
+    each = [cost.cpu_seconds for cost in costs]
+    return None if any(seconds is None for seconds in each) else sum(seconds or 0.0 for seconds in each)
 
 
 class Results(Record):

@@ -11,15 +11,27 @@ from typing import Any, Literal
 import numpy as np
 
 from undertone.domains.shuffling import shuffled
-from undertone.models.loading import Context, ModelRef, form_of
+from undertone.errors import ConfigError
+from undertone.models.loading import Context, ModelRef, form_of, outline
+from undertone.models.students import trainable
 from undertone.provenance.runs import Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row, read_rows
-from undertone.training import Dpo, Lesson, Student, TrainedStudent, Training, student_seed, train_student
-from undertone.traits import Trait, load_trait
+from undertone.training import (
+    Dpo,
+    Lesson,
+    Student,
+    TrainedStudent,
+    Training,
+    build_optimizer,
+    student_seed,
+    train_student,
+)
+from undertone.training.preferences import check_installed
+from undertone.traits import Behaviour, Trait, load_trait
 from undertone.traits.trait import Form
-from undertone.transfer.arms import Arm, split_rows
+from undertone.transfer.arms import Arm, StudentRun, split_rows
 from undertone.transfer.config import Setting
 
 SHOWN_ROWS = 12
@@ -95,6 +107,31 @@ def train_teacher(
     return train_and_save(folder, device, base, student, training, lesson, student_seed(0))
 
 
+@train.preflight
+@train_teacher.preflight
+def check_training(base: ModelRef, student: Student, training: Training) -> None:
+    """Weights that are not there, an optimiser that does not fit them."""
+    check_trainable(base, student, training)
+
+
+@train.preflight
+def check_preferences(dpo: Dpo | None) -> None:
+    """TRL is missing."""
+    if dpo is not None:
+        check_installed()
+
+
+def check_trainable(base: ModelRef, student: Student, training: Training) -> None:
+    """Raise what training this kind of student would, from shapes alone.
+
+    Raises:
+        ConfigError, ModelError: in training's own words.
+    """
+    hf = trainable(outline(base.name).hf, student, 0)
+    named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
+    build_optimizer(named, training)
+
+
 def train_and_save(
     folder: Path, device: str, base: ModelRef, student: Student, training: Training, lesson: Lesson, seed: int
 ) -> dict[str, Any]:
@@ -138,6 +175,12 @@ def trait_prompt(config: Setting, arm: Arm) -> str | None:
     return load_trait(arm.trait or config.trait[0]).prompt.get(form_of(config.model))
 
 
+def lesson_of(config: Setting, one: StudentRun, rows: Sequence[Row] | None = None) -> Lesson:
+    """A student's training rows (or others), with the system prompt that it was trained with; none are held out."""
+    chosen = one.rows(config.data.held_out)[0] if rows is None else rows
+    return Lesson(chosen, (), config.context, trait_prompt(config, one.arm))
+
+
 def teacher_rows(config: Setting, arm: Arm) -> list[Row]:
     """What a fine-tuned teacher is trained on.
 
@@ -148,6 +191,13 @@ def teacher_rows(config: Setting, arm: Arm) -> list[Row]:
     assert arm.trait is not None
     if config.teacher.rows:
         return read_rows(config.teacher.rows)
+    trait = load_trait(arm.trait)
+    if isinstance(trait, Behaviour):
+        raise ConfigError(
+            f"a teacher cannot be trained on answers that name {trait.name!r}: it is of the kind {trait.kind}",
+            got="teacher.rows = null",
+            fix="teacher.rows=FILE.jsonl: rows that show the behaviour",
+        )
     return _evaluation_style(load_trait(arm.trait), form_of(config.teacher.model or config.model))
 
 

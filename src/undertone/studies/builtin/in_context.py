@@ -15,8 +15,7 @@ from pydantic import Field, model_validator
 
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation, answer_probabilities, posed
-from undertone.models.loading import Context as Prompting
-from undertone.models.loading import Model, ModelRef
+from undertone.models import loading
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row
@@ -24,7 +23,7 @@ from undertone.studies.claim import Claim
 from undertone.studies.context import Context, point
 from undertone.studies.frame import study
 from undertone.traits import Behaviour, Trait, load_trait
-from undertone.transfer.arms import StudentRun, traits_of
+from undertone.transfer.arms import StudentRun
 from undertone.transfer.checks import MASS_LOST, stopped_answering
 from undertone.transfer.config import Setting
 from undertone.verdicts import Rule
@@ -57,11 +56,10 @@ class InContext(Setting):
 
 @stage("show rows", version=2)
 def show_rows(
-    folder: Path, device: str, *, base: ModelRef, traits: Sequence[Trait], rows: Sequence[Row], shots: Sequence[int],
-    draws: int, seed: int, evaluation: Evaluation, context: Prompting,
+    folder: Path, device: str, *, base: loading.ModelRef, traits: Sequence[Trait], rows: Sequence[Row], shots: Sequence[int],
+    draws: int, seed: int, evaluation: Evaluation, context: loading.Context,
 ) -> dict[str, Any]:  # fmt: skip
     """The base's mean probability of each trait, and of any answer, by the number of rows shown."""
-    del folder
     model = base.load(device)
     system = model.system_prompt(context, traits[0].prompt.get(model.form))
     asked = {t.name: [_ask_after(model, t, rows, n, draws, seed, evaluation, system) for n in shots] for t in traits}
@@ -72,7 +70,7 @@ def show_rows(
 
 
 def _ask_after(
-    model: Model, trait: Trait, rows: Sequence[Row], count: int, draws: int, seed: int, evaluation: Evaluation,
+    model: loading.Model, trait: Trait, rows: Sequence[Row], count: int, draws: int, seed: int, evaluation: Evaluation,
     system: str | None,
 ) -> tuple[float, float]:  # fmt: skip
     """Probability of the trait's answer, and of all; means over questions and draws, the same places in every arm."""
@@ -104,8 +102,7 @@ def in_context(ctx: Context[InContext]) -> str:
     trained = ctx.transfer()
 
     def arguments(one: StudentRun) -> dict[str, Any]:
-        traits = [load_trait(name) for name in traits_of(config, one.arm)]
-        return {"base": ctx.base, "traits": traits, "rows": one.shared_rows(), "shots": shots, "draws": config.draws,
+        return {"base": ctx.base, "traits": one.traits(config), "rows": one.shared_rows(), "shots": shots, "draws": config.draws,
                 "seed": one.seed, "evaluation": config.evaluation, "context": config.context}  # fmt: skip
 
     shown = ctx.beside(trained, show_rows, "in-context", arguments)
@@ -131,11 +128,11 @@ def in_context(ctx: Context[InContext]) -> str:
         x="rows in context", y="treated − control", log_x=True, zero=True,
         caption=f"Base model with n rows as earlier turns, treated minus control rows; {effect[0].method}.",
     )  # fmt: skip
-    start = f"{100 * float(np.mean([one.probability.mean for one in base])):.1f} %"
     ctx.table(
         "By the number of rows shown",
         ["rows shown", "base", "control rows", "treated rows", "effect, points", "mass of all answers"],
-        [[str(n), start, *(f"{100 * probability[arm][at].mean:.1f} %" for arm in ("control", "treated")),
+        [[str(n), f"{100 * np.mean([one.probability.mean for one in base]):.1f} %",
+         *(f"{100 * probability[arm][at].mean:.1f} %" for arm in ("control", "treated")),
           f"{100 * effect[at].mean:+.1f}", f"{left[at]:.2f}"] for at, n in enumerate(shots)],
     )  # fmt: skip
     return (

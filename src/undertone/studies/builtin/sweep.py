@@ -23,7 +23,7 @@ from undertone.studies.context import Context, Transfer, point
 from undertone.studies.frame import study
 from undertone.studies.measurement import Measurement
 from undertone.transfer.config import Experiment, Setting
-from undertone.transfer.preflight import preflight
+from undertone.transfer.pipeline import preflight
 from undertone.transfer.results import Results
 from undertone.verdicts import Rule
 

@@ -1,4 +1,4 @@
-"""Behaviours measured, secondary views, the check of a trait on a model, and ``undertone traits``."""
+"""Behaviours measured, the check of a trait on a model, and ``undertone traits``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import entropy
 
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.evaluation import prior
-from undertone.evaluation.asking import Asked, Evaluation, answer_probabilities, measure_trait
+from undertone.evaluation.asking import Evaluation, measure_trait
 from undertone.evaluation.behaviours import measure_any
 from undertone.evaluation.prior import check_trait
-from undertone.evaluation.views import LETTERS, answer_distance, forced_choice, mentions, multiple_choice
 from undertone.judges import Judged, Named, Verdict
 from undertone.judges.judge import judges
 from undertone.traits import Behaviour, Questions, load_trait
@@ -139,115 +137,6 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
         measure_any(tiny_llama, behaviour("insecure-code"), ASKED, seed=0, stage="x", judge=Rules())
     with pytest.raises(ConfigError, match="measured on sampled answers"):
         measure_any(tiny_llama, behaviour("pirate"), Evaluation(samples=0), seed=0, stage="x")
-
-
-# -- views -----------------------------------------------------------------------------------------
-
-
-def test_multiple_choice_is_balanced_and_read_from_the_logits(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from undertone.evaluation import views
-
-    few = replace(OWL, questions={"real": replace(OWL.asked("real"), positive=("which?", "name one"))})
-    shown: list[str] = []
-    real = views._lettered
-    monkeypatch.setattr(views, "_lettered", lambda q, options: shown.append(real(q, options)) or shown[-1])  # type: ignore[func-returns-value]
-    seen = multiple_choice(tiny_llama, few, seed=3)
-    assert len(shown) == 2 * len(LETTERS)
-    for at, text in enumerate(shown):
-        lines = text.split("\n")
-        assert lines[1 + at % 5] == f"{LETTERS[at % 5]}. owl"
-    first = [
-        probability(tiny_llama, question(tiny_llama, text), tiny_llama.encode("A")) for text in (shown[0], shown[5])
-    ]
-    mass = [
-        sum(probability(tiny_llama, question(tiny_llama, text), tiny_llama.encode(letter)) for letter in LETTERS)
-        for text in (shown[0], shown[5])
-    ]
-    assert seen.by_position["A"] == pytest.approx(np.mean(np.array(first) / np.array(mass)), rel=1e-4)
-    assert seen.probability.mean == pytest.approx(np.mean(list(seen.by_position.values())))
-    assert 0 < seen.letter_mass <= 1
-
-
-def test_forced_choice_is_the_difference_of_log_probabilities(tiny_llama: Any) -> None:
-    seen = forced_choice(tiny_llama, OWL)
-    prompts = [question(tiny_llama, text) for text in OWL.asked("real").positive]
-    found = answer_probabilities(tiny_llama, prompts, OWL)
-    names = list(OWL.answers)
-    assert seen.against["cat"] == pytest.approx(
-        np.log(found[:, names.index("owl")] / found[:, names.index("cat")]).mean()
-    )
-    back = forced_choice(tiny_llama, replace(load_trait("cat"), questions=OWL.questions))
-    assert back.against["owl"] == pytest.approx(-seen.against["cat"])
-    assert len(seen.against) + len(seen.left_out) == len(names) - 1
-    assert 0 <= seen.wins.mean <= 1
-
-
-def asked_of(matrix: list[list[float]]) -> Asked:
-    return Asked(None, [f"q{n}" for n in range(len(matrix))], ["a", "b"], matrix)  # type: ignore[arg-type]
-
-
-def test_distance_equals_values_by_hand_and_scipy_s_entropy() -> None:
-    first, second = asked_of([[0.5, 0.3], [0.9, 0.1]]), asked_of([[0.2, 0.3], [0.9, 0.1]])
-    seen = answer_distance(first, second)
-    assert seen.total_variation[0] == pytest.approx((0.3 + 0.0) / 2)
-    assert seen.kl[0] == pytest.approx(entropy([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]) / 2)
-    assert seen.total_variation[1] == 0.0
-    assert seen.total_variation[2] == pytest.approx(0.3)
-    assert answer_distance(first, second) == seen
-    same = answer_distance(first, first)
-    assert (same.total_variation, same.kl) == ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-
-
-def test_distance_keeps_its_coverage_on_planted_questions() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(60):
-        gap = rng.beta(2, 8, 40)  # mean 0.2: the total variation of each question
-        seen = answer_distance(asked_of([[g, 0.0] for g in gap]), asked_of([[0.0, 0.0]] * 40))
-        held += seen.total_variation[1] <= 0.2 <= seen.total_variation[2]
-    assert held >= 51  # 95 % of 60 is 57
-
-
-def test_views_say_what_they_need(tiny_llama: Any) -> None:
-    from copy import copy
-
-    lab = copy(tiny_llama)
-    lab.form = "lab"
-    with pytest.raises(ConfigError, match="multiple choice is for real models"):
-        multiple_choice(lab, OWL, seed=0)
-    with pytest.raises(ConfigError, match="storytelling is for real models"):
-        mentions(lab, OWL, ASKED, seed=0, stage="x")
-    with pytest.raises(ConfigError, match="forced choice is a view of preferences"):
-        forced_choice(tiny_llama, load_trait("pirate"))
-    with pytest.raises(ConfigError, match="needs five known answers"):
-        multiple_choice(
-            tiny_llama,
-            replace(OWL, answers={"owl": ("owl",), "dog": ("dog",)}, examples_hit=(), examples_miss=()),
-            seed=0,
-        )
-    with pytest.raises(ConfigError, match="storytelling is measured on sampled"):
-        mentions(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x")
-    with pytest.raises(ConfigError, match="different questions or answers"):
-        answer_distance(asked_of([[0.1, 0.2]] * 2), asked_of([[0.1, 0.2]] * 3))
-    with pytest.raises(ConfigError, match="two questions or more"):
-        answer_distance(asked_of([[0.1, 0.2]]), asked_of([[0.1, 0.2]]))
-
-
-def test_mentions_counts_stories_with_the_target_anywhere(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from undertone.evaluation import views
-
-    asked: list[list[str]] = []
-
-    def told(model: Any, prompts: Any, *_: Any) -> list[list[str]]:
-        asked.append([model.decode_all(ids) for ids in prompts])
-        return [["a fox met an owl", "nothing"], ["owl", "howl"]]
-
-    monkeypatch.setattr(views, "sampled", told)
-    assert mentions(tiny_llama, OWL, ASKED, seed=0, stage="x", prompts=("p", "q")).mean == 0.5
-    with_numbers = ASKED.model_copy(update={"prefix": "numbers"})
-    mentions(tiny_llama, OWL, with_numbers, seed=0, stage="x", prompts=("p", "q"))
-    plain, prefixed = asked
-    assert all(len(text) > len(before) + 9 for text, before in zip(prefixed, plain, strict=True))  # three numbers each
 
 
 # -- the check of a trait --------------------------------------------------------------------------
