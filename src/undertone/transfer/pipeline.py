@@ -14,7 +14,8 @@ from typing import Any
 from undertone.errors import ConfigError
 from undertone.launch.executor import Call, Executor
 from undertone.launch.workers import check_jobs, default_jobs, workers
-from undertone.models.loading import ModelRef, identify, target_device
+from undertone.models.loading import ModelRef, target_device
+from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.traits import load_trait

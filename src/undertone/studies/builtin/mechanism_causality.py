@@ -33,42 +33,37 @@ from undertone.studies.builtin.mechanism_vectors import (
 from undertone.studies.claim import Aspect, Claim
 from undertone.studies.context import Context, Transfer, point
 from undertone.studies.measurement import Measurement
-from undertone.teachers import Ablation, Origin, VectorTeacher
+from undertone.teachers import Ablation, VectorTeacher
 from undertone.traits import Trait, load_trait
 from undertone.vectors import ablated, random_like, replaced, steered
 from undertone.verdicts import Rule
 
-SOURCE: Final = "2606.00995, sections 3–4"
-BEYOND: Final = Rule("above", beyond_baselines=True)
-SUFFICIENT: Final = "sufficient (bar heights not known)"
-OPERATIONS: Final = {"ablated": "taken out of", "replaced": "replaced by the base's in"}
 SILENT: Final = "more than a tenth of the students no longer answer"
+OPERATIONS: Final = {"ablated": "taken out of", "replaced": "replaced by the base's in"}
 RIVALS: Final = {"own": "own shift", "random": "random direction", "other": "another trait's shift"}
-
-
-def _claims(what: str, claim: str, published: str) -> dict[Origin, Claim]:
-    return {origin: Claim(f"{what}-{origin}", claim, SOURCE, published, BEYOND) for origin in ORIGINS}
-
-
-STEERED_TEACHER = _claims(
-    "teacher-vector-sufficient", "A teacher that is only steered by the vector passes the trait on.", SUFFICIENT
-)
-ABLATED_TEACHER = _claims(
-    "teacher-vector-necessary",
-    "A prompted teacher without the vector passes (nearly) nothing on.",
-    "removes nearly all",
-)
-STEERED_BASE = _claims(
-    "student-vector-sufficient", "The base with the student's vector added shows the trait.", SUFFICIENT
-)
-CHANGED_STUDENT = {
-    operation: _claims(
-        f"student-vector-{operation}",
-        "The student without its vector's component loses the trait.",
-        "more than half is lost",
-    )
-    for operation in OPERATIONS
+ABLATIONS: Final[dict[str, Ablation]] = {
+    "own-carrier": Ablation(of="own", origin="carrier"),
+    "own-questions": Ablation(of="own", origin="questions"),
+    "random": Ablation(of="random", origin="carrier"),
 }
+WITHOUT: Final = "The student without its vector's component loses the trait."
+CLAIMS = {
+    what: {
+        origin: Claim(
+            f"{what}-{origin}", claim, "2606.00995, sections 3–4", published, Rule("above", beyond_baselines=True)
+        )
+        for origin in ORIGINS
+    }
+    for what, claim, published in (
+        ("teacher-vector-sufficient", "A teacher that is only steered by the vector passes the trait on.",
+         "sufficient (bar heights not known)"),
+        ("teacher-vector-necessary", "A prompted teacher without the vector passes (nearly) nothing on.",
+         "removes nearly all"),
+        ("student-vector-sufficient", "The base with the student's vector added shows the trait.",
+         "sufficient (bar heights not known)"),
+        *((f"student-vector-{operation}", WITHOUT, "more than half is lost") for operation in OPERATIONS),
+    )
+}  # fmt: skip
 
 
 def preflight(config: Mechanism, device: str) -> None:
@@ -97,32 +92,27 @@ def _teach(ctx: Context[Mechanism]) -> tuple[dict[str, Measurement], str]:
     config, few = ctx.config, ctx.config.few_traits
     effects: dict[str, Measurement] = {}
     transfers: dict[str, Transfer] = {}
+
+    def without(name: str, traits: Sequence[str], ablation: Ablation) -> Transfer:
+        setting = ctx.setting(trait=traits, teacher={"ablate": ablation.model_dump(mode="json")})
+        return ctx.transfer(setting, within=f"causality/without-{name}")
+
     for origin in ORIGINS:
-        teacher = VectorTeacher(
-            origin=origin,
-            block=block_at(config.model, config.causality.block),
-            strength=config.causality.teacher_strength,
-            model=config.teacher.model,
-        )
+        block, strength = block_at(config.model, config.causality.block), config.causality.teacher_strength
+        teacher = VectorTeacher(origin=origin, block=block, strength=strength, model=config.teacher.model)
         setting = ctx.setting(trait=few, teacher=teacher, random_vector=True)
         one = transfers[f"steered, {origin}"] = ctx.transfer(setting, within=f"causality/steered-{origin}")
         effects[f"steered, {origin}"] = one.effect
         effects[f"steered, random ({origin})"] = one.probability("random") - one.probability("control")
-
-    def without(name: str, traits: Sequence[str], of: str, origin: Origin = "carrier") -> Transfer:
-        ablation = Ablation(of=of, origin=origin).model_dump(mode="json")
-        setting = ctx.setting(trait=traits, teacher={"ablate": ablation})
-        return ctx.transfer(setting, within=f"causality/without-{name}")
-
-    for name, of, origin in (("own-carrier", "own", "carrier"), ("own-questions", "own", "questions"),
-                             ("random", "random", "carrier")):  # fmt: skip
-        one = transfers[f"prompted, without {name}"] = without(name, few, of, origin)
+    for name, ablation in ABLATIONS.items():
+        one = transfers[f"prompted, without {name}"] = without(name, few, ablation)
         effects[f"prompted, without {name}"] = one.effect
     rows: dict[str, np.ndarray] = {}
     for name, other, traits in stranger_groups(config.trait, few):
-        one = transfers[f"prompted, without other-trait ({', '.join(traits)})"] = without(name, traits, other)
+        one = without(name, traits, Ablation(of=other, origin="carrier"))
+        transfers[f"prompted, without other-trait ({', '.join(traits)})"] = one
         rows |= dict(zip(traits, one.effect.values, strict=True))
-    effects["prompted, without other-trait"] = Measurement(np.array([rows[trait] for trait in few]), ctx.confidence)
+    effects["prompted, without other-trait"] = one.effect.like([rows[trait] for trait in few])
     check = ctx.check_answers("causality", transfers)
     return effects, SILENT if check.status == "fail" else ""
 
@@ -140,28 +130,22 @@ def stranger_groups(traits: Sequence[str], few: Sequence[str]) -> list[tuple[str
 
 def _report_teachers(ctx: Context[Mechanism], effects: dict[str, Measurement], unless: str) -> None:
     whole = effects["prompted"]
-    for origin, claim in STEERED_TEACHER.items():
+    for origin, claim in CLAIMS["teacher-vector-sufficient"].items():
         own = effects[f"steered, {origin}"]
         ctx.report(
-            claim,
-            own,
-            quantity=f"treated minus control, teacher steered by the prompt's vector from {origin}",
+            claim, own, quantity=f"treated minus control, teacher steered by the prompt's vector from {origin}",
             baselines={"random vector of equal norm": effects[f"steered, random ({origin})"]},
-            note=f"prompted teacher {whole}, of which it reaches {_share(own, whole)}",
-            unless=unless,
-        )
+            note=f"prompted teacher {whole}, of which it reaches {_share(own, whole)}", unless=unless,
+        )  # fmt: skip
     lost = {name.removeprefix("prompted, "): whole - left for name, left in effects.items() if "without" in name}
-    for origin, claim in ABLATED_TEACHER.items():
+    for origin, claim in CLAIMS["teacher-vector-necessary"].items():
         own = lost[f"without own-{origin}"]
         ctx.report(
-            claim,
-            own,
-            quantity=f"effect lost when the vector from {origin} is taken out after every layer",
+            claim, own, quantity=f"effect lost when the vector from {origin} is taken out after every layer",
             baselines={name: lost[f"without {name}"] for name in ("random", "other-trait")},
             also={"more than half of the effect": Aspect(Rule("above"), own - 0.5 * whole)},
-            note=f"{_share(own, whole)} of the effect goes, of {whole}; what is left is {whole - own}",
-            unless=unless,
-        )
+            note=f"{_share(own, whole)} of the effect goes, of {whole}; what is left is {whole - own}", unless=unless,
+        )  # fmt: skip
     series = {name: "baseline" if "random" in name or "other" in name else "own vector" for name in effects}
     ctx.draw(
         "bars", "What the teacher's vector does",
@@ -187,19 +171,16 @@ def _operate(ctx: Context[Mechanism], students: Transfer) -> dict[str, Measureme
     wanted = list(dict.fromkeys([*places, *((other[trait], seed) for trait, seed in places)]))
     runs = {place: students.outcome.student("treated", *place) for place in wanted}
     shifts = dict(zip(wanted, student_shifts(ctx, list(runs.values())), strict=True))
+    block, strengths = block_at(config.model, config.causality.block), config.causality.strengths
     stages = ctx.each(operate, [
         (f"causality/students/seed-{seed}/{load_trait(trait).name}",
          {"base": ctx.base, "student": runs[trait, seed].model(config), "trait": load_trait(trait),
           "own": shifts[trait, seed], "other": shifts[other[trait], seed], "context": config.evaluation.context,
-          "block": block_at(config.model, config.causality.block), "strengths": config.causality.strengths, "seed": seed})
+          "block": block, "strengths": strengths, "seed": seed})
         for trait, seed in places
     ])  # fmt: skip
-    summaries = [_flat(stage.summary) for stage in stages]
-    shape = len(few), len(config.seeds)
-    return {
-        name: Measurement(np.reshape([summary[name] for summary in summaries], shape), ctx.confidence)
-        for name in summaries[0]
-    }
+    found = dict(zip(places, (_flat(one.summary) for one in stages), strict=True))
+    return {name: ctx.measure(lambda *place, at=name: found[place][at], few) for name in found[places[0]]}
 
 
 def others_after(trait: str, traits: Sequence[str], few: Sequence[str]) -> list[str]:
@@ -245,46 +226,33 @@ def _flat(summary: Any) -> dict[str, float]:
 
 
 def _report_students(ctx: Context[Mechanism], asked: dict[str, Measurement], unless: str) -> None:
-    config = ctx.config
-    whole = asked["student"] - asked["base"]
-    strength = "1" if 1.0 in config.causality.strengths else f"{config.causality.strengths[0]:g}"
-    block = block_at(config.model, config.causality.block)
-
-    def report(claim: Claim, moved: dict[str, Measurement], quantity: str) -> None:
-        ctx.report(
-            claim,
-            moved["own"],
-            quantity=quantity,
-            baselines={"random direction": moved["random"], "another trait's student's": moved["other"]},
-            also={"more than half of what the student gained": Aspect(Rule("above"), moved["own"] - 0.5 * whole)},
-            note=f"{_share(moved['own'], whole)} of what the student gained",
-            unless=unless,
-        )
-
+    strengths = [f"{strength:g}" for strength in ctx.config.causality.strengths]
+    strength = "1" if "1" in strengths else strengths[0]
+    block, whole = block_at(ctx.config.model, ctx.config.causality.block), asked["student"] - asked["base"]
+    points = [point(name, asked[name], "as trained", f"shift from {origin}")
+              for name in ("base", "student") for origin in ORIGINS]  # fmt: skip
     for origin in ORIGINS:
-        report(
-            STEERED_BASE[origin],
-            {name: asked[f"added/{origin}/{name}/{strength}"] - asked["base"] for name in RIVALS},
-            f"gain of the base with the student's shift from {origin} added after layer {block}, × {strength}",
-        )
-        for operation, words in OPERATIONS.items():
-            report(
-                CHANGED_STUDENT[operation][origin],
-                {name: asked["student"] - asked[f"{operation}/{origin}/{name}"] for name in RIVALS},
-                f"loss when the component along the shift from {origin} is {words} the student after every layer",
+        moved = {"sufficient": {name: asked[f"added/{origin}/{name}/{strength}"] - asked["base"] for name in RIVALS}}
+        words = {
+            "sufficient": f"gain of the base with the student's shift from {origin} added after layer {block}, × {strength}"
+        }
+        for operation, done in OPERATIONS.items():
+            moved[operation] = {name: asked["student"] - asked[f"{operation}/{origin}/{name}"] for name in RIVALS}
+            words[operation] = (
+                f"loss when the component along the shift from {origin} is {done} the student after every layer"
             )
-    _draw_students(ctx, asked)
-
-
-def _draw_students(ctx: Context[Mechanism], asked: dict[str, Measurement]) -> None:
-    points = [point(name, asked[name], "as trained", f"shift from {origin}") for name in ("base", "student")
-              for origin in ORIGINS]  # fmt: skip
-    for origin in ORIGINS:
+        for what, rivals in moved.items():
+            ctx.report(
+                CLAIMS[f"student-vector-{what}"][origin], rivals["own"], quantity=words[what],
+                baselines={"random direction": rivals["random"], "another trait's student's": rivals["other"]},
+                also={"more than half of what the student gained": Aspect(Rule("above"), rivals["own"] - 0.5 * whole)},
+                note=f"{_share(rivals['own'], whole)} of what the student gained", unless=unless,
+            )  # fmt: skip
         for name, series in RIVALS.items():
-            bars = {f"base + {s:g} ×": f"added/{origin}/{name}/{s:g}" for s in ctx.config.causality.strengths}
+            bars = {f"base + {dose} ×": f"added/{origin}/{name}/{dose}" for dose in strengths}
             bars |= {f"student, {operation}": f"{operation}/{origin}/{name}" for operation in OPERATIONS}
             points += [point(x, asked[key], series, f"shift from {origin}") for x, key in bars.items()]
     ctx.draw(
         "bars", "What the student's vector does", points, x="model", y="P(target)", zero=True,
-        caption=f"P(target) over the held-out questions; {asked['student'].method}.",
+        caption=f"P(target) over the held-out questions; {whole.method}.",
     )  # fmt: skip

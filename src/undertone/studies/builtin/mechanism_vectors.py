@@ -116,17 +116,12 @@ def teacher_vectors(ctx: Context[Any], traits: Sequence[str]) -> dict[str, Stage
 def student_shifts(ctx: Context[Any], students: Sequence[StudentRun]) -> list[Stage]:
     """The stages ``shifts/seed-S/ARM`` with the students' shifts; a control is asked the first trait's questions."""
     config, chats = ctx.config, VectorChats.of(ctx.config)
-    return ctx.each(
-        read_student_shift,
-        [
-            (
-                f"shifts/seed-{one.seed}/{one.arm.folder}",
-                {"base": ctx.base, "student": one.model(config), "trait": load_trait(one.arm.trait or config.trait[0]),
-                 "chats": chats},
-            )
-            for one in students
-        ],
-    )  # fmt: skip
+
+    def arguments(one: StudentRun) -> dict[str, Any]:
+        trait = load_trait(one.arm.trait or config.trait[0])
+        return {"base": ctx.base, "student": one.model(config), "trait": trait, "chats": chats}
+
+    return ctx.beside(students, read_student_shift, "shifts", arguments)
 
 
 def vector_in(stage: Stage, origin: Origin) -> Vector:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.experiments.studies.mechanism.config import Mechanism
 
+from undertone.studies.builtin.mechanism import Mechanism
 from undertone.studies.frame import load_plan, run_plan
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_every_part_leaves_findings_with_finite_values_and_baselines(found: Any,
         assert all(math.isfinite(one[name]) for name in ("value", "low", "high") if one[name] is not None), one["id"]
         assert one["value"] is not None or one["verdict"] == "not measured", one["id"]
         assert one["baseline"]
-        assert one["why"]
+        assert one["reason"]
     ids = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
     assert all(name.startswith(ids) for name in found), sorted(found)
 
@@ -180,7 +180,7 @@ def test_parts_with_students_of_their_own_say_whether_these_still_answer(study: 
     )
 
 
-def test_baselines_of_the_prompts_vector_have_blocks_of_their_own(study: Path) -> None:
+def test_baselines_of_the_prompts_vector_have_layers_of_their_own(study: Path) -> None:
     for fit in summaries(study, "approximability/fits/*"):
         for origin in ("carrier", "questions"):
             assert fit[origin]["by_block"][str(fit[origin]["block"])] == fit[origin]["explained"]
