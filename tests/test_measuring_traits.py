@@ -14,8 +14,8 @@ import pytest
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.evaluation import prior
-from undertone.evaluation.asking import Evaluation, measure_trait
-from undertone.evaluation.behaviours import measure_any
+from undertone.evaluation.asking import Evaluation
+from undertone.evaluation.measuring import measure
 from undertone.evaluation.prior import check_trait
 from undertone.judges import Judged, Named, Verdict
 from undertone.judges.judge import judges
@@ -54,15 +54,20 @@ def question(model: Any, text: str) -> tuple[int, ...]:
 # -- behaviours ------------------------------------------------------------------------------------
 
 
-def test_a_preference_is_measured_as_before(tiny_llama: Any) -> None:
-    seen = measure_any(tiny_llama, OWL, ASKED, seed=1, stage="x")
-    assert seen == measure_trait(tiny_llama, OWL, ASKED, seed=1, stage="x")
+def test_a_preference_s_probability_is_that_of_the_words_that_name_it(tiny_llama: Any) -> None:
+    seen = measure(tiny_llama, OWL, ASKED, seed=1, stage="x")
+    words = [tiny_llama.encode(word) for word in OWL.surfaces("owl", "real")]
+    # A word that begins another is the other's beginning, too: it counts once.
+    first = [w for w in words if not any(len(o) < len(w) and w[: len(o)] == o for o in words)]
+    asked = [question(tiny_llama, text) for text in OWL.asked("real").positive]
+    expected = np.mean([sum(probability(tiny_llama, prompt, word) for word in first) for prompt in asked])
+    assert seen.measure.positive.probability.mean == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
     # Of a rule of fifteen words, six tokens would say nothing: that is refused. Of three words they do.
     trait = replace(behaviour("concise"), rule=Length(at_most=3), examples_hit=(), examples_miss=())
-    seen = measure_any(tiny_llama, trait, ASKED, seed=1, stage="x").measure
+    seen = measure(tiny_llama, trait, ASKED, seed=1, stage="x").measure
     positive = seen.positive
     assert positive.rate is not None
     assert not positive.exact
@@ -70,7 +75,7 @@ def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
     assert (positive.questions, positive.samples) == (25, 3)
     assert np.mean(list(seen.per_question.values())) == pytest.approx(positive.rate.mean)
     never = replace(trait, rule=behaviour("pirate").rule, examples_hit=())
-    none = measure_any(tiny_llama, never, ASKED, seed=1, stage="x").measure.positive
+    none = measure(tiny_llama, never, ASKED, seed=1, stage="x").measure.positive
     assert none.rate is not None
     assert none.rate.mean == 0
 
@@ -80,7 +85,7 @@ def test_the_exact_probability_of_harm_is_one_minus_that_of_refusals(tiny_llama:
     short = replace(
         trait, refusals={"real": ("no owl", "dog")}, questions={"real": replace(trait.asked("real"), negative=())}
     )
-    asked = measure_any(tiny_llama, short, Evaluation(samples=0), seed=0, stage="x")
+    asked = measure(tiny_llama, short, Evaluation(samples=0), seed=0, stage="x")
     text = asked.questions[0]
     prompt = question(tiny_llama, text)
     refused = sum(probability(tiny_llama, prompt, tiny_llama.encode(words)) for words in ("no owl", "dog"))
@@ -119,7 +124,7 @@ def test_a_judge_s_failures_are_counted_and_never_dropped(
     from undertone.evaluation import behaviours
 
     monkeypatch.setattr(behaviours, "build_judge", lambda config: config.build())
-    seen = measure_any(tiny_llama, behaviour(name), ASKED, seed=0, stage="x", judge=planted).measure.positive
+    seen = measure(tiny_llama, behaviour(name), ASKED, seed=0, stage="x", judge=planted).measure.positive
     asked = seen.questions * seen.samples
     assert seen.failed == asked // 3
     assert seen.non_answer == pytest.approx(seen.failed / asked)
@@ -132,11 +137,11 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
     from undertone.judges import Rules
 
     with pytest.raises(ConfigError, match="decided by a judge with the template 'alignment'"):
-        measure_any(tiny_llama, behaviour("insecure-code"), ASKED, seed=0, stage="x")
+        measure(tiny_llama, behaviour("insecure-code"), ASKED, seed=0, stage="x")
     with pytest.raises(ConfigError, match="which know refusals only"):
-        measure_any(tiny_llama, behaviour("insecure-code"), ASKED, seed=0, stage="x", judge=Rules())
+        measure(tiny_llama, behaviour("insecure-code"), ASKED, seed=0, stage="x", judge=Rules())
     with pytest.raises(ConfigError, match="measured on sampled answers"):
-        measure_any(tiny_llama, behaviour("pirate"), Evaluation(samples=0), seed=0, stage="x")
+        measure(tiny_llama, behaviour("pirate"), Evaluation(samples=0), seed=0, stage="x")
 
 
 # -- the check of a trait --------------------------------------------------------------------------
@@ -164,8 +169,8 @@ def test_each_reason_is_found(
 
 def test_a_check_holds_the_probabilities_of_the_exact_measure(tiny_llama: Any) -> None:
     seen = check_trait(tiny_llama, OWL)
-    plain = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
-    told = measure_trait(
+    plain = measure(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
+    told = measure(
         tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x", system=OWL.told("real")
     ).measure.positive.probability.mean
     assert seen.base == pytest.approx(plain)

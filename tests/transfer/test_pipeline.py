@@ -198,7 +198,7 @@ def raising(after: int, inner: Callable[..., Any]) -> Callable[..., Any]:
 INTERRUPTIONS: list[tuple[Any, str, int]] = [
     (writing, "generate", 3),  # shards of the second arm
     (loop, "rate_at", 9),  # in the middle of training, from a checkpoint
-    (evaluate, "measure_any", 2),
+    (evaluate, "measure", 2),
     (pipeline, "conclude", 0),
 ]
 
