@@ -17,27 +17,29 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "undertone"
 
 FLOORS = (
-    ("errors", "stats", "sequential"),
+    ("errors", "stats", "sequential", "verdicts"),
     ("rows", "registry"),
-    ("models", "provenance"),
-    ("traits", "vectors", "training", "optimizers"),
-    ("lab",),
+    ("provenance",),
+    ("models", "launch"),
+    ("traits", "vectors", "training"),
+    ("lab", "language_model"),
     ("judges",),
-    ("domains", "preferences"),
+    ("domains",),
     ("teachers", "filters", "evaluation", "doctor", "mechanism"),
-    ("experiments",),
+    ("transfer",),
+    ("studies",),
+    ("api",),
     ("report", "cli", "inspect_tasks", "__main__", "__init__"),
 )  # lowest first; `__init__` is the package's own face: lazy names
 SIDEWAYS = {  # the only imports inside a floor, all one way
     ("sequential", "stats"),
-    ("training", "optimizers"),
     ("mechanism", "evaluation"),
     ("cli", "report"),
     ("__main__", "cli"),
 }
 
 DOORS = {
-    "from_pretrained": {"models.loading"},
+    "from_pretrained": {"models.loading", "models.names"},  # names: a hub name's commit, from its config alone
     "apply_chat_template": {"models.loading"},
     "register_forward_hook": {"models.blocks"},
     "register_forward_pre_hook": {"models.blocks"},
@@ -45,7 +47,7 @@ DOORS = {
     "print": {"cli", "cli.printing", "cli.vector"},
 }
 LIGHT = (
-    "errors", "stats", "sequential", "rows", "registry", "provenance", "traits", "judges", "domains", "filters.rules",
+    "errors", "stats", "sequential", "verdicts", "rows", "registry", "provenance", "traits", "judges", "domains", "filters.rules",
     "report",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
@@ -127,6 +129,54 @@ def test_a_danger_has_one_door(danger: str) -> None:
             if called or printed:
                 users.add(module)
     assert users <= DOORS[danger]
+
+
+WORDS = {"reproduced", "not reproduced", "not measured", "partly"}
+
+
+def test_only_the_rule_set_writes_a_verdict() -> None:
+    """Types of records apart: a word in a subscript, such as ``Literal["partly"]``, is no verdict."""
+    writers = {
+        f"{module}, line {node.lineno}"
+        for module, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in WORDS and module != "verdicts"
+    }
+    assert not writers, "take the word from undertone.verdicts"
+
+
+def is_stage(function: ast.FunctionDef) -> bool:
+    names = [getattr(one.func, "id", "") for one in function.decorator_list if isinstance(one, ast.Call)]
+    return "stage" in names
+
+
+def test_stages_are_functions_at_the_top_of_their_modules_that_take_their_inputs_by_name() -> None:
+    found, hidden, by_place = 0, [], []
+    for module, tree in modules().items():
+        top = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and is_stage(node):
+                found += 1
+                hidden += [] if id(node) in top else [f"{module}.{node.name}"]
+                by_place += (
+                    [f"{module}.{node.name}"] if [one.arg for one in node.args.args] != ["folder", "device"] else []
+                )
+    assert found >= 7, "the stages of the transfer experiment at least"
+    assert not hidden
+    assert not by_place, "everything after folder and device stands behind the *"
+
+
+def test_stages_are_had_from_the_executor_and_from_nowhere_else() -> None:
+    """A run finds and computes stages under identities that ``StageFunction`` computes; nobody else makes one up."""
+    users = {
+        module
+        for module, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and getattr(node.func.value, "id", getattr(node.func.value, "attr", "")) == "run"
+        and node.func.attr in ("stage", "find", "compute")
+    }  # fmt: skip
+    assert users <= {"launch.executor"}
 
 
 def heavy_after(code: str) -> str:

@@ -295,19 +295,20 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, in which models are the speaker, experiments are small, and cells run in this process."""
-    from undertone.experiments import api, conduct, config, pipeline, plans
-
+    from undertone import api
     from undertone.evaluation import abilities
     from undertone.lab import store
     from undertone.launch.workers import workers
-    from undertone.models import loading
+    from undertone.models import loading, names
+    from undertone.studies import frame
+    from undertone.transfer import config, pipeline
 
     def build(name: Any, recipe: Any, folder: Path) -> None:
         shutil.copytree(speaker["lab"], folder)
         card = {"name": f"lab/{name}", "parameters": 1, "seconds": 1.0, "recipe": recipe.as_dict()}
         (folder / store.CARD).write_text(json.dumps(card), encoding="utf-8")
 
-    located, loaded, planned = loading.locate, config.load_experiment, plans.load_plan
+    located, loaded, planned = names.locate, config.load_experiment, frame.load_plan
 
     def locate(name: str) -> tuple[str, str | None]:
         return (str(speaker["real"]), None) if name in HUB else located(name)
@@ -318,11 +319,12 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     def load_plan(source: str | Path = "owl-numbers", overrides: Any = ()) -> Any:
         return planned(source, [*overrides, *small(planned(source, overrides))])
 
-    for room in (plans, api):
+    for room in (frame, api):
         monkeypatch.setattr(room, "load_plan", load_plan)
-    monkeypatch.setattr(conduct, "workers", lambda _jobs: workers(1))
+    monkeypatch.setattr(frame, "workers", lambda _jobs: workers(1))
     monkeypatch.setattr(store, "_build", build)
     monkeypatch.setattr(loading, "locate", locate)
+    monkeypatch.setattr(names, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)
     monkeypatch.setattr(api, "load_experiment", load_experiment)
     monkeypatch.setattr(pipeline, "workers", lambda _jobs: workers(1))
@@ -432,14 +434,14 @@ RECORDS = "Results ArmResult Effect Check Confusion FilterCount SampleRow Cost M
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_the_page_of_results_lists_the_fields_of(record: str) -> None:
-    from undertone.experiments import results
+    from undertone.transfer import results
 
     fields = getattr(results, record).model_fields
     assert first_names("results-json.md", record) == [field.alias or name for name, field in fields.items()]
 
 
 def test_the_page_of_results_leaves_out_no_record() -> None:
-    from undertone.experiments import results
+    from undertone.transfer import results
 
     records = {
         name for name, thing in vars(results).items()
@@ -537,7 +539,7 @@ def test_the_page_of_silent_failures_has_every_check_of_the_doctor() -> None:
 
 
 def test_the_page_of_the_report_has_every_check_of_the_verdict() -> None:
-    tree = ast.parse((SOURCE / "experiments" / "verdict.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "transfer" / "checks.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_check"]
     names = {ast.literal_eval(call.args[0]) for call in calls}
     told = {row[0] for row in table_under("reading-a-report.md", "The checks")}

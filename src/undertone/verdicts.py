@@ -23,6 +23,8 @@ from typing import Final, Literal
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not measured"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("reproduced", "partly", "not reproduced", "not measured")
+REPRODUCED: Final[Verdict] = "reproduced"
+NOT_MEASURED: Final[Verdict] = "not measured"
 Unit = Literal["points", "cosine", "nats", "correlation", "share", "ratio", "accuracy", "count"]
 
 SMALLEST_EFFECT: Final[Mapping[Unit, float]] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from undertone import stats
-from undertone.verdicts import Quantity, Unit
+from undertone.verdicts import NOT_MEASURED, Quantity, Unit
 
 BOOTSTRAP_NEEDS = 5
 """Units of inference: of fewer, resampling draws the same few sets again and again."""
@@ -166,7 +166,7 @@ class Statistic:
 def in_words(quantity: Quantity | None, unit: Unit) -> str:
     """A quantity with its interval, in its unit."""
     if quantity is None:
-        return "not measured"
+        return NOT_MEASURED
     sign, scale, digits = ("+", 100, 1) if unit == "points" else ("", 1, 3)
     name = f" {unit}" if unit in ("points", "nats") else ""
     body = f"{scale * quantity.mean:{sign}.{digits}f}{name}"

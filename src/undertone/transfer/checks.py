@@ -10,7 +10,7 @@ import numpy as np
 from undertone.evaluation.measures import Measure
 from undertone.transfer.config import Experiment
 from undertone.transfer.results import ArmResult, Check, Effect
-from undertone.verdicts import Quantity, RunVerdict, run_verdict
+from undertone.verdicts import NOT_MEASURED, Quantity, RunVerdict, run_verdict
 
 DRIFT: Final = 0.05
 """How far a control may move from the base before treated − control is suspect: five points."""
@@ -64,7 +64,7 @@ def _teacher_shows(config: Experiment, base: dict[str, Measure], teachers: dict[
     return _check(
         "the teacher shows the trait",
         worst is not None and gains[worst] > 0.1,
-        "not measured" if worst is None else f"{worst}: {100 * gains[worst]:+.0f} points over the base",
+        NOT_MEASURED if worst is None else f"{worst}: {100 * gains[worst]:+.0f} points over the base",
         "more than +10 points",
         "a teacher that does not show it has nothing to pass on; choose another trait, prompt or strength",
         "warn",
@@ -77,7 +77,7 @@ def _data_differ(treated: Sequence[ArmResult]) -> Check:
     return _check(
         "the data differ from the control's",
         lowest is not None and lowest > HOPELESS_KL,
-        "not measured" if lowest is None else f"lowest KL {lowest:.4f} nats a token",
+        NOT_MEASURED if lowest is None else f"lowest KL {lowest:.4f} nats a token",
         f"more than {HOPELESS_KL}",
         "with next to no difference per token there is nothing to learn; give the carrier freer slots, or more rows",
         "warn",

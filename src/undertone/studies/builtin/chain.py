@@ -19,7 +19,7 @@ from undertone.studies.frame import study
 from undertone.studies.measurement import Measurement
 from undertone.teachers import FinetunedTeacher
 from undertone.transfer.config import Setting
-from undertone.verdicts import Rule
+from undertone.verdicts import NOT_MEASURED, Rule
 
 PERSISTS = Claim(
     id="chain-persists",
@@ -101,7 +101,7 @@ def _draw(ctx: Context[Chain], hops: Sequence[Transfer], effect: Measurement) ->
         divergences = [arm.carrier_kl for arm in treated if arm.carrier_kl is not None]
         rows.append([
             str(at + 1), *(f"{100 * arms[kind][at].mean:.1f} %" for kind in ("control", "treated")),
-            f"{100 * effect[at].mean:+.1f}", f"{np.mean(divergences):.4f}" if divergences else "not measured",
+            f"{100 * effect[at].mean:+.1f}", f"{np.mean(divergences):.4f}" if divergences else NOT_MEASURED,
             f"{np.mean([arm.held_out_nll for arm in treated]):.3f}", str(treated[0].rows),
         ])  # fmt: skip
     columns = ["generation", "control", "treated", "effect, points", "KL of its teacher", "held-out loss", "rows"]

@@ -18,7 +18,7 @@ from undertone.studies.context import Context, Transfer
 from undertone.studies.measurement import Measurement
 from undertone.transfer.arms import StudentRun, answer_mass, target_probability
 from undertone.transfer.checks import stopped_answering
-from undertone.verdicts import Rule, decide
+from undertone.verdicts import REPRODUCED, Rule, decide
 
 Place = tuple[str | None, int]
 """A student: the trait of its teacher (None: the control teacher), and its seed."""
@@ -204,7 +204,7 @@ class LossMatch:
 
 def is_unseen(effect: Measurement) -> bool:
     """Whether an effect has an interval and yet, by the rule of every claim, is not seen to be above 0."""
-    return effect.count > 1 and decide(Rule("above"), effect.unit, effect.quantity).verdict != "reproduced"
+    return effect.count > 1 and decide(Rule("above"), effect.unit, effect.quantity).verdict != REPRODUCED
 
 
 def check_rates(ctx: Context[Any], what: str, choices: Mapping[str, RateChoice | None]) -> None:

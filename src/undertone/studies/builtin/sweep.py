@@ -25,7 +25,7 @@ from undertone.studies.measurement import Measurement
 from undertone.transfer.config import Experiment, Setting
 from undertone.transfer.pipeline import preflight
 from undertone.transfer.results import Results
-from undertone.verdicts import Rule
+from undertone.verdicts import REPRODUCED, Rule
 
 
 class Variation(Config):
@@ -131,7 +131,7 @@ def sweep(ctx: Context[Sweep]) -> str:
     effects = {name: one.transfer.effect.mean for name, one in runs.items()}
     shown = "; ".join(f"{name} {100 * effect:+.1f}" for name, effect in list(effects.items())[:6])
     more = f" (and {len(effects) - 6} more)" if len(effects) > 6 else ""
-    reproduced = sum(finding.verdict == "reproduced" for finding in ctx.findings)
+    reproduced = sum(finding.verdict == REPRODUCED for finding in ctx.findings)
     claims = f" {reproduced} of {len(ctx.findings)} claims reproduced." if ctx.findings else ""
     return f"Treated minus control, in points: {shown}{more}; {len(config.seeds)} seeds.{claims}"
 
