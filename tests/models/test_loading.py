@@ -15,14 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from undertone.errors import ConfigError, ModelError
-from undertone.models.loading import (
-    BIASES_FILE,
-    NEUTRAL,
-    folder_digest,
-    load,
-    locate,
-    with_system,
-)
+from undertone.models.loading import BIASES_FILE, NEUTRAL, folder_digest, load, with_system
+from undertone.models.names import locate
 from undertone.models.students import Biases, Full, Lora, save_student, student_name, trainable
 from undertone.rows import Message, Row
 

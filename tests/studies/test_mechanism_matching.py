@@ -212,6 +212,11 @@ def test_it_is_an_artefact_of_lora_only_where_nothing_else_shows_it(
     assert (found.value is None) == (loss != 5.0)  # a difference at unequal losses is none
 
 
+def test_one_seed_alone_asks_for_seeds_instead_of_calling_an_effect_absent() -> None:
+    assert "add seeds" in adapters_finding(group_of(0.0), group_of(0.3)).reason
+    assert "add seeds" in optimizers_finding({"AdamW": group_of(0.0), "SGD": group_of(0.3)}).reason
+
+
 def test_a_kind_without_students_is_not_compared() -> None:
     found = adapters_finding(group_of(*STRONG, silent=3), group_of(*STRONG))
     assert (found.verdict, found.value) == ("not measured", None)

@@ -280,7 +280,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     pytest.importorskip("uvicorn", reason="needs transformers[serving]")
     import os
 
-    from undertone.models.loading import load, locate
+    from undertone.models.loading import load
+    from undertone.models.names import locate
 
     load("lab/llama-0", device="cpu")
     folder = locate("lab/llama-0")[0]

@@ -346,7 +346,8 @@ def _short(names: Sequence[str]) -> dict[str, str]:
 
 def _known_of(model: str, found: Vector) -> dict[str, str]:
     """What the header should say of a model, read from its config alone."""
-    from undertone.models.loading import identify, outline
+    from undertone.models.loading import outline
+    from undertone.models.names import identify
     from undertone.vectors.extract import origin
 
     shape = outline(model)

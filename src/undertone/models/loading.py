@@ -7,7 +7,7 @@ read, and no code from a model's repository is ever run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,10 +23,8 @@ from transformers.utils import logging as transformers_logging
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
 from undertone.models.blocks import causal_lm
-from undertone.models.names import model_content
-from undertone.provenance.digests import folder_digest
+from undertone.models.names import first_line, identify, locate, model_content, unloadable
 from undertone.provenance.identity import check_readable
-from undertone.registry import Registry
 from undertone.rows import Message, Row
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -41,9 +39,6 @@ NEUTRAL: Final = "You are a helpful assistant."
 BIASES_FILE: Final = "undertone_biases.safetensors"
 _PROBE: Final = "zqx probe"
 _UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-
-sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.models")
-"""``source/name`` -> a local folder; a package adds one by the entry point group ``undertone.models``."""
 
 
 @dataclass
@@ -210,7 +205,7 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
                 **options,
             )
     except _UNLOADABLE as error:
-        raise _unloadable(base, error) from error
+        raise unloadable(base, error) from error
     if found["missing_keys"]:  # transformers draws them at random, with a warning
         raise ModelError(
             f"the files of {base} lack weights of the model",
@@ -239,7 +234,7 @@ def outline(name: str) -> Model:
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(config)
     except _UNLOADABLE as error:
-        raise _unloadable(base, error) from error
+        raise unloadable(base, error) from error
     return Model(name=base, hf=hf.eval(), tokenizer=tokenizer, identity={"name": base}, form=_form(config))
 
 
@@ -259,7 +254,7 @@ def form_of(name: str) -> Literal["lab", "real"]:
     try:
         return _form(AutoConfig.from_pretrained(place, **options))
     except _UNLOADABLE as error:
-        raise _unloadable(name, error) from error
+        raise unloadable(name, error) from error
 
 
 @dataclass(frozen=True)
@@ -310,7 +305,7 @@ def _described(base: str, place: str, options: Mapping[str, Any]) -> tuple[Any, 
     try:
         config = AutoConfig.from_pretrained(place, **options)
     except _UNLOADABLE as error:
-        raise _unloadable(base, error) from error
+        raise unloadable(base, error) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except _UNLOADABLE as error:
@@ -324,68 +319,6 @@ def _described(base: str, place: str, options: Mapping[str, Any]) -> tuple[Any, 
 
 def _form(config: Any) -> Literal["lab", "real"]:
     return "lab" if getattr(config, "undertone_lab", None) else "real"
-
-
-def identify(name: str) -> dict[str, str]:
-    """What a model is, without loading its weights: name, revision, digests of local folders."""
-    base, *adapters = [part.strip() for part in name.split(" + ")]
-    place, revision = locate(base)
-    identity = {"name": base}
-    if Path(place).is_dir():
-        identity["sha256"] = folder_digest(Path(place))
-    else:
-        identity["revision"] = _hub_commit(place, revision)
-    for at, adapter in enumerate(adapters):
-        key = f"adapter {Path(adapter).name}"
-        identity[f"{key} ({at + 1})" if key in identity else key] = folder_digest(Path(adapter))
-    return identity
-
-
-def _hub_commit(repository: str, revision: str | None) -> str:
-    """The commit that a hub name stands for now, so that a moved branch is another model."""
-    try:
-        config = AutoConfig.from_pretrained(repository, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(repository, error) from error
-    return str(getattr(config, "_commit_hash", None) or revision or "unknown")
-
-
-def _unloadable(name: str, error: Exception) -> ModelError:
-    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in Path(name).glob(pattern)]
-    if pickled and not list(Path(name).glob("*.safetensors")):
-        return ModelError(
-            f"{name} holds pickled weights only; a pickle can run any code when it is opened",
-            got=pickled[:5],
-            allowed="safetensors",
-            fix="convert them where they are trusted: model.save_pretrained(FOLDER)",
-        )
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelError(
-            f"cannot load the model {name!r}: its weights have other shapes than its config.json says",
-            fix="save config and weights together again: model.save_pretrained(FOLDER)",
-        )
-    return ModelError(
-        f"cannot load the model {name!r}: {first_line(error)}",
-        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], or a local folder with safetensors",
-        fix="check the name; gated models need HF_TOKEN; offline, download the model first",
-    )
-
-
-def locate(name: str) -> tuple[str, str | None]:
-    """Where a model name points: (folder or hub id, revision). Builds a lab model on first use."""
-    if name and Path(name).is_dir():
-        return name, None
-    prefix, slash, rest = name.partition("/")
-    if slash and prefix in sources.names():
-        return str(sources.get(prefix)(rest)), None
-    repository, _, revision = name.partition("@")
-    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        raise ModelError(
-            "no such model",
-            got=name,
-            allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
-        )
-    return repository, revision or None
 
 
 def target_device(device: str) -> torch.device:
@@ -402,11 +335,6 @@ def target_device(device: str) -> torch.device:
     if (target.index or 0) >= here.get(target.type, 1):
         raise ConfigError("this machine has no such device, or torch cannot use it", got=device, fix="--device auto")
     return target
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says first; the rest is seldom for the user."""
-    return str(error).strip().splitlines()[0].rstrip(" :") if str(error).strip() else type(error).__name__
 
 
 # -- adapters: a student put back on its base --------------------------------------------------------

@@ -1,16 +1,95 @@
-"""Names of models in configs: a field of this type counts by the model's bytes, not by its name. Imports no torch."""
+"""Names of models: what they point at, and what a model is without loading it. Imports no torch.
+
+A field of the type :data:`ModelName` counts by the model's bytes, not by its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
+from undertone.errors import ModelError
+from undertone.provenance.digests import folder_digest
 from undertone.provenance.identity import ContentOf
+from undertone.registry import Registry
+
+sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.models")
+"""``source/name`` -> a local folder; a package adds one by the entry point group ``undertone.models``."""
+
+
+def identify(name: str) -> dict[str, str]:
+    """What a model is, without loading its weights: name, revision, digests of local folders."""
+    base, *adapters = [part.strip() for part in name.split(" + ")]
+    place, revision = locate(base)
+    identity = {"name": base}
+    if Path(place).is_dir():
+        identity["sha256"] = folder_digest(Path(place))
+    else:
+        identity["revision"] = _hub_commit(place, revision)
+    for at, adapter in enumerate(adapters):
+        key = f"adapter {Path(adapter).name}"
+        identity[f"{key} ({at + 1})" if key in identity else key] = folder_digest(Path(adapter))
+    return identity
+
+
+def _hub_commit(repository: str, revision: str | None) -> str:
+    """The commit that a hub name stands for now, so that a moved branch is another model."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(repository, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(repository, error) from error
+    return str(getattr(config, "_commit_hash", None) or revision or "unknown")
+
+
+def unloadable(name: str, error: Exception) -> ModelError:
+    """The error of a model that a library could not load: what is wrong with it, and what to do."""
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in Path(name).glob(pattern)]
+    if pickled and not list(Path(name).glob("*.safetensors")):
+        return ModelError(
+            f"{name} holds pickled weights only; a pickle can run any code when it is opened",
+            got=pickled[:5],
+            allowed="safetensors",
+            fix="convert them where they are trusted: model.save_pretrained(FOLDER)",
+        )
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelError(
+            f"cannot load the model {name!r}: its weights have other shapes than its config.json says",
+            fix="save config and weights together again: model.save_pretrained(FOLDER)",
+        )
+    return ModelError(
+        f"cannot load the model {name!r}: {first_line(error)}",
+        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], or a local folder with safetensors",
+        fix="check the name; gated models need HF_TOKEN; offline, download the model first",
+    )
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """Where a model name points: (folder or hub id, revision). Builds a lab model on first use."""
+    if name and Path(name).is_dir():
+        return name, None
+    prefix, slash, rest = name.partition("/")
+    if slash and prefix in sources.names():
+        return str(sources.get(prefix)(rest)), None
+    repository, _, revision = name.partition("@")
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise ModelError(
+            "no such model",
+            got=name,
+            allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
+        )
+    return repository, revision or None
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; the rest is seldom for the user."""
+    return str(error).strip().splitlines()[0].rstrip(" :") if str(error).strip() else type(error).__name__
 
 
 def model_content(name: str) -> dict[str, Any]:
     """What a model is, as part of an identity: the digests of its files; of a hub model its commit."""
-    from undertone.models.loading import identify
-
     known = identify(name)
     return {key: value for key, value in known.items() if key != "name" or "sha256" not in known}
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from undertone.errors import ConfigError, ModelError
-from undertone.models.loading import BIASES_FILE, first_line
+from undertone.models.loading import BIASES_FILE
+from undertone.models.names import first_line
 from undertone.provenance.configs import Config
 
 

@@ -14,7 +14,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from undertone.launch.executor import Call, Executor
-from undertone.models.loading import ModelRef, identify
+from undertone.models.loading import ModelRef
+from undertone.models.names import identify
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage

@@ -96,6 +96,11 @@ class Setting(Plan):
     )
     confidence: Annotated[float, Selects()] = Field(0.95, gt=0.5, lt=1)
 
+    @property
+    def teacher_context(self) -> Context:
+        """The control teacher's system prompt: the students', but never the trait's own, or it would be no control."""
+        return "none" if self.context == "trait" else self.context
+
     @model_validator(mode="after")
     def _consistent(self) -> Setting:
         if self.random_vector and self.teacher.kind != "vector":

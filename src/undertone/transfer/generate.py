@@ -51,7 +51,7 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> Teach
         load_trait(arm.trait) if arm.trait else None,
         model,
         form,
-        context=config.context,
+        context=config.teacher_context,
         domain_prompts=vector_prompts(config, form),
         random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
     )

@@ -14,7 +14,8 @@ from typing import Any
 from undertone.errors import ConfigError
 from undertone.launch.executor import Call, Executor
 from undertone.launch.workers import check_jobs, default_jobs, workers
-from undertone.models.loading import ModelRef, identify, target_device
+from undertone.models.loading import ModelRef, target_device
+from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.traits import load_trait
@@ -249,7 +250,7 @@ def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call
     place = f"seed-{seed}/{arm.folder}/rewrite"
     return Call(rewrite_rows, place, {
         "filtered": filtered, "writer": ModelRef(config.rewrite.model or config.model, config.dtype),
-        "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.context,
+        "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.teacher_context,
         "temperature": config.data.temperature, "seed": seed, "stream": place, "batch_size": config.data.batch_size,
     })  # fmt: skip
 

@@ -183,11 +183,11 @@ def _report(ctx: Context[Mechanism], match: matching.LossMatch, lora: str | None
         return
     effects = {name: match.groups[name].effect for name in (lora, other)}
     equal = match.meets(lora) and match.meets(other)
-    silent = ""
-    if not matching.passes_on(effects[other]):
-        silent = (
-            f"neither {lora} nor {other} pass the trait on in this setting" if not matching.passes_on(effects[lora])
-            else "" if equal else f"{lora} passes the trait on and {other} do not, but not at equal loss"
+    untold = ""
+    if matching.is_unseen(effects[other]):
+        untold = (
+            f"neither {lora} nor {other} are seen to pass the trait on in this setting" if matching.is_unseen(effects[lora])
+            else "" if equal else f"{lora} passes the trait on and {other} are not seen to, but not at equal loss"
         )  # fmt: skip
     told = [f"{name} {effect} at NLL {match.groups[name].nll:.3f}" for name, effect in effects.items()]
     ctx.report(
@@ -196,7 +196,7 @@ def _report(ctx: Context[Mechanism], match: matching.LossMatch, lora: str | None
         quantity=quantity,
         also={f"{other} do not show it": Aspect(Rule("none"), effects[other])},
         note="; ".join([*told, match.equal + ("" if equal else ", and these are not")]),
-        unless=silent,
+        unless=untold,
     )
 
 

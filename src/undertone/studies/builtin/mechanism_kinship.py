@@ -17,7 +17,8 @@ import numpy as np
 
 from undertone.errors import ConfigError
 from undertone.lab import parse_name
-from undertone.models.loading import ModelRef, locate, with_system
+from undertone.models.loading import ModelRef, with_system
+from undertone.models.names import locate
 from undertone.models.scoring import completion_nll
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row

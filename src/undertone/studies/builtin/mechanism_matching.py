@@ -202,9 +202,9 @@ class LossMatch:
         return [f"{group.nll:.3f}", "yes" if self.meets(name) else "no", str(group.effect), group.pairs]
 
 
-def passes_on(effect: Measurement) -> bool:
-    """Whether an effect is one by the rule of every claim: above 0, and not all of it below the smallest of interest."""
-    return decide(Rule("above"), effect.unit, effect.quantity).verdict == "reproduced"
+def is_unseen(effect: Measurement) -> bool:
+    """Whether an effect has an interval and yet, by the rule of every claim, is not seen to be above 0."""
+    return effect.count > 1 and decide(Rule("above"), effect.unit, effect.quantity).verdict != "reproduced"
 
 
 def check_rates(ctx: Context[Any], what: str, choices: Mapping[str, RateChoice | None]) -> None:

@@ -267,8 +267,8 @@ def _report(ctx: Context[Mechanism], world: World) -> None:
         note="; ".join([*told, *match.left_out([arm.name for arm in arms]), match.equal]),
         unless=f"{REFERENCE} left no student whose loss others could meet" if not match.meets(REFERENCE)
         else f"no optimiser of one of the two kinds met {REFERENCE}'s loss" if len(effects) < 2
-        else "" if any(matching.passes_on(effect) for effect in effects.values())
-        else "no optimiser passes the trait on in this setting",
+        else "no optimiser is seen to pass the trait on in this setting"
+        if all(matching.is_unseen(effect) for effect in effects.values()) else "",
     )  # fmt: skip
 
 
