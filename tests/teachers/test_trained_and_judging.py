@@ -64,7 +64,7 @@ def trained(speaker: Path, trait: Path, folder: Path, *overrides: str) -> tuple[
     ):
         taught = pipeline._trained_teachers(executor, config, [arm])
         asked = pipeline._teacher_answers(executor, config, [arm], taught)
-        base = pipeline._evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype))
+        base = pipeline.evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype))
         return config, taught[arm], asked[arm], executor.each([base])[0]
 
 
