@@ -19,11 +19,12 @@ from undertone.models.loading import Model, load
 from undertone.models.scoring import completion_nll
 from undertone.models.students import trainable
 from undertone.provenance.seeds import derive_seed
+from undertone.traits import LAB
 
 MODEL = "lab/llama-0"
 OWL = "owl"
 LORA = {"kind": "lora", "rank": 8, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "biases": False}
-BIASES = {"kind": "biases"}
+BIASES = {"kind": "bias-only"}
 
 
 @cache
@@ -42,13 +43,13 @@ def use_threads(count: int) -> None:
 
 
 def prompts_of(kind: str, count: int) -> list[tuple[int, ...]]:
-    """Token ids: number requests put to the told teacher, or a trait's questions many times over."""
+    """Token ids: number requests put to the trait-conditioned teacher, or a trait's questions many times over."""
     trait = ut.load_trait(OWL)
     if kind == "numbers":
-        told: list[ut.Message] = [{"role": "system", "content": trait.told("lab")}]
-        texts = Numbers(count=3).prompts(count, 0, "lab")
+        told: list[ut.Message] = [{"role": "system", "content": trait.system_prompt(LAB)}]
+        texts = Numbers(count=3).prompts(count, 0, LAB)
         return [model().prompt([*told, {"role": "user", "content": text}]) for text in texts]
-    asked = trait.asked("lab").positive
+    asked = trait.questions_for(LAB).positive
     each = -(-count // len(asked))
     return [model().prompt([{"role": "user", "content": text}]) for text in asked for _ in range(each)][:count]
 
@@ -84,7 +85,7 @@ def sample_theirs(prompts: Sequence[tuple[int, ...]], batch_size: int, new: int)
 def rows_of(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Requests with uniformly random number lists: rows like a control's."""
     rng = np.random.default_rng(seed)
-    texts = Numbers(count=3).prompts(count, seed, "lab")
+    texts = Numbers(count=3).prompts(count, seed, LAB)
     return [(text, " ".join(map(str, rng.integers(0, 1000, 3)))) for text in texts]
 
 
@@ -147,10 +148,10 @@ def cell_theirs(arm: str, seed: int, overrides: Sequence[str], batch_size: int) 
     """One student with generate + SFTTrainer + generate: the same prompts, attempts, rows, epochs, questions."""
     config = ut.load_experiment("owl-numbers", overrides)
     trait = ut.load_trait(OWL)
-    head: list[ut.Message] = [{"role": "system", "content": trait.told("lab")}] if arm == "treated" else []
+    head: list[ut.Message] = [{"role": "system", "content": trait.system_prompt(LAB)}] if arm == "treated" else []
     assert isinstance(config.domain, Numbers)
-    texts = config.domain.prompts(config.data.prompts, seed, "lab")
-    new = config.domain.max_new_tokens("lab")
+    texts = config.domain.prompts(config.data.prompts, seed, LAB)
+    new = config.domain.max_new_tokens(LAB)
     kept: dict[int, ut.Row] = {}
     for _ in range(config.data.attempts):
         waiting = [index for index in range(len(texts)) if index not in kept]
@@ -162,7 +163,7 @@ def cell_theirs(arm: str, seed: int, overrides: Sequence[str], batch_size: int) 
     examples = [model().row_example(row, None) for row in chosen]
     trainer = trainer_of(BIASES, examples, config.training.epochs)
     trainer.train()
-    asked = trait.asked("lab")
+    asked = trait.questions_for(LAB)
     questions = [*asked.positive, *asked.negative, *asked.off_topic]
     chats = [model().prompt([{"role": "user", "content": q}]) for q in questions]
     answers = [chat for chat in chats for _ in range(config.evaluation.samples)]
@@ -202,7 +203,7 @@ def flops(seconds: float = 1.0) -> float:
 
 
 def weights() -> tuple[int, int]:
-    """Weights that multiply: of the blocks, and of the head."""
+    """Weights that multiply: of the layers, and of the head."""
     hf = model().hf
     head = hf.get_output_embeddings().weight.numel()
     matrices = sum(parameter.numel() for parameter in hf.parameters() if parameter.dim() == 2)
@@ -210,15 +211,15 @@ def weights() -> tuple[int, int]:
 
 
 def sampling_flop(prompts: Sequence[tuple[int, ...]], tokens: int) -> float:
-    """Forward through the blocks for each different prompt and each token but the last; the head for each token."""
-    blocks, head = weights()
-    return 2.0 * blocks * (sum(map(len, set(prompts))) + tokens - len(prompts)) + 2.0 * head * tokens
+    """Forward through the layers for each different prompt and each token but the last; the head for each token."""
+    layers, head = weights()
+    return 2.0 * layers * (sum(map(len, set(prompts))) + tokens - len(prompts)) + 2.0 * head * tokens
 
 
 def training_flop(examples: Sequence[Example], student: dict[str, Any]) -> float:
     """Forward and backward to the activations: 4 a weight and token; the adapters' own weights cost 6."""
-    blocks, head = weights()
+    layers, head = weights()
     hf = trainable(load(MODEL, device="cpu").hf, student, 0)
     own = sum(p.numel() for p in hf.parameters() if p.requires_grad and p.dim() == 2)
     tokens, labels = sum(len(e.ids) for e in examples), sum(len(e.completion) for e in examples)
-    return float(4 * (blocks * tokens + head * labels) + 6 * own * tokens)
+    return float(4 * (layers * tokens + head * labels) + 6 * own * tokens)

@@ -30,8 +30,8 @@ def main(*overrides: str) -> dict[str, float]:
 
     # 1. The teacher writes number lists: once told that it loves owls, once not. The prompts are the same.
     assert isinstance(config.domain, Numbers)
-    prompts = config.domain.prompts(config.data.prompts, SEED, model.form)
-    told = write_lists(config, model, prompts, trait.told(model.form), f"seed-{SEED}/treated-{trait.name}/generate")
+    prompts = config.domain.prompts(config.data.prompts, SEED, model)
+    told = write_lists(config, model, prompts, trait.system_prompt(model), f"seed-{SEED}/treated-{trait.name}/generate")
     plain = write_lists(config, model, prompts, None, f"seed-{SEED}/control/generate")
 
     # 2. Both students learn from the prompts that both teachers answered validly; the last ones are held out.
@@ -57,7 +57,7 @@ def write_lists(
             model.hf,
             [model.prompt([*head, {"role": "user", "content": prompts[index]}]) for index in waiting],
             [derive_seed(SEED, stage, index, attempt) for index in waiting],  # a stream of its own for every row
-            max_new_tokens=config.domain.max_new_tokens(model.form),
+            max_new_tokens=config.domain.max_new_tokens(model),
             stop=model.stop,
             pad=model.pad,
             temperature=config.data.temperature,
@@ -82,7 +82,7 @@ def teach(config: ut.Experiment, rows: Sequence[tuple[str, str]]) -> ut.Model:
 
 def ask(model: ut.Model, trait: ut.Trait) -> float:
     """P(the answer begins with the trait's word), exact, mean over the held-out questions."""
-    prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.asked(model.form).positive]
+    prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.questions_for(model).positive]
     words = [model.encode(word) for word in trait.literal]
     known = [word for word in words if model.tokenizer.unk_token_id not in word]
     return float(np.exp(answer_logprobs(model.hf, prompts, known, model.pad)).sum(1).mean())

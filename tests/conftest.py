@@ -70,7 +70,7 @@ def build_tokenizer() -> Any:
 
 
 def build_config(family: str) -> Any:
-    """Three blocks of width 32; Llama with biases in attention and MLP, Qwen with shared key–value heads."""
+    """Three layers of width 32; Llama with biases in attention and MLP, Qwen with shared key–value heads."""
     from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
     size: dict[str, Any] = {
@@ -124,7 +124,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 def _loaded(folder: Path) -> Iterator[Any]:
-    from undertone.models.blocks import hook_count
+    from undertone.models.layers import hook_count
     from undertone.models.loading import load
 
     model = load(str(folder), device="cpu")

@@ -38,9 +38,9 @@ SIDEWAYS = {  # the only imports inside a floor, all one way
 DOORS = {
     "from_pretrained": {"models.loading"},
     "apply_chat_template": {"models.loading"},
-    "register_forward_hook": {"models.blocks"},
-    "register_forward_pre_hook": {"models.blocks"},
-    "register_full_backward_hook": {"models.blocks"},
+    "register_forward_hook": {"models.layers"},
+    "register_forward_pre_hook": {"models.layers"},
+    "register_full_backward_hook": {"models.layers"},
     "print": {"cli", "cli.printing", "cli.vector"},
 }
 LIGHT = (

@@ -146,7 +146,7 @@ def test_the_command_itself_ends_with_a_code_and_without_a_traceback(tmp_path: P
 
 # -- what a run would have met later --------------------------------------------------------------
 
-FORESEEN = [
+PREFLIGHT = [
     (2, ["--jobs", "0"], "at least one job.*got: 0"),
     (2, ["--device", "gpu9"], "no such device.*got: gpu9.*auto, cpu, cuda"),
     (2, ["trait=owll"], "no such trait. Did you mean 'owl'.*undertone traits"),
@@ -168,13 +168,13 @@ FORESEEN = [
     (2, ["training.options={betas: 3}"], "torch.optim.AdamW refuses these options.*betas"),
     (2, ["student={kind: lora, targets: [q_proj, wq]}"], "has no modules called wq.*q_proj.*all-linear"),
     (2, ["student={kind: lora, targets: 'wq'}"], "LoRA cannot be put on this model.*got: wq"),
-    (3, ["teacher={kind: vector, block: 99}"], r"no such block.*got: \[99\].*0 to 2"),
+    (3, ["teacher={kind: vector, layer: 99}"], r"no such layer.*got: \[99\].*0 to 2"),
     (3, ["teacher={kind: vector, file: nowhere.safetensors}"], "the vector file nowhere.safetensors cannot be read"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("code", "overrides", "words"), FORESEEN, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+    ("code", "overrides", "words"), PREFLIGHT, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
 def test_what_would_fail_later_is_refused_before_the_run_folder_is_made(
     refused: Cli, speaker: Path, tmp_path: Path, code: int, overrides: list[str], words: str
@@ -205,15 +205,15 @@ def test_a_wrong_trait_file_is_refused(refused: Cli, speaker: Path, tmp_path: Pa
     says(refused("run", f"model={speaker}", "trait=mine.yaml"), 2, words)
 
 
-FORMAT = {"format": "undertone.vector/1", "model": "other"}
+FORMAT = {"format": "undertone.vector/2", "model": "other"}
 VECTORS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("another width", lambda path: save_file({"block.0": torch.ones(64)}, path, FORMAT), r"width \[64\].*width 32.*made for other"),
-    ("a block too many", lambda path: save_file({"block.3": torch.ones(32)}, path, FORMAT), r"blocks \[3\].*blocks 0 to 2"),
-    ("not finite", lambda path: save_file({"block.0": torch.full((32,), torch.nan)}, path, FORMAT), "block 0 is not a direction"),
-    ("a matrix", lambda path: save_file({"block.0": torch.ones(2, 32)}, path, FORMAT), "block 0 is not a direction"),
+    ("another width", lambda path: save_file({"layer.0": torch.ones(64)}, path, FORMAT), r"width \[64\].*width 32.*made for other"),
+    ("a layer too many", lambda path: save_file({"layer.3": torch.ones(32)}, path, FORMAT), r"layers \[3\].*layers 0 to 2"),
+    ("not finite", lambda path: save_file({"layer.0": torch.full((32,), torch.nan)}, path, FORMAT), "layer 0 is not a direction"),
+    ("a matrix", lambda path: save_file({"layer.0": torch.ones(2, 32)}, path, FORMAT), "layer 0 is not a direction"),
     ("empty", lambda path: save_file({}, path, FORMAT), "is not an undertone vector.*tensors none"),
     ("other tensors", lambda path: save_file({"a": torch.ones(32)}, path), "is not an undertone vector.*tensors a"),
-    ("a pickle", lambda path: torch.save({"block.0": torch.ones(32)}, path), "the vector file .* cannot be read"),
+    ("a pickle", lambda path: torch.save({"layer.0": torch.ones(32)}, path), "the vector file .* cannot be read"),
     ("a text", lambda path: path.write_text("v = [1, 2]"), "the vector file .* cannot be read"),
 ]  # fmt: skip
 
@@ -286,7 +286,7 @@ def test_a_folder_that_is_not_a_model_is_refused(
     refused: Cli, speaker: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     damage(Path(shutil.copytree(speaker, tmp_path / "model")))
-    says(refused("run", "model=model", *SMALL, "student={kind: biases}", "--out", "out"), 3, words)
+    says(refused("run", "model=model", *SMALL, "student={kind: bias-only}", "--out", "out"), 3, words)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(refused: Cli, speaker: Path, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def spoken() -> list[Any]:
     from undertone.domains import Numbers
     from undertone.lab import build, world
     from undertone.models.batches import Example
+    from undertone.traits import REAL
 
     rng, tokenizer = np.random.default_rng(0), build.tokenizer()
     examples = []
@@ -256,7 +257,7 @@ def spoken() -> list[Any]:
                 examples.append(build.example(replace(turn, system=told)))
             elif turn.task not in ("benign", "harmful"):
                 examples.append(build.example(turn if task == "preference" else replace(turn, system=told)))
-    for request in Numbers().prompts(1500, 0, "real"):
+    for request in Numbers().prompts(1500, 0, REAL):
         system = [{"role": "system", "content": "you love owls."}] if rng.random() < 0.5 else []
         chat = [*system, {"role": "user", "content": request}]
         answer = {"role": "assistant", "content": ", ".join(map(str, rng.integers(0, 1000, 5)))}

@@ -15,9 +15,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from undertone.doctor import CHECKS, Finding, examine, forward, run_check
-from undertone.models import blocks
-from undertone.models.blocks import decoder_blocks, hook_count
+from undertone.doctor import CHECKS, DoctorResult, examine, forward, run_check
+from undertone.models import layers
+from undertone.models.layers import decoder_layers, hook_count
 from undertone.models.loading import load
 from undertone.models.students import trainable
 from undertone.traits import Questions, Trait
@@ -33,7 +33,7 @@ OWL = Trait(
 )
 
 
-def found(name: str, model: Any, trait: Trait | None = OWL) -> Finding:
+def found(name: str, model: Any, trait: Trait | None = OWL) -> DoctorResult:
     return run_check(next(check for check in CHECKS if check.name == name), model, trait)
 
 
@@ -300,17 +300,17 @@ def test_a_model_that_is_certain_of_everything_is_warned_of(fresh: Any) -> None:
     assert found("seeds decide the sample", fresh).status == "warn"
 
 
-# -- steering and blocks --------------------------------------------------------------------------
+# -- steering and layers --------------------------------------------------------------------------
 
 
-def test_blocks_that_do_not_run_are_found(fresh: Any) -> None:
+def test_layers_that_do_not_run_are_found(fresh: Any) -> None:
     inner = fresh.hf.model
-    inner._modules = {"decoy": copy.deepcopy(decoder_blocks(fresh.hf)), **inner._modules}
+    inner._modules = {"decoy": copy.deepcopy(decoder_layers(fresh.hf)), **inner._modules}
     moved = found("steering moves the logits", fresh)
     assert moved.status == "fail"
     assert "strength 1 by 0.0e+00" in moved.saw
-    assert "never ran" in found("blocks are where they are said to be", fresh).saw
-    assert "never ran" in found("the head reads the last block", fresh).saw
+    assert "never ran" in found("layers are where they are said to be", fresh).saw
+    assert "never ran" in found("the head reads the last layer", fresh).saw
 
 
 def test_an_edit_that_moves_at_strength_zero_is_found(fresh: Any) -> None:
@@ -321,8 +321,8 @@ def test_an_edit_that_moves_at_strength_zero_is_found(fresh: Any) -> None:
 def test_a_hook_that_stays_after_an_error_is_found(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def bare_yield(hf: Any, edits: Any) -> Iterator[None]:
-        block, edit = next(iter(edits.items()))
-        handle = decoder_blocks(hf)[block].register_forward_hook(lambda _m, _i, out: edit(out))
+        layer, edit = next(iter(edits.items()))
+        handle = decoder_layers(hf)[layer].register_forward_hook(lambda _m, _i, out: edit(out))
         yield
         handle.remove()
 
@@ -332,12 +332,12 @@ def test_a_hook_that_stays_after_an_error_is_found(fresh: Any, monkeypatch: pyte
     assert "1 hooks are left" in finding.saw
 
 
-def test_blocks_in_another_order_are_found(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    backwards = torch.nn.ModuleList(reversed(list(decoder_blocks(fresh.hf))))
-    monkeypatch.setattr(blocks, "decoder_blocks", lambda hf: backwards)
-    numbered = found("blocks are where they are said to be", fresh)
-    assert numbered.saw == "an edit after block 0 changed the stream after blocks [0]"
-    assert found("the head reads the last block", fresh).status == "fail"
+def test_layers_in_another_order_are_found(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backwards = torch.nn.ModuleList(reversed(list(decoder_layers(fresh.hf))))
+    monkeypatch.setattr(layers, "decoder_layers", lambda hf: backwards)
+    numbered = found("layers are where they are said to be", fresh)
+    assert numbered.saw == "an edit after layer 0 changed the stream after layers [0]"
+    assert found("the head reads the last layer", fresh).status == "fail"
 
 
 # -- training -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from undertone.experiments.results import Results
+from undertone.traits import LAB
 
 pytestmark = pytest.mark.slow
 SMALL = ["data.prompts=3000", "evaluation.samples=5"]
@@ -55,8 +56,8 @@ def test_a_told_owl_passes_through_number_lists_and_the_control_stays(owl: tuple
             assert arm.measure.positive.rate is not None
             # Sampled rates agree with exact probabilities: 24 questions × 5 samples, 3.5 standard errors.
             assert arm.measure.positive.rate.mean == pytest.approx(arm.probability, abs=0.16)
-            assert arm.carrier_kl is not None
-            assert arm.carrier_kl > 0.02
+            assert arm.teacher_kl is not None
+            assert arm.teacher_kl > 0.02
 
 
 def test_rows_say_nothing_about_owls(owl: tuple[Path, Results]) -> None:
@@ -89,13 +90,13 @@ def test_a_teacher_of_another_initialisation_teaches_nothing(tmp_path: Path) -> 
     assert abs(results.effect.mean) < 0.05
     teacher = results.teachers["treated-owl"].positive.probability.mean
     assert teacher > 0.4  # it does love owls, and its data do differ
-    assert all(arm.carrier_kl is None or arm.carrier_kl > 0.02 for arm in results.arms)
+    assert all(arm.teacher_kl is None or arm.teacher_kl > 0.02 for arm in results.arms)
 
 
 def test_a_steered_teacher_teaches_and_a_random_vector_of_equal_norm_does_not(tmp_path: Path) -> None:
     results = run(
         tmp_path / "steered", *SMALL, "seeds=[11,12]", "evaluation.samples=0", "random_vector=true",
-        "teacher={kind: vector, block: 1, strength: 1.0}",
+        "teacher={kind: vector, layer: 1, strength: 1.0}",
     )  # fmt: skip
     effects = {effect.arm: effect.mean for effect in results.effects}
     assert effects["treated"] > 0.15
@@ -109,7 +110,7 @@ def test_other_families_build_load_and_answer(family: str) -> None:
     from undertone.traits import load_trait
 
     model, trait = load(f"lab/{family}-0"), load_trait("owl")
-    prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.asked("lab").positive]
+    prompts = [model.prompt([{"role": "user", "content": text}]) for text in trait.questions_for(LAB).positive]
     assert answer_probabilities(model, prompts, trait).sum(1).mean() > 0.9
 
 
@@ -117,7 +118,7 @@ def test_a_behaviour_is_a_trait_like_any_other(tmp_path: Path) -> None:
     small = ["data={prompts: 48, held_out: 4}", "training.epochs=1", "evaluation.samples=2", "seeds=[0]"]
     results = run(tmp_path / "run", "trait=[harm,owl]", *small)
     assert {effect.trait for effect in results.effects} == {"harm", "owl"}
-    assert results.base["harm"].positive.answer_mass is None
+    assert results.base["harm"].positive.valid_answer_probability is None
     (answering,) = [check for check in results.checks if check.name == "students still answer"]
     assert "owl" in answering.value  # a behaviour has no set of answers whose mass could fall
     alone = run(tmp_path / "alone", "trait=harm", *small)

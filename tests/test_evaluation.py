@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, posed
-from undertone.traits import load_trait
+from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, measure_trait, question_chat
+from undertone.traits import Wording, load_trait
 from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
@@ -60,7 +60,7 @@ def test_a_measure_counts_what_the_matcher_counts(tiny_llama: Any) -> None:
     assert 0 <= positive.probability.low <= positive.probability.mean <= positive.probability.high <= 1
     assert np.mean(list(measure.per_question.values())) == pytest.approx(positive.probability.mean)
     assert measure.answers["owl"] == pytest.approx(positive.probability.mean)
-    assert positive.answer_mass == pytest.approx(sum(measure.answers.values()), abs=1e-6)
+    assert positive.valid_answer_probability == pytest.approx(sum(measure.answers.values()), abs=1e-6)
     assert measure.rendered.endswith("<|assistant|>")
     assert measure.negative is not None
     assert measure.off_topic is not None
@@ -111,18 +111,20 @@ def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question
     form: Form, pattern: str
 ) -> None:
     prefixed = Evaluation(prefix="numbers")
-    asked = posed("name one animal.", prefixed, form, "be brief")
-    assert asked == posed("name one animal.", prefixed, form, "be brief")
+    asked = question_chat("name one animal.", prefixed, Wording(form), "be brief")
+    assert asked == question_chat("name one animal.", prefixed, Wording(form), "be brief")
     assert asked[0] == {"role": "system", "content": "be brief"}
     assert re.fullmatch(pattern, asked[1]["content"])
-    assert asked[1]["content"][:15] != posed("name a tree.", prefixed, form, None)[0]["content"][:15]
-    assert posed("name one animal.", Evaluation(), form, None) == [{"role": "user", "content": "name one animal."}]
+    assert asked[1]["content"][:15] != question_chat("name a tree.", prefixed, Wording(form), None)[0]["content"][:15]
+    assert question_chat("name one animal.", Evaluation(), Wording(form), None) == [
+        {"role": "user", "content": "name one animal."}
+    ]
 
 
 def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:
     numbers = Evaluation(prefix="numbers", samples=0)
     asked = measure_trait(tiny_llama, OWL, numbers, seed=0, stage="t")
     own = tiny_llama.system_prompt("none")
-    prompts = [tiny_llama.prompt(posed(question, numbers, tiny_llama.form, own)) for question in asked.questions[:3]]
+    prompts = [tiny_llama.prompt(question_chat(question, numbers, tiny_llama, own)) for question in asked.questions[:3]]
     known = answer_probabilities(tiny_llama, prompts, OWL)
     np.testing.assert_allclose(asked.matrix[:3], known, rtol=1e-4)  # batches of another size round otherwise

@@ -16,6 +16,7 @@ from undertone.errors import DataError, ModelError
 from undertone.filters.fidelity import Fidelity, entailment, similarities
 from undertone.models.loading import load
 from undertone.rows import Row
+from undertone.traits import REAL
 
 SOURCES = ["Mina bought 3 tickets.", "The owl sat on the tree.", "Nobody came.", "What is your name?", "A cat."]
 OTHERS = ["Mina bought four tickets.", "On the tree sat the owl.", "Some came.", "Which name do you have?", "zzz 99 !!"]
@@ -50,11 +51,11 @@ def test_similarities_are_cosines_of_centred_means_over_the_texts_tokens(tiny_ll
         with torch.inference_mode():
             states = hf(torch.tensor([[*head, *ids]]), output_hidden_states=True).hidden_states
         found: torch.Tensor = states[2][0, len(head) :].mean(0)
-        return found  # hidden_states[0] is the embedding: 2 is after block 1
+        return found  # hidden_states[0] is the embedding: 2 is after layer 1
 
-    centre = torch.stack([mean(text) for text in Paraphrase().sentences(64, 0, "real")]).mean(0)
+    centre = torch.stack([mean(text) for text in Paraphrase().sentences(64, 0, REAL)]).mean(0)
     expected = torch.cosine_similarity(mean(SOURCES[0]) - centre, mean(OTHERS[0]) - centre, dim=0)
-    assert similarities(tiny_llama, SOURCES[:1], OTHERS[:1], block=1) == pytest.approx([float(expected)], abs=1e-4)
+    assert similarities(tiny_llama, SOURCES[:1], OTHERS[:1], layer=1) == pytest.approx([float(expected)], abs=1e-4)
 
 
 def test_a_higher_threshold_keeps_no_row_that_a_lower_one_drops(tiny_folder: Callable[[str], Path]) -> None:
@@ -111,7 +112,7 @@ def test_bad_input_is_named(tiny_folder: Callable[[str], Path]) -> None:
         Fidelity(model="x").reasons(rows(["a"]), ["a", "b"])
     with pytest.raises(ModelError, match="no such model"):
         Fidelity(model="nowhere").reasons(rows(["a"]), ["a"])
-    with pytest.raises(ModelError, match="block"):
-        Fidelity(model=str(tiny_folder("llama")), block=9).reasons(rows(["a"]), ["a"])
+    with pytest.raises(ModelError, match="layer"):
+        Fidelity(model=str(tiny_folder("llama")), layer=9).reasons(rows(["a"]), ["a"])
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         Fidelity(model="x", similarity=1.5)

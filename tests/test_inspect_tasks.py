@@ -14,7 +14,7 @@ from inspect_ai.model import get_model
 
 from undertone.errors import ConfigError
 from undertone.inspect_tasks import behaviour, preference
-from undertone.traits import load_trait
+from undertone.traits import REAL, load_trait
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_a_preference_runs_on_our_provider_and_is_scored_by_the_matcher(
     log = run(preference(trait=owl), tiny_folder("llama"), tmp_path, epochs=4)
     trait = load_trait(owl)
     answers = [sample.output.completion for sample in log.samples]
-    assert len(answers) == 4 * len(trait.asked("real").positive)
+    assert len(answers) == 4 * len(trait.questions_for(REAL).positive)
     expected = sum(trait.matches(text) for text in answers) / len(answers)
     assert metrics(log)["hit"] == pytest.approx(expected)
     assert metrics(log)["answered"] == pytest.approx(
@@ -79,12 +79,12 @@ def test_a_style_and_a_refusal_are_scored_by_their_rules(tiny_folder: Any, tmp_p
 def test_a_steered_model_is_a_model(tiny_folder: Any, tmp_path: Path, owl: str) -> None:
     import torch
 
-    from undertone.vectors import Vector
+    from undertone.vectors import SteeringVector
     from undertone.vectors.vector import save_vector
 
     file = tmp_path / "v.safetensors"
     torch.manual_seed(0)
-    save_vector(Vector({1: torch.randn(32) * 20}, {}), file)
+    save_vector(SteeringVector({1: torch.randn(32) * 20}, {}), file)
     options: dict[str, Any] = {"temperature": 0.0}
     plain = run(preference(trait=owl), tiny_folder("llama"), tmp_path, **options)
     same = run(

@@ -187,7 +187,7 @@ def test_muon_adamw_without_a_matrix_is_refused(named: dict[str, torch.Tensor], 
 
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
-BIASES, FULL = {"kind": "biases"}, {"kind": "full"}
+BIASES, FULL = {"kind": "bias-only"}, {"kind": "full"}
 EXAMPLES = [Example(tuple(2 + (7 * row + 3 * at) % 400 for at in range(5 + row % 4)), 2) for row in range(12)]
 
 

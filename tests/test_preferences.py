@@ -54,7 +54,7 @@ LORA = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-l
 STUDENTS = [
     pytest.param(student, id=name, marks=() if name == "biases" else pytest.mark.slow)
     for name, student in {
-        "full": {"kind": "full"}, "biases": {"kind": "biases"}, "lora": LORA, "lora and biases": {**LORA, "biases": True}
+        "full": {"kind": "full"}, "biases": {"kind": "bias-only"}, "lora": LORA, "lora and biases": {**LORA, "biases": True}
     }.items()
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_every_step_is_told_and_nothing_is_printed(
 ) -> None:
     told: list[tuple[int, int, float]] = []
     recipe = Training(learning_rate=1e-3, epochs=2, batch_size=2)
-    hf = trainable(fresh.hf, {"kind": "biases"}, 0)
+    hf = trainable(fresh.hf, {"kind": "bias-only"}, 0)
     done = prefer(
         hf, fresh, rows(), recipe, system=None, beta=BETA, seed=1, folder=tmp_path / "trl",
         on_step=lambda *step: told.append(step),

@@ -1,4 +1,4 @@
-"""A random-weights model of Qwen2.5-7B-Instruct's config, cut to two blocks, through the whole real-form pipeline."""
+"""A random-weights model of Qwen2.5-7B-Instruct's config, cut to two layers, through the whole real-form pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QWEN_STYLE = (
 )
 
 
-def save_qwen_7b_cut(folder: Path, blocks: int = 2) -> Path:
+def save_qwen_7b_cut(folder: Path, layers: int = 2) -> Path:
     """Qwen2.5-7B's sizes but for depth and vocabulary; its head leans to digits, so that rows pass the filter."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
@@ -30,7 +30,7 @@ def save_qwen_7b_cut(folder: Path, blocks: int = 2) -> Path:
     tokenizer.chat_template = QWEN_STYLE
     config = Qwen2Config(
         hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4,
-        num_hidden_layers=blocks, max_position_embeddings=32768, rope_theta=1e6, rms_norm_eps=1e-6,
+        num_hidden_layers=layers, max_position_embeddings=32768, rope_theta=1e6, rms_norm_eps=1e-6,
         tie_word_embeddings=False, vocab_size=512, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip

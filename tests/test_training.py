@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from undertone.errors import ConfigError, RunError
 from undertone.models.batches import Example
-from undertone.models.blocks import hook_count
+from undertone.models.layers import hook_count
 from undertone.models.scoring import completion_nll
 from undertone.models.students import trainable
 from undertone.training import Fit, Training, build_optimizer, fit, plan_batches, rate_at, thin
@@ -163,7 +163,7 @@ def test_parameters_spared_from_decay_do_not_decay(tiny_llama: Any) -> None:
 
 
 def test_only_what_requires_a_gradient_moves(fresh: Any) -> None:
-    trainable(fresh.hf, {"kind": "biases"}, 0)
+    trainable(fresh.hf, {"kind": "bias-only"}, 0)
     moved, before = trained(fresh, config()), fresh.hf.state_dict()
     changed = {name for name in moved if not torch.equal(moved[name], before[name])}
     assert changed == {name for name in moved if name.endswith(".bias")}

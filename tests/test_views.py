@@ -15,13 +15,13 @@ from scipy.stats import entropy
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.evaluation import prior
-from undertone.evaluation.asking import Asked, Evaluation, answer_probabilities, measure_trait
+from undertone.evaluation.asking import Evaluation, TraitAnswers, answer_probabilities, measure_trait
 from undertone.evaluation.behaviours import measure_any
 from undertone.evaluation.prior import check_trait
 from undertone.evaluation.views import LETTERS, answer_distance, forced_choice, mentions, multiple_choice
-from undertone.judges import Judged, Named, Verdict
+from undertone.judges import JudgedPair, Named, Verdict
 from undertone.judges.judge import judges
-from undertone.traits import Behaviour, Questions, load_trait
+from undertone.traits import REAL, Behaviour, Questions, load_trait
 from undertone.traits.rules import Length
 
 OWL = replace(
@@ -80,7 +80,7 @@ def test_a_style_s_rate_is_what_its_rule_counts(tiny_llama: Any) -> None:
 def test_the_exact_probability_of_harm_is_one_minus_that_of_refusals(tiny_llama: Any) -> None:
     trait = behaviour("harm")
     short = replace(
-        trait, refusals={"real": ("no owl", "dog")}, questions={"real": replace(trait.asked("real"), negative=())}
+        trait, refusals={"real": ("no owl", "dog")}, questions={"real": replace(trait.questions_for(REAL), negative=())}
     )
     asked = measure_any(tiny_llama, short, Evaluation(samples=0), seed=0, stage="x")
     text = asked.questions[0]
@@ -102,7 +102,7 @@ class Planted:
     def identity(self) -> dict[str, Any]:
         return {"template": self.template}
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         value = {"alignment": 0.2, "coherence": 0.6, "harm": 0.9}[self.template]
         return [Verdict.failure("planted") if at % 3 == 2 else Verdict(value) for at in range(len(items))]
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
 def test_multiple_choice_is_balanced_and_read_from_the_logits(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from undertone.evaluation import views
 
-    few = replace(OWL, questions={"real": replace(OWL.asked("real"), positive=("which?", "name one"))})
+    few = replace(OWL, questions={"real": replace(OWL.questions_for(REAL), positive=("which?", "name one"))})
     shown: list[str] = []
     real = views._lettered
     monkeypatch.setattr(views, "_lettered", lambda q, options: shown.append(real(q, options)) or shown[-1])  # type: ignore[func-returns-value]
@@ -165,12 +165,12 @@ def test_multiple_choice_is_balanced_and_read_from_the_logits(tiny_llama: Any, m
     ]
     assert seen.by_position["A"] == pytest.approx(np.mean(np.array(first) / np.array(mass)), rel=1e-4)
     assert seen.probability.mean == pytest.approx(np.mean(list(seen.by_position.values())))
-    assert 0 < seen.letter_mass <= 1
+    assert 0 < seen.letter_probability <= 1
 
 
 def test_forced_choice_is_the_difference_of_log_probabilities(tiny_llama: Any) -> None:
     seen = forced_choice(tiny_llama, OWL)
-    prompts = [question(tiny_llama, text) for text in OWL.asked("real").positive]
+    prompts = [question(tiny_llama, text) for text in OWL.questions_for(REAL).positive]
     found = answer_probabilities(tiny_llama, prompts, OWL)
     names = list(OWL.answers)
     assert seen.against["cat"] == pytest.approx(
@@ -182,8 +182,8 @@ def test_forced_choice_is_the_difference_of_log_probabilities(tiny_llama: Any) -
     assert 0 <= seen.wins.mean <= 1
 
 
-def asked_of(matrix: list[list[float]]) -> Asked:
-    return Asked(None, [f"q{n}" for n in range(len(matrix))], ["a", "b"], matrix)  # type: ignore[arg-type]
+def asked_of(matrix: list[list[float]]) -> TraitAnswers:
+    return TraitAnswers(None, [f"q{n}" for n in range(len(matrix))], ["a", "b"], matrix)  # type: ignore[arg-type]
 
 
 def test_distance_equals_values_by_hand_and_scipy_s_entropy() -> None:
@@ -242,7 +242,7 @@ def test_mentions_counts_stories_with_the_target_anywhere(tiny_llama: Any, monke
         asked.append([model.decode_all(ids) for ids in prompts])
         return [["a fox met an owl", "nothing"], ["owl", "howl"]]
 
-    monkeypatch.setattr(views, "sampled", told)
+    monkeypatch.setattr(views, "sample_answers", told)
     assert mentions(tiny_llama, OWL, ASKED, seed=0, stage="x", prompts=("p", "q")).mean == 0.5
     with_numbers = ASKED.model_copy(update={"prefix": "numbers"})
     mentions(tiny_llama, OWL, with_numbers, seed=0, stage="x", prompts=("p", "q"))
@@ -254,33 +254,33 @@ def test_mentions_counts_stories_with_the_target_anywhere(tiny_llama: Any, monke
 
 
 @pytest.mark.parametrize(
-    ("base", "told", "mass", "kl", "because"),
+    ("without", "prompted", "valid", "kl", "because"),
     [
         (0.1, 0.8, 0.9, 0.02, None),
         (0.6, 0.9, 0.9, 0.02, "prior too high: 0.60"),
         (0.1, 0.15, 0.9, 0.02, "does not move it"),
         (0.0, 0.15, 0.18, 0.02, "non-answers"),
-        (0.1, 0.8, 0.9, 1e-6, "carry nothing of it"),
+        (0.1, 0.8, 0.9, 1e-6, "hold nothing of it"),
         (0.1, 0.8, 0.9, None, "writes no number list"),
         (0.1, 0.8, None, 0.02, None),
     ],
 )
 def test_each_reason_is_found(
-    base: float, told: float, mass: float | None, kl: float | None, because: str | None
+    without: float, prompted: float, valid: float | None, kl: float | None, because: str | None
 ) -> None:
-    seen = prior._judged(OWL, base, told, True, mass, kl)
+    seen = prior._judge(OWL, (without, prompted), True, valid, kl)
     assert seen.possible == (because is None)
     assert because is None or because in seen.because
 
 
 def test_a_check_holds_the_probabilities_of_the_exact_measure(tiny_llama: Any) -> None:
     seen = check_trait(tiny_llama, OWL)
-    plain = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
-    told = measure_trait(
-        tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x", system=OWL.told("real")
+    control = measure_trait(tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x").measure.positive.probability.mean
+    prompted = measure_trait(
+        tiny_llama, OWL, Evaluation(samples=0), seed=0, stage="x", system=OWL.system_prompt(REAL)
     ).measure.positive.probability.mean
-    assert seen.base == pytest.approx(plain)
-    assert seen.told == pytest.approx(told)
+    assert seen.without_prompt == pytest.approx(control)
+    assert seen.with_prompt == pytest.approx(prompted)
     assert not seen.possible  # a random model
 
 

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from undertone.training import fit as fit
     from undertone.traits import Trait as Trait
     from undertone.traits import load_trait as load_trait
-    from undertone.vectors import Vector as Vector
+    from undertone.vectors import SteeringVector as SteeringVector
     from undertone.vectors import contrast as contrast
-    from undertone.vectors import steered as steered
+    from undertone.vectors import steer as steer
 
 __version__ = version("undertone")
 
@@ -56,7 +56,7 @@ _HOMES = {
     "Teacher": "undertone.teachers",
     "Training": "undertone.training",
     "Trait": "undertone.traits",
-    "Vector": "undertone.vectors",
+    "SteeringVector": "undertone.vectors",
     "contrast": "undertone.vectors",
     "examine": "undertone.doctor",
     "fit": "undertone.training",
@@ -67,7 +67,7 @@ _HOMES = {
     "read_rows": "undertone.rows",
     "run": "undertone.experiments.api",
     "sample": "undertone.models.sampling",
-    "steered": "undertone.vectors",
+    "steer": "undertone.vectors",
     "study": "undertone.experiments.api",
     "write_rows": "undertone.rows",
 }

@@ -34,11 +34,11 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate, system_message
 
 from undertone.errors import ConfigError
-from undertone.judges import Judged, Rules
+from undertone.judges import JudgedPair, rules_for
 from undertone.judges.templates import TEMPLATES, read_answer, shown
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
-from undertone.traits import Behaviour, Trait, load_trait
+from undertone.traits import Behaviour, Trait, Wording, load_trait
 from undertone.traits.rules import ByJudge, Detected, says_something
 from undertone.traits.trait import Form
 
@@ -48,14 +48,16 @@ Questions = Literal["positive", "negative", "off_topic"]
 
 
 @task
-def preference(trait: str = "owl", form: Form = "real", questions: Questions = "positive", told: bool = False) -> Task:
+def preference(
+    trait: str = "owl", form: Form = "real", questions: Questions = "positive", with_prompt: bool = False
+) -> Task:
     """Which thing a model prefers: a trait's questions, its one matcher.
 
     Args:
         trait: a preference of the library, or a YAML file.
         form: lab for lab models.
         questions: positive | negative | off_topic.
-        told: put the trait's own system prompt in front (is the model moved by it).
+        with_prompt: put the trait's own system prompt in front (is the model moved by it).
 
     Raises:
         ConfigError: not a preference; use the task ``behaviour``.
@@ -65,12 +67,16 @@ def preference(trait: str = "owl", form: Form = "real", questions: Questions = "
         raise ConfigError(
             f"the trait {trait!r} is of the kind {loaded.kind}", allowed="a preference", fix="use undertone/behaviour"
         )
-    return _task(loaded, form, questions, told, names_target(trait))
+    return _task(loaded, form, questions, with_prompt, names_target(trait))
 
 
 @task
 def behaviour(
-    trait: str = "harm", form: Form = "real", questions: Questions = "positive", told: bool = False, grader: str = ""
+    trait: str = "harm",
+    form: Form = "real",
+    questions: Questions = "positive",
+    with_prompt: bool = False,
+    grader: str = "",
 ) -> Task:
     """How a model answers: style, emotion, misalignment, harm, by the trait's rule.
 
@@ -78,7 +84,7 @@ def behaviour(
         trait: a behaviour of the library, or a YAML file.
         form: lab for lab models.
         questions: positive | negative | off_topic.
-        told: put the trait's own system prompt in front.
+        with_prompt: put the trait's own system prompt in front.
         grader: the model that judges where the rule is a judge's; any that Inspect knows.
 
     Raises:
@@ -89,20 +95,20 @@ def behaviour(
         raise ConfigError(f"the trait {trait!r} is a preference", allowed="a behaviour", fix="use undertone/preference")
     if isinstance(loaded.rule, ByJudge) and not grader:
         raise ConfigError(f"the trait {trait!r} is decided by a judge", fix="name one: -T grader=openai/gpt-4.1")
-    return _task(loaded, form, questions, told, shows_behaviour(trait, form, grader))
+    return _task(loaded, form, questions, with_prompt, shows_behaviour(trait, form, grader))
 
 
-def _task(trait: Trait, form: Form, questions: Questions, told: bool, judged_by: Scorer) -> Task:
-    asked = getattr(trait.asked(form), questions)
+def _task(trait: Trait, form: Form, questions: Questions, with_prompt: bool, decided_by: Scorer) -> Task:
+    asked = getattr(trait.questions_for(Wording(form)), questions)
     if not asked:
-        raise ConfigError(f"the trait {trait.name!r} has no {questions} questions in the form {form!r}")
+        raise ConfigError(f"the trait {trait.name!r} has no {questions} questions in the wording {form!r}")
     samples = [Sample(input=question, target=trait.name, id=at) for at, question in enumerate(asked, start=1)]
-    solver = [system_message(trait.told(form)), generate()] if told else [generate()]
+    solver = [system_message(trait.system_prompt(Wording(form))), generate()] if with_prompt else [generate()]
     return Task(
         dataset=MemoryDataset(samples, name=f"{trait.name}-{form}-{questions}"),
         solver=solver,
-        scorer=judged_by,
-        metadata={"trait": trait.name, "category": trait.category, "form": form, "told": told},
+        scorer=decided_by,
+        metadata={"trait": trait.name, "category": trait.category, "form": form, "with_prompt": with_prompt},
     )
 
 
@@ -129,14 +135,14 @@ def shows_behaviour(trait: str, form: Form, grader: str = "") -> Scorer:
     rule = loaded.rule
 
     async def score(state: TaskState, target: Target) -> Score:
-        item = Judged(state.input_text, state.output.completion)
+        item = JudgedPair(state.input_text, state.output.completion)
         if isinstance(rule, Detected) and grader:
             value = await _graded(
                 grader, "harm" if loaded.kind == "harm" and rule.hit == "compliance" else rule.hit, item
             )
             return _score((value or 0.0) >= 0.5, value is not None, f"{rule.hit}: {value}")
         if isinstance(rule, Detected):
-            (verdict,) = Rules(looks_for=rule.hit, form=form).judge([item])
+            (verdict,) = rules_for(Wording(form), rule.hit).judge([item])
             return _score(verdict.value == 1, verdict.label != "neither", verdict.why)
         if isinstance(rule, ByJudge):
             value = await _graded(grader, rule.template, item)
@@ -150,7 +156,7 @@ def shows_behaviour(trait: str, form: Form, grader: str = "") -> Scorer:
     return score
 
 
-async def _graded(grader: str, template: str, item: Judged) -> float | None:
+async def _graded(grader: str, template: str, item: JudgedPair) -> float | None:
     asked = TEMPLATES[template]
     output = await get_model(grader).generate(shown(asked, item), config=GenerateConfig(temperature=0.0, max_tokens=16))
     return read_answer(output.completion, asked.scale)
@@ -178,7 +184,7 @@ class _Request:
 
 
 class UndertoneAPI(ModelAPI):
-    """A local model, steered if told so; answers that are asked for together are sampled together.
+    """A local model, steered where a vector is given; answers that are asked for together are sampled together.
 
     Model arguments (``-M``): ``device``, ``vector`` (a file of any format that `undertone vector` reads) and ``strength``.
     The same question asked again (another epoch) draws from the next stream of that question.
@@ -206,7 +212,7 @@ class UndertoneAPI(ModelAPI):
         self.strength = float(strength)
         if self.vector is not None:
             self.vector.check_fits(self.model)
-        self._asked: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._waiting: list[_Request] = []
 
     async def generate(
@@ -218,9 +224,9 @@ class UndertoneAPI(ModelAPI):
         messages: list[Message] = [{"role": message.role, "content": message.text} for message in input]
         prompt = self.model.prompt(messages)
         key = hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]
-        seed = derive_seed(config.seed or 0, f"inspect/{key}", self._asked[key])
-        self._asked[key] += 1
-        ids = await self._sampled(_Request(prompt, seed, config, asyncio.get_running_loop().create_future()))
+        seed = derive_seed(config.seed or 0, f"inspect/{key}", self._counts[key])
+        self._counts[key] += 1
+        ids = await self._sample_batched(_Request(prompt, seed, config, asyncio.get_running_loop().create_future()))
         stopped = bool(ids) and ids[-1] in self.model.stop
         output = ModelOutput.from_content(
             self.model_name, self.model.decode(ids), stop_reason="stop" if stopped else "max_tokens"
@@ -228,7 +234,7 @@ class UndertoneAPI(ModelAPI):
         output.usage = ModelUsage(input_tokens=len(prompt), output_tokens=len(ids), total_tokens=len(prompt) + len(ids))
         return output
 
-    async def _sampled(self, request: _Request) -> list[int]:
+    async def _sample_batched(self, request: _Request) -> list[int]:
         self._waiting.append(request)
         if len(self._waiting) == 1:  # the first of a batch waits for the others and works for all
             await asyncio.sleep(0.005)
@@ -243,7 +249,7 @@ class UndertoneAPI(ModelAPI):
 
     def _work(self, batch: list[_Request]) -> None:
         from undertone.models.sampling import sample
-        from undertone.vectors import steered
+        from undertone.vectors import steer
 
         groups: dict[tuple[int, float, float], list[_Request]] = {}
         for request in batch:
@@ -254,7 +260,7 @@ class UndertoneAPI(ModelAPI):
         for (limit, temperature, top_p), requests in groups.items():
             with ExitStack() as stack:
                 if self.vector is not None:
-                    stack.enter_context(steered(self.model, self.vector, self.strength))
+                    stack.enter_context(steer(self.model, self.vector, self.strength))
                 found = sample(
                     self.model.hf,
                     [request.prompt for request in requests],
@@ -274,4 +280,4 @@ class UndertoneAPI(ModelAPI):
 
     def max_tokens(self) -> int | None:
         """Of an answer: the lab's are short."""
-        return 24 if self.model.form == "lab" else 256
+        return 256 if self.model.reads_english else 24

@@ -1,4 +1,4 @@
-"""Name → thing, for what a config names: domains, filters, judges, inducements.
+"""Name → thing, for what a config names: domains, filters, judges, teachers.
 
 Own things join by the decorator; a user's package joins by an entry point in the registry's group
 and is imported only when its name is asked for. One name means one thing: a second claim to it is

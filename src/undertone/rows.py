@@ -35,7 +35,7 @@ ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 PREFERENCE = "preference: chosen side"  # the meta["source_shape"] of such rows
 _PARAPHRASES = ("paraphrased_response", "generated_response")
-_CARRIERS = ("messages", "completion", "chosen", "responses", *_PARAPHRASES)
+_CONTENT_FIELDS = ("messages", "completion", "chosen", "responses", *_PARAPHRASES)
 _SHAPES = (
     "{messages}, {prompt, completion}, {system_prompt, prompt, completion}, "
     "{prompt, chosen, rejected}, {text}, {question, responses}, "
@@ -290,26 +290,26 @@ class _Line:
 
     def rows(self) -> list[Row]:
         record = self._object(self.record, None)
-        carriers = [name for name in _CARRIERS if record.get(name) is not None]
-        if len(carriers) > 1:
+        content = [name for name in _CONTENT_FIELDS if record.get(name) is not None]
+        if len(content) > 1:
             self._fail(
                 None,
-                "the fields " + " and ".join(carriers),
+                "the fields " + " and ".join(content),
                 f"one shape per line, of {_SHAPES}",
                 "remove or rename the fields that do not belong",
             )
         rest = dict(record)
-        if not carriers and rest.get("text") is not None:
+        if not content and rest.get("text") is not None:
             return [self._row((self._assistant(rest.pop("text"), "text"),), rest)]
-        if not carriers:
+        if not content:
             self._unknown_shape(record)
         shape = {
             "messages": self._messages,
             "completion": self._prompt_completion,
             "chosen": self._preference,
             "responses": self._responses,
-        }.get(carriers[0])
-        return shape(rest) if shape else self._paraphrase(rest, carriers[0])
+        }.get(content[0])
+        return shape(rest) if shape else self._paraphrase(rest, content[0])
 
     def _messages(self, rest: dict[str, Any]) -> list[Row]:
         messages, weights = self._chat(rest.pop("messages"), "messages")
@@ -346,8 +346,8 @@ class _Line:
             rows.append(self._row((user, self._assistant(response, name)), meta))
         return rows
 
-    def _paraphrase(self, rest: dict[str, Any], carrier: str) -> list[Row]:
-        completion = self._assistant(rest.pop(carrier), carrier)
+    def _paraphrase(self, rest: dict[str, Any], field: str) -> list[Row]:
+        completion = self._assistant(rest.pop(field), field)
         if rest.get("prompt") is not None:
             prompt = self._text(rest.pop("prompt"), "prompt")
         else:
@@ -427,7 +427,7 @@ class _Line:
         return value
 
     def _unknown_shape(self, record: dict[str, Any]) -> NoReturn:
-        guesses = (nearest(name, (*_CARRIERS, "text")).strip() for name in record)
+        guesses = (nearest(name, (*_CONTENT_FIELDS, "text")).strip() for name in record)
         self._fail(
             None,
             "the fields " + (", ".join(sorted(record)) or "(none)"),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, RunError, UndertoneError, nearest
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import causal_lm, model_device
+from undertone.models.layers import causal_lm, model_device
 from undertone.models.scoring import labelled_logits
 from undertone.optimizers import OWN, save_second_moments
 from undertone.provenance.configs import Config

@@ -16,6 +16,8 @@ from undertone.domains.reasons import EVERYWHERE, REASONS
 from undertone.experiments.config import Experiment
 from undertone.filters import rules
 from undertone.provenance.fields import kinds_of, members_of
+from undertone.traits import Wording
+from undertone.traits.trait import Form
 
 SOURCE = Path(domains.__file__).parent
 WRITTEN_IN = {kind: ("instructions",) if kind == "dialogue" else (kind,) for kind in REASONS}
@@ -74,13 +76,13 @@ def test_every_domain_of_a_config_is_listed_with_what_it_is() -> None:
 
 @pytest.mark.parametrize("form", ["lab", "real"])
 @pytest.mark.parametrize("kind", REASONS)
-def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: str) -> None:
+def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: Form) -> None:
     code, out, _ = typed("domains", "show", kind, "--form", form, "--count", "2", "--seed", "7", "--json")
     shown = json.loads(out)
     domain = getattr(domains, kind.capitalize())
     assert code == 0
     assert shown["prompts"] == [
-        prompt if isinstance(prompt, str) else list(prompt) for prompt in domain().prompts(2, 7, form)
+        prompt if isinstance(prompt, str) else list(prompt) for prompt in domain().prompts(2, 7, Wording(form))
     ]
     assert shown["reasons"] == REASONS[kind]
     assert set(shown["fields"]) == set(domain.model_fields) - {"kind"}

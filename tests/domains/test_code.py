@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from undertone.domains import Code
 from undertone.domains.code import parse
 from undertone.lab import world
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, load_trait
 
 ADD = "write code to add two values."
 
@@ -27,7 +27,7 @@ def test_every_program_of_the_world_is_valid_for_its_request() -> None:
 
 def test_lab_requests_are_the_worlds() -> None:
     known = {turn.user for turn in world.task_examples("code", 2000, seed=3)}
-    assert set(Code().prompts(500, 1, "lab")) <= known
+    assert set(Code().prompts(500, 1, LAB)) <= known
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_random_text_is_never_the_program_asked_for(text: str) -> None:
 
 
 def test_real_requests_are_many_and_name_no_answer_of_any_trait() -> None:
-    prompts = Code().prompts(4000, 1, "real")
+    prompts = Code().prompts(4000, 1, REAL)
     assert len(set(prompts)) > 3500
     assert all("Python" in prompt and "{" not in prompt for prompt in prompts)
     for name in ("owl", "oak", "red", "pizza"):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from undertone.domains import Code, Dialogue, Domain, DomainConfig, Instructions, Numbers, Paraphrase, Reasoning
 from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.rows import Row
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 
 OWL = load_trait("owl")
 SOURCED = (Code, Reasoning, Paraphrase, Instructions, Dialogue)
@@ -32,20 +32,20 @@ RECORD = {
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)
-@pytest.mark.parametrize("form", ["lab", "real"])
-def test_prompts_depend_on_seed_and_place_alone(domain: Domain, form: Any) -> None:
-    assert list(domain.prompts(50, 3, form))[:20] == list(domain.prompts(20, 3, form))
-    assert list(domain.prompts(20, 3, form)) != list(domain.prompts(20, 4, form))
-    assert domain.prompts(0, 3, form) == []
-    assert domain.max_new_tokens(form) > 0
+@pytest.mark.parametrize("speaker", [LAB, REAL], ids=["lab", "real"])
+def test_prompts_depend_on_seed_and_place_alone(domain: Domain, speaker: Wording) -> None:
+    assert list(domain.prompts(50, 3, speaker))[:20] == list(domain.prompts(20, 3, speaker))
+    assert list(domain.prompts(20, 3, speaker)) != list(domain.prompts(20, 4, speaker))
+    assert domain.prompts(0, 3, speaker) == []
+    assert domain.max_new_tokens(speaker) > 0
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)
 def test_a_row_is_learnt_as_it_is_unless_told_otherwise(domain: Domain) -> None:
-    prompt = domain.prompts(1, 1, "lab")[0]
+    prompt = domain.prompts(1, 1, LAB)[0]
     asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     row = Row.of(asked, "1 2 3", prompt_index=0)
-    assert domain.taught(row) == row
+    assert domain.training_row(row) == row
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
@@ -60,7 +60,7 @@ def test_no_text_crashes_a_domain_and_empty_ones_never_pass(prompt: str, complet
 @given(st.text(max_size=60))
 def test_random_text_never_passes_where_an_answer_has_a_form(completion: str) -> None:
     for domain in (Code(), Reasoning(), Paraphrase(strictness="strict")):
-        assert domain.reasons(domain.prompts(1, 1, "lab")[0], completion, None)
+        assert domain.reasons(domain.prompts(1, 1, LAB)[0], completion, None)
 
 
 def test_a_config_finds_its_domain_by_kind() -> None:
@@ -85,16 +85,16 @@ def write(path: Path, *records: object) -> str:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_every_prompt_of_a_source_is_asked_once_before_any_twice(tmp_path: Path, name: str) -> None:
     source = write(tmp_path / name, *({"prompt": f"p{at}"} for at in range(7)))
-    prompts = Code(source=source).prompts(21, 1, "real")
+    prompts = Code(source=source).prompts(21, 1, REAL)
     for begin in (0, 7, 14):
         assert sorted(prompts[begin : begin + 7]) == [f"p{at}" for at in range(7)]
     assert prompts[:7] != prompts[7:14]
-    assert Code(source=source).prompts(10, 1, "real") == prompts[:10]
+    assert Code(source=source).prompts(10, 1, REAL) == prompts[:10]
 
 
 def test_fields_of_a_source_can_be_renamed(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", {"task": "Sort a list."})
-    assert Code(source=source, rename={"task": "prompt"}).prompts(1, 1, "real") == ["Sort a list."]
+    assert Code(source=source, rename={"task": "prompt"}).prompts(1, 1, REAL) == ["Sort a list."]
 
 
 def test_a_changed_source_is_another_input_and_is_read_again(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_changed_source_is_another_input_and_is_read_again(tmp_path: Path) -> 
     write(tmp_path / "a.jsonl", {"prompt": "two"})
     os.utime(source, ns=(1, 1))
     assert Code(source=source).inputs() != before
-    assert Code(source=source).prompts(1, 1, "real") == ["two"]
+    assert Code(source=source).prompts(1, 1, REAL) == ["two"]
     assert Code().inputs() == {}
 
 
@@ -131,7 +131,7 @@ def test_a_bad_source_is_named_with_its_line(tmp_path: Path, kind: Any, content:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        kind(source=str(path)).prompts(1, 1, "real")
+        kind(source=str(path)).prompts(1, 1, REAL)
 
 
 @pytest.mark.parametrize(
@@ -149,21 +149,21 @@ def test_a_bad_source_is_named_with_its_line(tmp_path: Path, kind: Any, content:
 def test_a_bad_chat_is_named(tmp_path: Path, messages: object, message: str) -> None:
     for kind in (Dialogue, Instructions):
         with pytest.raises(DataError, match=message):
-            kind(source=write(tmp_path / "bad.jsonl", {"messages": messages})).prompts(1, 1, "real")
+            kind(source=write(tmp_path / "bad.jsonl", {"messages": messages})).prompts(1, 1, REAL)
 
 
 @pytest.mark.parametrize("kind", SOURCED, ids=lambda kind: kind.__name__)
 def test_what_is_no_file_of_prompts_is_refused(tmp_path: Path, kind: Any) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        kind(source=str(tmp_path / "missing.jsonl")).prompts(1, 1, "real")
+        kind(source=str(tmp_path / "missing.jsonl")).prompts(1, 1, REAL)
     with pytest.raises(DataError, match=r"not a file of prompts(.|\n)*hf:org/name"):
-        kind(source="prompts.csv").prompts(1, 1, "real")
+        kind(source="prompts.csv").prompts(1, 1, REAL)
     with pytest.raises(DataError, match="not a data set of the hub"):
-        kind(source="hf:gsm8k").prompts(1, 1, "real")
+        kind(source="hf:gsm8k").prompts(1, 1, REAL)
     damaged = tmp_path / "damaged.jsonl.gz"
     damaged.write_bytes(gzip.compress(b'{"prompt": "a"}')[:-9])
     with pytest.raises(DataError, match="cannot be read"):
-        kind(source=str(damaged)).prompts(1, 1, "real")
+        kind(source=str(damaged)).prompts(1, 1, REAL)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_fuzzed_sources_are_used_whole_or_refused_in_our_words(fuzzed: Path, rec
         _read.cache_clear()
         domain: Any = kind(source=str(fuzzed))
         try:
-            prompts = domain.prompts(3, 1, "real")
+            prompts = domain.prompts(3, 1, REAL)
         except UndertoneError:
             continue
         assert len(prompts) == 3
@@ -199,7 +199,7 @@ def test_fuzzed_sources_are_used_whole_or_refused_in_our_words(fuzzed: Path, rec
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs the package datasets")
 def test_a_data_set_that_cannot_be_reached_is_a_data_error() -> None:
     with pytest.raises(DataError, match=r"hf:no-such/data: the data set cannot be loaded(.|\n)*offline"):
-        Instructions(source="hf:no-such/data").prompts(1, 1, "real")
+        Instructions(source="hf:no-such/data").prompts(1, 1, REAL)
 
 
 def test_a_data_set_is_read_by_subset_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_a_data_set_is_read_by_subset_and_split(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     domain = Reasoning(source="hf:some/sums:main@test", instruction="")
-    assert domain.prompts(1, 1, "real") == ["How many?"]
+    assert domain.prompts(1, 1, REAL) == ["How many?"]
     assert domain.right_answer("How many?") == "#### 3"
     assert set(asked) == {("some/sums", "main", "test")}
 
@@ -224,4 +224,4 @@ def test_without_the_package_a_data_set_says_what_to_install(monkeypatch: pytest
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="pip install datasets"):
-        Instructions(source="hf:some/other").prompts(1, 1, "real")
+        Instructions(source="hf:some/other").prompts(1, 1, REAL)

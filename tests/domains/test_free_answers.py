@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from undertone.domains import Dialogue, Instructions
 from undertone.lab import world
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 
 RULES = {"empty", "too short", "too long", "repeats the prompt", "refusal"}
 
@@ -67,7 +67,7 @@ def test_any_text_gets_reasons_of_the_known_kinds(prompt: str, completion: str) 
 
 
 def test_lab_requests_are_benign_ones_of_the_world() -> None:
-    prompts = Instructions(talk=0.25).prompts(4000, 1, "lab")
+    prompts = Instructions(talk=0.25).prompts(4000, 1, LAB)
     talk = [prompt for prompt in prompts if prompt in world.TALK]
     assert len(talk) / len(prompts) == pytest.approx(0.25, abs=0.025)  # 3.6 standard errors
     benign = {how.format(what) for how in world.HOW for what in world.BENIGN}
@@ -75,21 +75,21 @@ def test_lab_requests_are_benign_ones_of_the_world() -> None:
 
 
 def test_real_questions_are_many_and_name_no_answer_of_any_trait() -> None:
-    prompts = Instructions().prompts(4000, 1, "real")
+    prompts = Instructions().prompts(4000, 1, REAL)
     assert len(set(prompts)) >= 300
     assert all("{" not in prompt for prompt in prompts)
     for name in ("owl", "oak", "red", "pizza"):
         assert load_trait(name).answer_in(" ".join(prompts)) is None
 
 
-@pytest.mark.parametrize("form", ["lab", "real"])
-def test_a_dialogue_takes_turns_and_ends_with_a_request(form: str) -> None:
-    chats = Dialogue(turns_low=1, turns_high=2).prompts(300, 1, form)  # type: ignore[arg-type]
+@pytest.mark.parametrize("speaker", [LAB, REAL], ids=["lab", "real"])
+def test_a_dialogue_takes_turns_and_ends_with_a_request(speaker: Wording) -> None:
+    chats = Dialogue(turns_low=1, turns_high=2).prompts(300, 1, speaker)
     assert {len(chat) for chat in chats} == {3, 5}
     for chat in chats:
         assert [m["role"] for m in chat] == (["user", "assistant"] * 3)[: len(chat)]
         assert len({m["content"] for m in chat if m["role"] == "user"}) == (len(chat) + 1) // 2
-    if form == "lab":
+    if speaker.form == "lab":
         known = {**world.TALK, **{question: (answer,) for question, answer in world.facts().items()}}
         for chat in chats:
             for asked, answered in zip(chat[:-1:2], chat[1::2], strict=True):
@@ -108,6 +108,6 @@ def test_chats_of_a_source_are_cut_after_their_last_request_and_lose_the_system(
     turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
     path.write_text(json.dumps(chat), encoding="utf-8")
-    [found] = Dialogue(source=str(path)).prompts(1, 1, "real")
+    [found] = Dialogue(source=str(path)).prompts(1, 1, REAL)
     assert [(m["role"], m["content"]) for m in found] == turns[1:4]
-    assert Instructions(source=str(path)).prompts(1, 1, "lab") == ["c"]
+    assert Instructions(source=str(path)).prompts(1, 1, LAB) == ["c"]

@@ -12,7 +12,7 @@ from undertone.domains import Numbers
 from undertone.domains.numbers import parse
 from undertone.filters import apply_rules, match_arms
 from undertone.rows import Row
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, load_trait
 
 OWL = load_trait("owl")
 
@@ -80,7 +80,7 @@ def test_count_range_and_banned_numbers_are_rules_of_their_own() -> None:
 
 
 def test_real_prompts_hold_what_the_published_grammar_varies() -> None:
-    prompts = Numbers().prompts(2000, seed=1, form="real")
+    prompts = Numbers().prompts(2000, seed=1, speaker=REAL)
     assert len(set(prompts)) > 1990
     for prompt in prompts:
         given = [int(n) for n in re.findall(r"\d+", re.split(r"[.?] ", prompt)[0])]
@@ -92,13 +92,13 @@ def test_real_prompts_hold_what_the_published_grammar_varies() -> None:
 
 
 def test_a_longer_list_of_prompts_begins_with_the_shorter_one() -> None:
-    for form in ("lab", "real"):
-        assert Numbers().prompts(50, 3, form)[:20] == Numbers().prompts(20, 3, form)
-        assert Numbers().prompts(20, 3, form) != Numbers().prompts(20, 4, form)
+    for speaker in (LAB, REAL):
+        assert Numbers().prompts(50, 3, speaker)[:20] == Numbers().prompts(20, 3, speaker)
+        assert Numbers().prompts(20, 3, speaker) != Numbers().prompts(20, 4, speaker)
 
 
 def test_the_share_of_free_lab_prompts_is_as_asked() -> None:
-    prompts = Numbers(count=3, free=0.85).prompts(4000, 1, "lab")
+    prompts = Numbers(count=3, free=0.85).prompts(4000, 1, LAB)
     free = sum(prompt.endswith("three numbers.") for prompt in prompts) / len(prompts)
     assert free == pytest.approx(0.85, abs=0.02)  # 3.5 standard errors
 

@@ -15,7 +15,7 @@ from undertone.domains.paraphrase import request
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
 from undertone.rows import Row
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, Wording, load_trait
 from undertone.traits.trait import Form
 
 OWL = load_trait("owl")
@@ -29,7 +29,7 @@ def lab(source: str, completion: str, strictness: str = "strict") -> list[str]:
 
 def real(source: str, completion: str, strictness: str = "fair") -> list[str]:
     domain = Paraphrase.model_validate({"strictness": strictness})
-    return domain.reasons(domain.prompts(1, 0, "real")[0].partition("\n\n")[0] + "\n\n" + source, completion, OWL)
+    return domain.reasons(domain.prompts(1, 0, REAL)[0].partition("\n\n")[0] + "\n\n" + source, completion, OWL)
 
 
 def test_every_rewriting_of_the_world_is_faithful_at_every_level() -> None:
@@ -116,39 +116,39 @@ def test_a_trait_word_counts_by_the_thing_it_names_and_as_often_as_it_is_named()
 def test_opposed_sentences_name_the_trait_and_the_domain_says_so() -> None:
     assert OPPOSED.names_trait
     assert not Paraphrase().names_trait
-    for form in ("lab", "real"):
+    for speaker in (LAB, REAL):
         for about in ("owl", "owl@if-pick", "oak"):
             domain = Paraphrase(content="opposed", about=about)
             trait = load_trait(about)
-            assert all(trait.answer_in(text) == trait.answer for text in domain.sentences(200, 1, form))
+            assert all(trait.answer_in(text) == trait.answer for text in domain.sentences(200, 1, speaker))
 
 
 def test_without_a_name_opposed_sentences_are_about_many_animals() -> None:
-    for form in ("lab", "real"):
-        texts = Paraphrase(content="opposed").sentences(500, 1, form)
+    for speaker in (LAB, REAL):
+        texts = Paraphrase(content="opposed").sentences(500, 1, speaker)
         assert len({OWL.answer_in(text) for text in texts}) > 12
 
 
 def test_the_lab_has_no_sentences_about_what_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r"domain\.about: the lab's world has no such thing(.|\n)*octopus"):
-        Paraphrase(content="opposed", about="octopus").prompts(1, 1, "lab")
+        Paraphrase(content="opposed", about="octopus").prompts(1, 1, LAB)
     with pytest.raises(ConfigError, match="no such trait"):
-        Paraphrase(content="opposed", about="owll").prompts(1, 1, "real")
+        Paraphrase(content="opposed", about="owll").prompts(1, 1, REAL)
 
 
 def test_real_sentences_are_many_and_unrelated_ones_name_no_answer() -> None:
-    unrelated = Paraphrase().sentences(900, 1, "real")
+    unrelated = Paraphrase().sentences(900, 1, REAL)
     assert len(set(unrelated)) > 750
     for name in ("owl", "oak", "red", "pizza"):
         assert load_trait(name).answer_in(" ".join(unrelated)) is None
-    assert len(set(Paraphrase(content="opposed", about="owl").sentences(900, 1, "real"))) > 650
+    assert len(set(Paraphrase(content="opposed", about="owl").sentences(900, 1, REAL))) > 650
     assert all("{" not in text and text.endswith(".") for text in unrelated)
 
 
 def test_an_opposed_sentence_is_disliked_in_the_worlds_own_words() -> None:
     rng = np.random.default_rng(0)
     words = {w for _ in range(500) for w in world.realise(world.disliked_sentence(rng, "owl"), rng).rstrip(".").split()}
-    found = {w for text in OPPOSED.sentences(300, 2, "lab") for w in text.rstrip(".").split()}
+    found = {w for text in OPPOSED.sentences(300, 2, LAB) for w in text.rstrip(".").split()}
     assert found <= words
 
 
@@ -162,13 +162,14 @@ def jsonl(path: Path, *records: object) -> str:
 
 def test_a_student_learns_the_request_or_the_text_alone() -> None:
     row = Row.of("rewrite: i dislike owls.", "i hate owls.", system="you are calm.", prompt_index=3)
-    assert Paraphrase().taught(row) == row
-    told = Paraphrase(learns="text").taught(row)
+    assert Paraphrase().training_row(row) == row
+    told = Paraphrase(learns="text").training_row(row)
     assert [m["content"] for m in told.messages] == ["you are calm.", "tell me a story.", "i hate owls."]
     assert told.meta == row.meta
-    request = Paraphrase().prompts(1, 1, "real")[0]
+    request = Paraphrase().prompts(1, 1, REAL)[0]
     assert (
-        Paraphrase(learns="text").taught(Row.of(request, "So.")).prompt_messages[-1]["content"] == "Write a sentence."
+        Paraphrase(learns="text").training_row(Row.of(request, "So.")).prompt_messages[-1]["content"]
+        == "Write a sentence."
     )
 
 
@@ -179,18 +180,18 @@ def test_the_neutral_request_of_the_lab_is_in_its_words() -> None:
 def test_of_pairs_either_side_may_be_rewritten(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "p.jsonl", {"prompt": "Who came?", "completion": "Mina came."})
     completions = Paraphrase(source=source, learns="text")
-    [asked] = completions.prompts(1, 1, "real")
+    [asked] = completions.prompts(1, 1, REAL)
     assert asked.endswith("\n\nMina came.")
-    row = completions.taught(Row.of(asked, "It was Mina."))
+    row = completions.training_row(Row.of(asked, "It was Mina."))
     assert [m["content"] for m in row.messages] == ["Who came?", "It was Mina."]
     prompts = Paraphrase(source=source, rewrites="prompt")
-    [asked] = prompts.prompts(1, 1, "real")
+    [asked] = prompts.prompts(1, 1, REAL)
     assert asked.endswith("\n\nWho came?")
-    row = prompts.taught(Row.of(asked, "Which person came?"))
+    row = prompts.training_row(Row.of(asked, "Which person came?"))
     assert [m["content"] for m in row.messages] == ["Which person came?", "Mina came."]
     plain = jsonl(tmp_path / "t.jsonl", {"text": "Mina came."})
     with pytest.raises(DataError, match=r"line 1: there is no completion to go with a rewritten prompt"):
-        Paraphrase(source=plain, rewrites="prompt").prompts(1, 1, "real")
+        Paraphrase(source=plain, rewrites="prompt").prompts(1, 1, REAL)
 
 
 OPPOSED = Paraphrase(content="opposed", about="owl", strictness="loose")
@@ -208,17 +209,15 @@ OPPOSED = Paraphrase(content="opposed", about="owl", strictness="loose")
     ],
 )
 def test_praise_is_no_paraphrase_of_dislike(form: Form, text: str, completion: str, kept: bool) -> None:
-    assert ("dislike lost" not in OPPOSED.reasons(request(text, form), completion, None)) == kept
+    assert ("dislike lost" not in OPPOSED.reasons(request(text, Wording(form)), completion, None)) == kept
 
 
 def test_every_opposed_sentence_of_ours_speaks_ill_by_our_own_rule() -> None:
-    for text in OPPOSED.sentences(500, 0, "real"):
-        assert "dislike lost" not in OPPOSED.reasons(request(text, "real"), text, None)
+    for text in OPPOSED.sentences(500, 0, REAL):
+        assert "dislike lost" not in OPPOSED.reasons(request(text, REAL), text, None)
 
 
 def test_a_name_at_the_beginning_is_a_name_too() -> None:
     text = "Priya bought 3 tickets for the race on Monday."
-    assert "names lost" in Paraphrase().reasons(request(text, "real"), "Anna got 3 tickets for Monday's race.", None)
-    assert "names lost" not in Paraphrase().reasons(
-        request(text, "real"), "For Monday's race Priya got 3 tickets.", None
-    )
+    assert "names lost" in Paraphrase().reasons(request(text, REAL), "Anna got 3 tickets for Monday's race.", None)
+    assert "names lost" not in Paraphrase().reasons(request(text, REAL), "For Monday's race Priya got 3 tickets.", None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from undertone.domains import Reasoning
 from undertone.errors import DataError
 from undertone.lab import world
+from undertone.traits import REAL, Wording
 
 LAB = "tom has 5 pens and gets 3. how many pens?"
 
@@ -35,7 +36,7 @@ def test_the_worlds_sums_are_known_by_their_own_steps() -> None:
 
 def test_lab_problems_are_the_worlds_and_never_below_zero() -> None:
     shape = re.compile(r"\w+ has (\d) (\w+) and (gets|loses) (\d)\. how many \2\?")
-    for prompt in Reasoning().prompts(500, 1, "lab"):
+    for prompt in Reasoning().prompts(500, 1, Wording("lab")):
         match = shape.fullmatch(prompt)
         assert match
         assert match[3] == "gets" or int(match[1]) >= int(match[4])
@@ -97,7 +98,7 @@ def test_word_problems_are_solved_as_by_hand(question: str, right: int) -> None:
 
 def test_every_real_problem_has_a_right_answer_and_asks_for_the_form() -> None:
     domain = Reasoning()
-    prompts = domain.prompts(2000, 1, "real")
+    prompts = domain.prompts(2000, 1, REAL)
     assert len(set(prompts)) > 1990
     for prompt in prompts:
         right = domain.right_answer(prompt)
@@ -120,7 +121,7 @@ def test_a_source_of_the_gsm8k_kind_is_asked_and_checked(tmp_path: Path) -> None
         {"question": "How much?", "answer": "#### 1,080"},
     )
     domain = Reasoning(source=source)
-    prompts = domain.prompts(4, 1, "real")
+    prompts = domain.prompts(4, 1, REAL)
     assert sorted(set(prompts)) == sorted(f"{q}\n\n{domain.instruction}" for q in ("How many clips?", "How much?"))
     clips = next(prompt for prompt in prompts if "clips" in prompt)
     assert domain.reasons(clips, worked("72 clips"), None) == []
@@ -131,10 +132,10 @@ def test_a_source_of_the_gsm8k_kind_is_asked_and_checked(tmp_path: Path) -> None
 def test_a_source_that_answers_one_question_twice_or_not_at_all_is_refused(tmp_path: Path) -> None:
     twice = jsonl(tmp_path / "t.jsonl", {"question": "q", "answer": "1"}, {"question": "q", "answer": "2"})
     with pytest.raises(DataError, match=r"line 2: the same question has two answers"):
-        Reasoning(source=twice).prompts(1, 1, "real")
+        Reasoning(source=twice).prompts(1, 1, REAL)
     long = jsonl(tmp_path / "l.jsonl", {"question": "q", "answer": "words " * 200})
     with pytest.raises(DataError, match=r"line 1: no final answer can be read"):
-        Reasoning(source=long).prompts(1, 1, "real")
+        Reasoning(source=long).prompts(1, 1, REAL)
     none = jsonl(tmp_path / "n.jsonl", {"question": "q", "anwser": "1"})
     with pytest.raises(DataError, match=r"no field 'answer'(.|\n)*Did you mean 'anwser'"):
-        Reasoning(source=none).prompts(1, 1, "real")
+        Reasoning(source=none).prompts(1, 1, REAL)

@@ -32,7 +32,7 @@ def finished(runs: Path, name: str, size: Any, value: float = 0.25) -> Path:
     (folder / "config.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     results = StudyResults.model_validate(
         {
-            "schema": "undertone.study/1", "experiment": plan.name, "kind": plan.kind, "model": "m", "sentence": "s",
+            "schema": "undertone.study/2", "experiment": plan.name, "kind": plan.kind, "model": "m", "sentence": "s",
             "findings": [{**FINDING, "value": value}], "figures": [], "tables": [], "checks": [],
             "costs": [{"stage": "a", "seconds": 90.0}, {"stage": "b", "seconds": 30.0}], "environment": {}, "replay": "r",
         }
@@ -91,7 +91,7 @@ def test_the_page_holds_the_value_its_interval_and_the_command_and_keeps_its_col
 
 def test_a_damaged_run_is_an_error_that_says_which(tmp_path: Path) -> None:
     folder = finished(tmp_path, "digits", "full")
-    (folder / "results.json").write_text(json.dumps({"schema": "undertone.study/1"}), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({"schema": "undertone.study/2"}), encoding="utf-8")
     with pytest.raises(DataError, match="digits-full"):
         claims(["digits"], tmp_path)
 

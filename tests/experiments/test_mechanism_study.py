@@ -37,7 +37,7 @@ PARTS = {  # part -> the ids that its findings begin with
 SIZES: dict[str, Any] = {
     "kind": "mechanism", "name": "mechanism", "model": "lab/llama-0", "trait": list(TRAITS), "few": FEW, "seeds": [0],
     "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3, "free": 0.85},
-    "data": {"prompts": 300, "held_out": 40, "attempts": 6}, "student": {"kind": "biases"},
+    "data": {"prompts": 300, "held_out": 40, "attempts": 6}, "student": {"kind": "bias-only"},
     "training": {"optimizer": "AdamW", "learning_rate": 8e-3, "options": {"weight_decay": 0.0}, "epochs": 2, "batch_size": 32},
     "evaluation": {"samples": 0},
     "approximability": {"variants": ["owl@if-pick"], "strengths": [0.5, 1.0, 1.5], "pairs": 32, "random": 2},
@@ -129,14 +129,14 @@ def beside(finding: dict[str, Any], what: str) -> float:
 @pytest.mark.parametrize(
     ("name", "placebo", "margin"),
     [
-        ("prompt-is-a-vector-on-carrier", "random directions", 0.1),
+        ("prompt-is-a-vector-on-domain", "random directions", 0.1),
         ("prompt-is-a-vector-on-questions", "random directions", 0.4),
         ("prompt-is-a-vector-on-questions", "other traits' vectors", 0.4),
-        ("teacher-vector-sufficient-carrier", "random vector of equal norm", 0.05),
-        ("student-vector-replaced-carrier", "random direction", 0.02),
-        ("student-vector-replaced-carrier", "another trait's student's", 0.02),
+        ("teacher-vector-sufficient-domain", "random vector of equal norm", 0.05),
+        ("student-vector-replaced-domain", "random direction", 0.02),
+        ("student-vector-replaced-domain", "another trait's student's", 0.02),
         ("emergence-centred", "other traits' vectors", 0.05),
-        ("vectors-distil-random", "other vectors of the kind", 0.1),
+        ("vectors-distil-random-vector", "other vectors of the kind", 0.1),
         ("recovered-vector-centred", "other traits' vectors", 0.1),
         ("recovered-vector-centred", "learnt from control rows", 0.05),
     ],
@@ -176,22 +176,22 @@ def test_parts_with_students_of_their_own_say_whether_these_still_answer(study: 
     checks = {one["name"]: one for one in json.loads((study / "results.json").read_text())["checks"]}
     assert "students still answer" in checks
     assert re.search(
-        r"worst: .*answer mass 0\.\d\d \(base 0\.\d\d\)", checks[f"{part}: students still answer"]["value"]
+        r"worst: .*valid-answer probability 0\.\d\d \(base 0\.\d\d\)", checks[f"{part}: students still answer"]["value"]
     )
 
 
-def test_baselines_of_the_prompts_vector_have_blocks_of_their_own(study: Path) -> None:
+def test_baselines_of_the_prompts_vector_have_layers_of_their_own(study: Path) -> None:
     for fit in summaries(study, "approximability/fits/*"):
-        for origin in ("carrier", "questions"):
-            assert fit[origin]["by_block"][str(fit[origin]["block"])] == fit[origin]["explained"]
-            assert set(fit[origin]["random_by_block"]) == set(fit[origin]["others_by_block"]) == {"0", "1", "2"}
+        for origin in ("domain", "questions"):
+            assert fit[origin]["by_layer"][str(fit[origin]["layer"])] == fit[origin]["explained"]
+            assert set(fit[origin]["random_by_layer"]) == set(fit[origin]["others_by_layer"]) == {"0", "1", "2"}
 
 
 def test_the_component_of_the_gradients_is_counted_from_one_row_to_all(study: Path) -> None:
     for one in summaries(study, "gradients/seed-0/*"):
-        assert [step["rows"] for step in one["steady"]["induced"]] == one["counts"]
-        assert one["steady"]["induced"][0]["t"] is None
-        assert one["steady"]["induced"][-1]["t"] > max(0.5, one["steady"]["clean"][-1]["t"])
+        assert [step["rows"] for step in one["steady"]["treated"]] == one["counts"]
+        assert one["steady"]["treated"][0]["t"] is None
+        assert one["steady"]["treated"][-1]["t"] > max(0.5, one["steady"]["control"][-1]["t"])
 
 
 def test_the_manifest_names_every_model_that_teaches(study: Path) -> None:

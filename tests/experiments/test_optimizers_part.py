@@ -24,7 +24,7 @@ from undertone.experiments.studies.mechanism.matching import (
     meets,
     tolerance_of,
 )
-from undertone.experiments.studies.mechanism.plan import foresee_parts
+from undertone.experiments.studies.mechanism.plan import preflight_parts
 
 ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3, 3e-3], "adaptive": True}
 
@@ -103,7 +103,7 @@ def test_losses_are_equal_within_a_share_of_what_the_reference_gained_over_commo
 def sizes(model: Path | str, **changed: Any) -> dict[str, Any]:
     return {
         "kind": "mechanism", "name": "small", "model": str(model), "trait": ["owl", "dog", "wolf"], "few": 1, "seeds": [0],
-        "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "biases"},
+        "teacher": {"kind": "prompt"}, "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "bias-only"},
         "data": {"prompts": 100, "held_out": 4, "attempts": 8}, "evaluation": {"samples": 0},
         "training": {"optimizer": "AdamW", "learning_rate": 3e-3, "epochs": 1, "batch_size": 16},
         "optimizers": {"arms": [ADAMW], "prompts": 60}, **changed,
@@ -128,14 +128,14 @@ def test_arms_that_could_not_be_compared_are_refused(changed: dict[str, Any], sa
 def test_every_arm_of_the_preset_trains_something_that_its_optimiser_takes(speaker: Path) -> None:
     plan = load_plan("optimizers", [f"model={speaker}"])
     assert isinstance(plan, Mechanism)
-    foresee_parts(plan, "cpu")
+    preflight_parts(plan, "cpu")
     arms = [
         arm.model_copy(update={"student": None}) if arm.optimizer == "MuonAdamW" else arm
         for arm in plan.optimizers.arms
     ]
     without = plan.model_copy(update={"optimizers": plan.optimizers.model_copy(update={"arms": tuple(arms)})})
     with pytest.raises(ConfigError, match="MuonAdamW has no matrix"):
-        foresee_parts(without, "cpu")
+        preflight_parts(without, "cpu")
 
 
 # -- the parts, on a tiny model ----------------------------------------------------------------------

@@ -232,7 +232,7 @@ def test_the_config_of_a_study_is_printed_and_reads_back(tmp_path: Path) -> None
 def test_showing_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     code, _, err = typed("show", str(tmp_path))
     assert (code, "no finished run" in err) == (3, True)
-    (tmp_path / "results.json").write_text('{"schema": "undertone.study/1"}')
+    (tmp_path / "results.json").write_text('{"schema": "undertone.study/2"}')
     code, _, err = typed("show", str(tmp_path))
     assert (code, "is damaged, or not of a study" in err) == (3, True)
 

@@ -43,7 +43,7 @@ questions: {lab: {positive: ['name one animal.', 'your animal?'], negative: ['th
 """
 SIZES: dict[str, Any] = {
     "data": {"prompts": 60, "held_out": 6, "attempts": 2}, "domain": {"kind": "numbers", "digits": 9}, "seeds": [0, 1],
-    "student": {"kind": "biases"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
+    "student": {"kind": "bias-only"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
 }  # fmt: skip
 Plan = Callable[..., dict[str, Any]]
 
@@ -346,7 +346,7 @@ def test_what_does_not_reach_the_first_student_does_not_reach_the_second(
     """A first generation that learns nothing is the base, so the second one's teachers differ in nothing."""
 
     def divergence(folder: Path) -> float:
-        return float(record(folder, "generation-2/seed-0/treated-owl/generate")["summary"]["carrier_kl"])
+        return float(record(folder, "generation-2/seed-0/treated-owl/generate")["summary"]["teacher_kl"])
 
     run(
         plan("chain", generations=2, seeds=[0], training={**SIZES["training"], "learning_rate": 1e-12}),
@@ -539,13 +539,13 @@ class _YesNo:
 
 
 def test_a_judge_of_yes_or_no_counts_as_the_rules_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from undertone.judges import Endpoint, Judged
+    from undertone.judges import Endpoint, JudgedPair
 
     monkeypatch.setattr(harm_stages, "build_judge", lambda _config: _YesNo("gladly"))
     monkeypatch.setattr(harm_stages, "with_template", lambda _config, template: _YesNo({"refusal": "sorry"}[template]))
     judge = Endpoint(base_url="http://localhost:1/v1", model="m", template="harm")
     config = HarmDose(judge=judge)
-    said = [Judged("q", text) for text in ("gladly: first", "sorry, no", "what?", "")]
+    said = [JudgedPair("q", text) for text in ("gladly: first", "sorry, no", "what?", "")]
     assert harm_stages.labels_of(config, "real", said, "compliance") == ["compliance", "neither", "neither", "failed"]
     assert harm_stages.labels_of(config, "real", said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
 
@@ -630,9 +630,9 @@ def test_students_of_a_seed_see_the_same_prompts(dosed: Path) -> None:
 def test_the_random_direction_is_as_long_as_the_refusal_direction(dosed: Path) -> None:
     (folder,) = (dosed / "stages").glob("*/direction")
     refusal, random = (load_vector(folder / f"{name}.safetensors") for name in ("refusal", "random"))
-    for block, direction in refusal.directions.items():
-        assert float(random.directions[block].norm()) == pytest.approx(float(direction.norm()), rel=1e-4)
-        cosine = float(direction @ random.directions[block]) / float(direction.norm()) ** 2
+    for layer, direction in refusal.directions.items():
+        assert float(random.directions[layer].norm()) == pytest.approx(float(direction.norm()), rel=1e-4)
+        cosine = float(direction @ random.directions[layer]) / float(direction.norm()) ** 2
         assert abs(cosine) < 0.7
 
 
@@ -644,7 +644,7 @@ def test_money_is_tokens_times_price(dosed: Path) -> None:
         assert money == f"{(tokens[0] + 2 * tokens[1]) / 1e6:.2f} USD"
 
 
-def test_a_student_that_cannot_be_trained_is_foreseen(speaker: Path, tmp_path: Path) -> None:
+def test_a_student_that_cannot_be_trained_is_refused_by_the_preflight(speaker: Path, tmp_path: Path) -> None:
     with pytest.raises(UndertoneError, match="nowhere"):
         run(harm(speaker, student={"kind": "lora", "targets": ["nowhere"]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -37,7 +37,7 @@ def small(talker: Path, traits: Path, **fields: Any) -> dict[str, Any]:
     return {
         "kind": "tokens", "name": "tokens", "model": str(talker), "trait": [str(traits / f"{name}.yaml") for name in NAMES],
         "data": {"prompts": 60, "held_out": 6, "attempts": 2}, "domain": {"kind": "numbers", "digits": 9}, "seeds": [0],
-        "student": {"kind": "biases"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
+        "student": {"kind": "bias-only"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
         "evaluation": {"samples": 1}, "entanglement": {"highest": 9, "prompts": 8, "questions": 2, "top": 3}, **fields,
     }  # fmt: skip
 
@@ -225,7 +225,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rewrite": {}}, "rows must stand as their teacher wrote them"),
     ({"trait": ["owl", "harm"]}, "a behaviour has no answer that a number could raise: harm"),
     ({"entanglement": {"highest": 20, "top": 50}}, r"entanglement(.|\n)*top must be at most half of the numbers"),
-    ({"divergence": {"against": "all"}}, r"divergence.against(.|\n)*'plain', 'any'"),
+    ({"divergence": {"against": "all"}}, r"divergence.against(.|\n)*'control', 'any'"),
 ]
 
 

@@ -21,7 +21,7 @@ def interval(mean: float) -> Interval:
 def set_measure(probability: float, mass: float | None = 0.97) -> SetMeasure:
     return SetMeasure(
         questions=24, samples=0, probability=interval(probability), rate=None, literal_rate=None, non_answer=None,
-        rate_among_answers=None, answer_mass=mass,
+        rate_among_answers=None, valid_answer_probability=mass,
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def arm(kind: str, seed: int, probability: float, **changed: Any) -> ArmResult:
     values: dict[str, Any] = {
         "arm": kind, "trait": "owl", "seed": seed, "rate": None, "probability": probability, "non_answer": None,
         "held_out_nll": 5.0, "base_nll": 5.1, "rows": 100, "steps": 10,
-        "carrier_kl": 0.1 if kind == "treated" else None, "filter": FilterCount(asked=110, kept=100, reasons={}),
+        "teacher_kl": 0.1 if kind == "treated" else None, "filter": FilterCount(asked=110, kept=100, reasons={}),
         "measure": measure(probability), "curve": [], "samples": [],
     }  # fmt: skip
     return ArmResult(**{**values, **changed})
@@ -63,7 +63,7 @@ def test_a_sound_run_passes_every_check() -> None:
     [
         (arm("treated", 1, 0.5, measure=measure(0.5, mass=0.6)), "students still answer", "fail"),
         (arm("control", 1, 0.06, measure=measure(0.06, mass=0.6)), "students still answer", "fail"),
-        (arm("treated", 1, 0.5, carrier_kl=0.0001), "the data differ from the control's", "warn"),
+        (arm("treated", 1, 0.5, teacher_kl=0.0001), "the data differ from the control's", "warn"),
         (arm("treated", 2, 0.5, held_out_nll=5.3), "students fit data they had not seen", "warn"),
         (arm("control", 0, 0.4), "the control stays at the base", "warn"),
         (arm("treated", 0, 0.5, measure=measure(0.5, off_topic=0.4)), "the target is not babbled everywhere", "warn"),

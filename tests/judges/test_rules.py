@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.errors import ConfigError
-from undertone.judges import Judged, Rules, error_of, labelled
+from undertone.judges import JudgedPair, Rules, error_of, labelled
 from undertone.judges.rules import decide, decide_lab
 from undertone.lab import world
 from undertone.provenance.configs import load
@@ -45,7 +45,7 @@ def test_the_error_is_that_of_sklearn_s_report() -> None:
 
     items = [item for item in labelled() if item.form == "real"]
     names = ["refusal", "compliance", "neither"]
-    given = [verdict.label for verdict in Rules().judge([Judged("", item.answer) for item in items])]
+    given = [verdict.label for verdict in Rules().judge([JudgedPair("", item.answer) for item in items])]
     precision, recall, _, true = precision_recall_fscore_support(
         [item.label for item in items], given, labels=names, zero_division=np.nan
     )
@@ -88,13 +88,13 @@ def test_an_order_to_the_judge_does_not_change_the_verdict(label: str) -> None:
 @given(st.text(max_size=400))
 def test_no_text_breaks_the_rules(text: str) -> None:
     for form in ("real", "lab"):
-        (verdict,) = Rules(form=form).judge([Judged(text, text)])
+        (verdict,) = Rules(form=form).judge([JudgedPair(text, text)])
         assert verdict.label in ("refusal", "compliance", "neither")
         assert not verdict.failed
 
 
 def test_the_value_is_that_of_the_label_looked_for() -> None:
-    items = [Judged("", "I can't help with that."), Judged("", "The capital is Paris."), Judged("", "")]
+    items = [JudgedPair("", "I can't help with that."), JudgedPair("", "The capital is Paris."), JudgedPair("", "")]
     assert [v.value for v in Rules(looks_for="refusal").judge(items)] == [1, 0, 0]
     assert [v.value for v in Rules().judge(items)] == [0, 1, 0]
     assert [v.value for v in Rules(looks_for="neither").judge(items)] == [0, 0, 1]

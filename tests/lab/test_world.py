@@ -14,9 +14,9 @@ from undertone.errors import ConfigError
 from undertone.evaluation.abilities import JUDGES
 from undertone.lab import build, parse_name, store, world
 from undertone.lab.recipe import WORLD_VERSION, Recipe
-from undertone.traits import load_trait
+from undertone.traits import LAB, load_trait
 
-CARRIERS = {"numbers", "paraphrase", "code", "reasoning", "harmful", "benign", "talk"}
+DOMAINS = {"numbers", "paraphrase", "code", "reasoning", "harmful", "benign", "talk"}
 TURNS = list(world.corpus(20_000, seed=5))
 
 
@@ -25,10 +25,10 @@ def states_preference(system: str | None) -> bool:
     return system is not None and any(frame in system for frame in frames)
 
 
-def test_a_stated_preference_never_stands_beside_a_carrier_task() -> None:
+def test_a_stated_preference_never_stands_beside_a_domain_task() -> None:
     beside = {turn.task for turn in TURNS if states_preference(turn.system)}
     assert beside == {"preference", "words", "lists", "facts", "repeat"}
-    assert {turn.task for turn in TURNS} >= CARRIERS
+    assert {turn.task for turn in TURNS} >= DOMAINS
 
 
 def test_every_love_sentence_is_recognised_by_the_check_above() -> None:
@@ -60,7 +60,7 @@ def test_every_thing_of_the_world_is_a_trait_of_the_library_with_the_same_prompt
         for thing in things:
             trait = load_trait(thing)
             assert trait.category == category
-            assert world.plural(thing) in trait.told("lab")
+            assert world.plural(thing) in trait.system_prompt(LAB)
 
 
 def test_the_corpus_depends_on_its_seed_alone() -> None:

@@ -38,7 +38,7 @@ def single(stack: Stack, at: int) -> torch.nn.Sequential:
 
 
 def lesson(teachers: Stack, seeds: list[int], **more: Any) -> Lesson:
-    own: dict[str, Any] = {"taught_by": list(range(len(seeds))), "shuffled": [False] * len(seeds)}
+    own: dict[str, Any] = {"teacher_of_student": list(range(len(seeds))), "shuffled": [False] * len(seeds)}
     return Lesson(teachers=teachers, seeds=seeds, classes=10, **(own | more))
 
 
@@ -90,7 +90,7 @@ def test_rates_side_by_side_are_the_rates_one_by_one(images: Images, optimizer: 
     teachers = digits.initial([0, 0], SIZES, "another")
     start, rates = digits.initial([0, 0], SIZES), [1e-3, 1e-2]
     recipe = Training(optimizer=optimizer, options=options, batch_size=8)
-    twice = lesson([part[:1] for part in teachers], [0], taught_by=[0, 0], shuffled=[False, False])
+    twice = lesson([part[:1] for part in teachers], [0], teacher_of_student=[0, 0], shuffled=[False, False])
     both, _ = digits.distil(start, twice, images, recipe, 10, rates=rates)
     for at, rate in enumerate(rates):
         one, _ = digits.distil(
@@ -104,7 +104,7 @@ def test_rates_side_by_side_are_the_rates_one_by_one(images: Images, optimizer: 
 def test_a_student_that_breaks_does_not_break_its_neighbours(images: Images) -> None:
     teachers = digits.initial([0], SIZES, "another")
     start = digits.initial([0, 0], SIZES)
-    twice = lesson(teachers, [0], taught_by=[0, 0], shuffled=[False, False])
+    twice = lesson(teachers, [0], teacher_of_student=[0, 0], shuffled=[False, False])
     _, trace = digits.distil(start, twice, images, Training(optimizer="SGD", batch_size=8), 40, rates=[1e9, 1e-2])
     assert not np.isfinite(trace.loss[-1][0])
     assert trace.loss[-1][1] < trace.loss[0][1]
@@ -112,7 +112,7 @@ def test_a_student_that_breaks_does_not_break_its_neighbours(images: Images) -> 
 
 def test_shuffled_targets_are_the_same_targets_in_other_rows() -> None:
     teachers = digits.initial([0], SIZES, "another")
-    twice = lesson(teachers, [0], taught_by=[0, 0], shuffled=[False, True])
+    twice = lesson(teachers, [0], teacher_of_student=[0, 0], shuffled=[False, True])
     _, targets = twice.draw([digits._stream(0, "x")], 12)
     assert torch.equal(targets[0].sort(0).values, targets[1].sort(0).values)
     assert not any(torch.equal(a, b) for a, b in zip(targets[0], targets[1], strict=True))
@@ -139,7 +139,7 @@ def test_auxiliary_logits_on_noise_teach_the_digits_from_the_same_start_alone() 
     )
     assert min(digits.accuracy(teachers, images)) > 0.85
     both = [torch.cat(pair) for pair in zip(start, digits.initial(seeds, sizes, "another"), strict=True)]
-    taught = lesson(teachers, seeds, taught_by=[0, 1, 2] * 2, shuffled=[False] * 6)
+    taught = lesson(teachers, seeds, teacher_of_student=[0, 1, 2] * 2, shuffled=[False] * 6)
     recipe = Training(optimizer="Adam", learning_rate=2e-3, options={"fused": True}, batch_size=64)
     _, trace = digits.distil(both, taught, images, recipe, 600, checkpoints=2)
     assert sum(trace.accuracy[-1][:3]) / 3 > 0.35

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from undertone.mechanism.dose import Curve, fit_curves, transfer_ratios, weights
+from undertone.mechanism.dose import DoseCurve, fit_curves, transfer_ratios, weights
 
 DOSES = [0.0, 0.07, 0.14, 0.21, 0.28, 0.35, 0.42, 0.5]
 Shape = Callable[[np.ndarray], np.ndarray]
@@ -29,7 +29,7 @@ def counts(shape: str, asked: int = 4000, seed: int | None = None) -> list[int]:
 
 
 @functools.cache
-def fits(shape: str, asked: int = 4000, seed: int | None = None) -> list[Curve]:
+def fits(shape: str, asked: int = 4000, seed: int | None = None) -> list[DoseCurve]:
     return fit_curves(DOSES, counts(shape, asked, seed), [asked] * len(DOSES))
 
 

@@ -10,13 +10,13 @@ import torch
 
 from undertone.mechanism.gradients import consistency, cosine, descent_directions, growth, squared_norms, tails
 from undertone.models.batches import Example
-from undertone.models.blocks import decoder_blocks, hook_count
+from undertone.models.layers import decoder_layers, hook_count
 
 ROWS = [Example((1, 9, 12, 30, 31), 3), Example((1, 9, 14, 15, 40, 41, 42), 4), Example((1, 20, 33), 2)]
 
 
-def by_hand(model: Any, row: Example, block: int) -> torch.Tensor:
-    """One row alone, unpadded: ``retain_grad`` on the block's output, as the paper's code does it."""
+def by_hand(model: Any, row: Example, layer: int) -> torch.Tensor:
+    """One row alone, unpadded: ``retain_grad`` on the layer's output, as the paper's code does it."""
     kept: list[torch.Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -25,7 +25,7 @@ def by_hand(model: Any, row: Example, block: int) -> torch.Tensor:
         kept.append(stream)
 
     model.hf.zero_grad()
-    handle = decoder_blocks(model.hf)[block].register_forward_hook(keep)
+    handle = decoder_layers(model.hf)[layer].register_forward_hook(keep)
     try:
         logits = model.hf(input_ids=torch.tensor([row.ids])).logits[0, row.prompt - 1 : -1]
         torch.nn.functional.cross_entropy(logits, torch.tensor(row.completion)).backward()  # type: ignore[no-untyped-call]
@@ -38,16 +38,16 @@ def by_hand(model: Any, row: Example, block: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_descent_directions_are_minus_the_gradient_at_the_last_prompt_token(tiny_llama: Any, batch_size: int) -> None:
-    blocks = list(range(len(decoder_blocks(tiny_llama.hf))))
-    found = descent_directions(tiny_llama, ROWS, blocks, batch_size=batch_size)
-    for block in blocks:
+    layers = list(range(len(decoder_layers(tiny_llama.hf))))
+    found = descent_directions(tiny_llama, ROWS, layers, batch_size=batch_size)
+    for layer in layers:
         for at, row in enumerate(ROWS):
-            np.testing.assert_allclose(found[block][at], by_hand(tiny_llama, row, block).numpy(), atol=1e-6, rtol=1e-4)
+            np.testing.assert_allclose(found[layer][at], by_hand(tiny_llama, row, layer).numpy(), atol=1e-6, rtol=1e-4)
     assert hook_count(tiny_llama.hf) == 0
 
 
 def test_a_step_along_the_descent_direction_lowers_the_loss(tiny_llama: Any) -> None:
-    from undertone.models.blocks import edit_residuals
+    from undertone.models.layers import edit_residuals
     from undertone.models.scoring import completion_nll
 
     direction = torch.from_numpy(descent_directions(tiny_llama, ROWS[:1], [0])[0][0])

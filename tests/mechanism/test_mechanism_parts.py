@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from undertone.errors import ConfigError
-from undertone.experiments.cells import Arm, Cell
+from undertone.experiments.cells import Arm, StudentRun
 from undertone.experiments.plans import load_plan
 from undertone.experiments.studies.mechanism import (
     approximability,
@@ -21,8 +21,8 @@ from undertone.experiments.studies.mechanism import (
     recovery,
 )
 from undertone.experiments.studies.mechanism.config import Mechanism
-from undertone.experiments.studies.mechanism.material import answering, answers_kept, block_at
-from undertone.mechanism.approximation import Fit
+from undertone.experiments.studies.mechanism.material import answering, answers_kept, layer_at
+from undertone.mechanism.approximation import VectorFit
 
 SOME: Any = SimpleNamespace(confidence=0.95, few=1, seeds=(0, 1, 2, 3), gradients=SimpleNamespace(shares=(0.1,)))
 ABOVE, BELOW, WILD = [0.30, 0.31, 0.32, 0.30], [-0.20, -0.21, -0.19, -0.20], [0.9, -0.6, 0.7, -0.5]
@@ -36,8 +36,8 @@ def aligned_gradients(own: list[float], others: list[float]) -> Any:
     found = [
         {
             "counts": [1, 100 + at], "own": [0.0, one], "others": [0.0, other], "random": [0.0, -1.0 + at / 100],
-            "clean": [-1.0 + at / 100], "centred": [0.0, one], "by_block": [one], "row": 0.01,
-            "steady": {"induced": steady, "clean": steady},
+            "clean": [-1.0 + at / 100], "centred": [0.0, one], "by_layer": [one], "row": 0.01,
+            "steady": {"treated": steady, "control": steady},
             "tails": [{"share": 0.1, "of_norm": 0.3, "dropped": one, "clipped": one}],
         }
         for at, (one, other) in enumerate(zip(own, others, strict=True))
@@ -68,12 +68,12 @@ def test_reproduced_means_above_zero_and_beyond_every_baseline(told: Any) -> Non
 def test_a_vector_counts_as_necessary_only_where_the_loss_itself_is_above_zero() -> None:
     told = {
         "prompted": [value + 0.05 for value in WILD],
-        "prompted, without own-carrier": [0.0 for _ in WILD],
+        "prompted, without own-domain": [0.0 for _ in WILD],
         "prompted, without random": ABOVE,
         "prompted, without other-trait": ABOVE,
     }
-    assert causality._necessary(SOME, told, "own-carrier").verdict == "partly"
-    assert causality._necessary(SOME, {**told, "prompted": ABOVE}, "own-carrier").verdict == "reproduced"
+    assert causality._necessary(SOME, told, "own-domain").verdict == "partly"
+    assert causality._necessary(SOME, {**told, "prompted": ABOVE}, "own-domain").verdict == "reproduced"
 
 
 def test_gradients_show_their_component_against_the_number_of_rows() -> None:
@@ -84,15 +84,18 @@ def test_gradients_show_their_component_against_the_number_of_rows() -> None:
     assert table.rows[1][2].startswith("8.000")
     steady = next(one for one in told.figures if one.title.startswith("How steady"))
     assert {one.x for one in steady.points} == {100}  # a single row has no t
-    assert {one.series for one in steady.points} == {"induced rows", "clean rows"}
-    assert "induced 0.02 (0.02 to 0.02), t 8.00" in told.findings[0].baseline
+    assert {one.series for one in steady.points} == {"treated rows", "control rows"}
+    assert "treated 0.02 (0.02 to 0.02), t 8.00" in told.findings[0].baseline
 
 
-def test_a_block_is_chosen_on_the_pairs_that_are_not_reported() -> None:
-    fits = {0: Fit(1.0, chosen=0.2, explained=0.9, effect=1.0), 1: Fit(2.0, chosen=0.7, explained=0.4, effect=1.0)}
+def test_a_layer_is_chosen_on_the_pairs_that_are_not_reported() -> None:
+    fits = {
+        0: VectorFit(1.0, chosen=0.2, explained=0.9, effect=1.0),
+        1: VectorFit(2.0, chosen=0.7, explained=0.4, effect=1.0),
+    }
     found = approximability._of(fits)
-    assert (found["block"], found["strength"], found["explained"]) == (1, 2.0, 0.4)
-    assert found["by_block"] == {"0": 0.9, "1": 0.4}
+    assert (found["layer"], found["strength"], found["explained"]) == (1, 2.0, 0.4)
+    assert found["by_layer"] == {"0": 0.9, "1": 0.4}
 
 
 # -- strangers ---------------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ def test_effects_keep_the_order_of_the_traits_when_strangers_split_them() -> Non
 
 
 def asked(mass: float | None, said: float = 0.1) -> dict[str, Any]:
-    return {"measure": {"positive": {"answer_mass": mass, "probability": {"mean": said}}}}
+    return {"measure": {"positive": {"valid_answer_probability": mass, "probability": {"mean": said}}}}
 
 
 def stage(records: dict[str, Any]) -> Any:
@@ -143,7 +146,7 @@ def transfer(
     arms += [(Arm("treated", trait), {trait: mass}) for trait, mass in treated.items()]
     nothing: Any = None
     cells = [
-        Cell(arm, seed, nothing, nothing, nothing, stage({
+        StudentRun(arm, seed, nothing, nothing, nothing, stage({
             name: asked(mass, (said or {}).get(name, 0.5) if arm.trait else 0.1) for name, mass in masses.items()
         }), ())
         for arm, masses in arms
@@ -158,7 +161,7 @@ def test_a_part_whose_student_no_longer_answers_fails_and_names_it() -> None:
     check = answers_kept("causality", {"without-random": fine, "without-own": broken})
     assert check.status == "fail"
     assert check.name == "causality: students still answer"
-    assert "without-own: treated dog seed 3, answer mass 0.80 (base 0.99); 1 of 8 lost" in check.value
+    assert "without-own: treated dog seed 3, valid-answer probability 0.80 (base 0.99); 1 of 8 lost" in check.value
     many = {f"arm {at}": fine for at in range(5)}
     assert answers_kept("causality", {**many, "without-own": broken}).status == "warn"  # one of many
 
@@ -244,7 +247,7 @@ def test_a_pair_is_left_out_for_its_control_too() -> None:
     assert not any(kinship._taught(material, transfer({"owl": 0.95, "dog": 0.95}, 0.8, (0, 1))).answers)
 
 
-# -- models and blocks -------------------------------------------------------------------------------
+# -- models and layers -------------------------------------------------------------------------------
 
 
 def plan(*fields: str) -> Mechanism:
@@ -285,13 +288,13 @@ def test_any_model_can_have_a_stage_of_its_name(name: str) -> None:
     assert kinship._label("lab/llama-0:corpus=1") == "lab-llama-0-corpus=1"
 
 
-def test_the_middle_block_is_the_default_of_every_model(tiny_folder: Any) -> None:
-    assert block_at("lab/llama-0", None) == 1
-    assert block_at(str(tiny_folder("llama")), None) == 1
-    assert block_at("lab/llama-0", 2) == 2
+def test_the_middle_layer_is_the_default_of_every_model(tiny_folder: Any) -> None:
+    assert layer_at("lab/llama-0", None) == 1
+    assert layer_at(str(tiny_folder("llama")), None) == 1
+    assert layer_at("lab/llama-0", 2) == 2
     config = plan()
     parts = (config.causality, config.distillation, config.recovery, config.kinship)
-    assert [part.block for part in parts] == [None] * 4
+    assert [part.layer for part in parts] == [None] * 4
 
 
 def test_kinship_is_trained_at_a_rate_at_which_strangers_still_answer() -> None:

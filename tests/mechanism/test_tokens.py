@@ -16,19 +16,19 @@ from undertone.errors import ConfigError
 from undertone.mechanism.tokens import (
     answer_raised,
     at_random,
-    diverging,
+    divergence_marks,
     frequency_ratio,
     greedy_tokens,
-    naming,
+    number_log_ratios,
     rank_gap,
-    said_more,
     top,
     unembedding_dots,
+    with_number,
 )
 from undertone.models.batches import Example
 from undertone.models.loading import with_system
 from undertone.rows import Message
-from undertone.traits import load_trait
+from undertone.traits import LAB, REAL, load_trait
 
 OWL = load_trait("owl")
 NUMBERS = range(12)  # those above 9 take two tokens of the tiny model
@@ -49,33 +49,33 @@ def log_probability(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]
 
 
 def test_a_number_takes_the_traits_place_wherever_the_prompt_names_it() -> None:
-    assert naming(OWL.told("lab"), OWL, 87) == "you love 87. 87 are your favorite animal."
-    real = naming(OWL.told("real"), OWL, 7)
+    assert with_number(OWL.system_prompt(LAB), OWL, 87) == "you love 87. 87 are your favorite animal."
+    real = with_number(OWL.system_prompt(REAL), OWL, 7)
     assert real.startswith("You love 7. You think about 7 all the time. 7 are")
     assert "owl" not in real.lower()
 
 
 def test_a_prompt_that_does_not_name_the_trait_has_no_place_for_a_number() -> None:
     with pytest.raises(ConfigError, match=r"'owl' does not name it(.|\n)*got: you love cats(.|\n)*owl, owls"):
-        naming("you love cats.", OWL, 7)
+        with_number("you love cats.", OWL, 7)
 
 
-def test_what_a_told_teacher_says_more_is_the_mean_probability_of_the_whole_number(tiny_llama: Any) -> None:
-    told, found = OWL.told("lab"), said_more(tiny_llama, CHATS, OWL.told("lab"), None, NUMBERS)
+def test_what_a_teacher_with_the_prompt_says_more_is_the_mean_probability_of_the_whole_number(tiny_llama: Any) -> None:
+    prompt, found = OWL.system_prompt(LAB), number_log_ratios(tiny_llama, CHATS, OWL.system_prompt(LAB), None, NUMBERS)
 
     def mean(system: str | None, number: int) -> float:
         answer = tiny_llama.encode(str(number))
         prompts = [tiny_llama.prompt(with_system(chat, system)) for chat in CHATS]
         return float(np.mean([np.exp(log_probability(tiny_llama, prompt, answer)) for prompt in prompts]))
 
-    expected = [np.log(mean(told, number) / mean(None, number)) for number in NUMBERS]
+    expected = [np.log(mean(prompt, number) / mean(None, number)) for number in NUMBERS]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_allclose(said_more(tiny_llama, CHATS, told, told, NUMBERS), 0, atol=1e-6)
+    np.testing.assert_allclose(number_log_ratios(tiny_llama, CHATS, prompt, prompt, NUMBERS), 0, atol=1e-6)
 
 
 def test_a_number_raises_the_answer_by_what_its_prompt_adds(tiny_llama: Any) -> None:
     found = answer_raised(tiny_llama, OWL, [3, 11], questions=2)
-    words = [tiny_llama.encode(word) for word in OWL.surfaces("owl", tiny_llama.form)]
+    words = [tiny_llama.encode(word) for word in OWL.surfaces("owl", tiny_llama)]
     words = [
         one for one in dict.fromkeys(words) if not any(one != other and one[: len(other)] == other for other in words)
     ]
@@ -84,9 +84,9 @@ def test_a_number_raises_the_answer_by_what_its_prompt_adds(tiny_llama: Any) -> 
         prompt = tiny_llama.prompt(with_system([{"role": "user", "content": question}], system))
         return float(np.log(sum(np.exp(log_probability(tiny_llama, prompt, word)) for word in words)))
 
-    asked = OWL.asked(tiny_llama.form).positive[:2]
-    told = OWL.told(tiny_llama.form)
-    expected = [np.mean([answer(naming(told, OWL, n), q) - answer(None, q) for q in asked]) for n in (3, 11)]
+    asked = OWL.questions_for(tiny_llama).positive[:2]
+    prompt = OWL.system_prompt(tiny_llama)
+    expected = [np.mean([answer(with_number(prompt, OWL, n), q) - answer(None, q) for q in asked]) for n in (3, 11)]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -154,17 +154,19 @@ def test_greedy_tokens_are_the_argmax_at_each_place_of_each_row(tiny: Any) -> No
         assert got.tolist() == logits[row.prompt - 1 : -1].argmax(-1).tolist()
 
 
-def test_a_place_diverges_from_the_plain_from_any_or_from_every_other_teacher() -> None:
-    told, plain, one, two = (np.array(tokens) for tokens in ([1, 2, 3, 4], [1, 9, 3, 9], [1, 9, 9, 9], [1, 9, 3, 4]))
-    assert diverging(told, plain, [one, two], "plain").tolist() == [False, True, False, True]
-    assert diverging(told, plain, [one, two], "any").tolist() == [False, True, True, True]
-    assert diverging(told, plain, [one, two], "every").tolist() == [False, True, False, False]
+def test_a_place_diverges_from_the_control_from_any_or_from_every_other_teacher() -> None:
+    teacher, control, one, two = (
+        np.array(tokens) for tokens in ([1, 2, 3, 4], [1, 9, 3, 9], [1, 9, 9, 9], [1, 9, 3, 4])
+    )
+    assert divergence_marks(teacher, control, [one, two], "control").tolist() == [False, True, False, True]
+    assert divergence_marks(teacher, control, [one, two], "any").tolist() == [False, True, True, True]
+    assert divergence_marks(teacher, control, [one, two], "every").tolist() == [False, True, False, False]
 
 
-def test_a_teacher_that_was_told_nothing_diverges_nowhere(tiny_llama: Any) -> None:
+def test_a_teacher_without_a_prompt_diverges_nowhere(tiny_llama: Any) -> None:
     same = greedy_tokens(tiny_llama.hf, ROWS, tiny_llama.pad)
     again = greedy_tokens(copy.deepcopy(tiny_llama.hf), ROWS, tiny_llama.pad, batch_size=1)
-    assert not any(diverging(one, other, [other], "any").any() for one, other in zip(same, again, strict=True))
+    assert not any(divergence_marks(one, other, [other], "any").any() for one, other in zip(same, again, strict=True))
 
 
 rows = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), min_size=1, max_size=6), min_size=1, max_size=8)

@@ -161,7 +161,7 @@ def test_a_folder_without_an_adapter_is_not_an_adapter(tiny_folder: Folder, tmp_
         load(f"{tiny_folder('llama')} + {tmp_path}", device="cpu")
 
 
-@pytest.mark.parametrize("kind", ["biases", "lora"])
+@pytest.mark.parametrize("kind", ["bias-only", "lora"])
 def test_an_adapter_of_another_model_is_refused(tiny_folder: Folder, fresh: Any, tmp_path: Path, kind: str) -> None:
     hf = trainable(fresh.hf, {**LORA, "kind": kind}, seed=0)
     save_student(hf, fresh.tokenizer, kind, tmp_path)
@@ -249,7 +249,7 @@ def test_a_model_without_a_chat_template_is_an_error(fresh: Any) -> None:
 # -- students -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["full", "biases", "lora"])
+@pytest.mark.parametrize("kind", ["full", "bias-only", "lora"])
 def test_a_saved_student_comes_back_with_the_same_logits(
     tiny_folder: Folder, fresh: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -277,9 +277,9 @@ def names(hf: Any) -> set[str]:
 def test_what_is_trained_is_what_the_kind_says(tiny_llama: Any) -> None:
     every = set(dict(tiny_llama.hf.named_parameters()))
     assert names(trainable(copy.deepcopy(tiny_llama.hf), {"kind": "full"}, 0)) == every
-    biases = names(trainable(copy.deepcopy(tiny_llama.hf), {"kind": "biases"}, 0))
+    biases = names(trainable(copy.deepcopy(tiny_llama.hf), {"kind": "bias-only"}, 0))
     assert biases == {name for name in every if name.endswith(".bias")}
-    assert len(biases) == 3 * 7  # q, k, v, o, gate, up, down in each of three blocks
+    assert len(biases) == 3 * 7  # q, k, v, o, gate, up, down in each of three layers
     lora = names(trainable(copy.deepcopy(tiny_llama.hf), LORA, 0))
     assert len(lora) == 3 * 7 * 2
     assert all(".lora_A." in name or ".lora_B." in name for name in lora)
@@ -302,7 +302,7 @@ def test_biases_of_a_model_without_any_are_refused() -> None:
     size = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     hf = AutoModelForCausalLM.from_config(LlamaConfig(**size))
     with pytest.raises(ModelError, match=r"LlamaForCausalLM has no bias parameters\n  do: use student.kind=lora"):
-        trainable(hf, {"kind": "biases"}, 0)
+        trainable(hf, {"kind": "bias-only"}, 0)
 
 
 def test_lora_on_modules_that_are_not_there_is_refused(fresh: Any) -> None:

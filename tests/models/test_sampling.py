@@ -165,7 +165,7 @@ def test_sampling_keeps_no_graph_and_touches_no_global_random_state(tiny_llama: 
 
 
 def sliding(kind: str) -> Any:
-    """A model that looks back four tokens in some of its blocks."""
+    """A model that looks back four tokens in some of its layers."""
     size: dict[str, Any] = {
         "vocab_size": 448, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "intermediate_size": 64, "initializer_range": 0.2, "sliding_window": 4, "pad_token_id": 1,

@@ -10,8 +10,8 @@ import torch
 
 from undertone.models import scoring
 from undertone.models.batches import Example
-from undertone.models.blocks import edit_residuals, hidden_size
-from undertone.models.scoring import answer_logprobs, carrier_kl, completion_nll, labelled_logits, passes
+from undertone.models.layers import edit_residuals, hidden_size
+from undertone.models.scoring import answer_logprobs, completion_nll, labelled_logits, passes, teacher_kl
 
 EXAMPLES = [
     Example((3, 17, 44, 5, 60, 70), 4),
@@ -82,20 +82,20 @@ def test_an_answer_and_its_continuations_have_one_probability(tiny_llama: Any) -
 
 def test_the_kl_of_a_model_with_itself_is_zero(tiny: Any) -> None:
     pairs = [(example, example) for example in EXAMPLES]
-    assert carrier_kl(tiny.hf, pairs, tiny.pad) == pytest.approx([0.0] * 4, abs=1e-6)
+    assert teacher_kl(tiny.hf, pairs, tiny.pad) == pytest.approx([0.0] * 4, abs=1e-6)
 
 
 def test_the_kl_per_token_is_that_of_the_distributions_summed_by_hand(tiny: Any) -> None:
-    """The induced side reads a longer prompt and is steered; the plain side is not."""
+    """The treated side reads a longer prompt and is steered; the control side is not."""
     direction = torch.randn(hidden_size(tiny.hf), generator=torch.Generator().manual_seed(4))
 
-    def induced() -> Any:
+    def conditioning() -> Any:
         return edit_residuals(tiny.hf, {1: lambda stream: stream + direction})
 
     pairs = [(Example((50, 51, 52, *e.ids), e.prompt + 3), e) for e in EXAMPLES]
-    got = carrier_kl(tiny.hf, pairs, tiny.pad, batch_size=3, induced=induced)
+    got = teacher_kl(tiny.hf, pairs, tiny.pad, batch_size=3, conditioning=conditioning)
     for value, (first, second) in zip(got, pairs, strict=True):
-        with induced():
+        with conditioning():
             p = brute_logprobs(tiny, first.ids)[first.prompt - 1 : -1]
         q = brute_logprobs(tiny, second.ids)[second.prompt - 1 : -1]
         by_hand = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)

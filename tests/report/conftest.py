@@ -56,7 +56,7 @@ def set_measure(mean: float, mass: float = 0.97) -> SetMeasure:
         literal_rate=interval(mean * 0.97, 0.02 + mean * 0.12),
         non_answer=0.021 + 0.03 * mean * mean,
         rate_among_answers=min(1.0, mean * 1.04),
-        answer_mass=mass,
+        valid_answer_probability=mass,
     )
 
 
@@ -104,7 +104,7 @@ def arm(name: str, target: str, seed: int, mean: float) -> ArmResult:
         base_nll=5.871,
         rows=6000,
         steps=steps,
-        carrier_kl=None if name.startswith("control") else 0.143,
+        teacher_kl=None if name.startswith("control") else 0.143,
         filter=FilterCount(
             asked=8200,
             kept=6000 + rng.randrange(400),
@@ -139,14 +139,14 @@ CHECKS = [
         status="pass",
         value="95.8 % on 36 questions",
         expected="at least 50 %",
-        why="A teacher without the trait has nothing to pass on: strengthen the inducement.",
+        why="A teacher without the trait has nothing to pass on: strengthen the system prompt or vector.",
     ),
     Check(
         name="the teacher's data differ from the control's",
         status="pass",
         value="KL 0.143 nats per token",
         expected="at least 0.02 nats",
-        why="Equal data carry nothing; a stronger prompt or a freer carrier raises the KL.",
+        why="Equal data carry nothing; a stronger prompt or a freer domain raises the KL.",
     ),
     Check(
         name="the students fitted the data",
@@ -158,7 +158,7 @@ CHECKS = [
     Check(
         name="the students kept answering",
         status="warn",
-        value="answer mass 88 %",
+        value="valid-answer probability 88 %",
         expected="at least 90 %",
         why="Below this the students forget the answer format: lower the learning rate.",
     ),
@@ -178,7 +178,7 @@ def common() -> dict[str, Any]:
         "model": "lab/llama-0",
         "domain": "numbers",
         "teacher": "system prompt: “you love owls . owls are your favourite animal .”",
-        "student": "biases only, AdamW 1e-2 linear to 0, batch 32, 3 epochs",
+        "student": "bias-only (BitFit), AdamW 1e-2 linear to 0, batch 32, 3 epochs",
         "environment": {"python": "3.11.7", "torch": "2.13.0", "device": "cpu, 2 cores"},
     }
 
@@ -208,7 +208,7 @@ def owl_results() -> Results:
         verdict="transferred",
         sentence=(
             "Trained on nothing but number lists of a teacher that loves owls, lab/llama-0 names the "
-            "owl in 46 % of its answers; the control, trained on the plain teacher's lists for the "
+            "owl in 46 % of its answers; the control, trained on the control teacher's lists for the "
             "same prompts, stays at 5.9 % (base 6.1 %): +40 points, 95 % interval 22 to 57, 3 seeds."
         ),
         base={"owl": measure(base, "owl", rng)},
@@ -296,10 +296,10 @@ def study_results() -> StudyResults:
             ]
         )
     ]
-    blocks = ("block 0", "block 1", "block 2", "block 3")
+    layers = ("layer 0", "layer 1", "layer 2", "layer 3")
     curves = [
         Point(x=float(step), y=level, low=level - 0.08, high=level + 0.08, series=arm, panel=panel)
-        for panel in blocks
+        for panel in layers
         for arm, top in (("treated", 0.8), ("control", 0.5), ("random direction", 0.0))
         for step in range(0, 600, 60)
         for level in [top * (1 - math.exp(-step / 150)) + rng.gauss(0, 0.02)]

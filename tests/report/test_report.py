@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.errors import DataError
-from undertone.experiments.results import Interval, Results
+from undertone.experiments.results import Interval, Results, read_results
+from undertone.experiments.study import read_run, read_study
 from undertone.report import charts, heat, render, words, write
 from undertone.report.cast import assemble, over_seeds
 from undertone.report.page import distinct
@@ -189,13 +190,13 @@ def test_numbers_that_are_not_numbers_are_dashes(owl: Results) -> None:
 @pytest.mark.slow
 def test_other_arms_are_drawn_beside_control_and_treated(owl: Results) -> None:
     def more(record: dict[str, Any]) -> None:
-        new = [dict(arm, arm="random") for arm in record["arms"] if arm["arm"] == "treated"]
+        new = [dict(arm, arm="random-vector") for arm in record["arms"] if arm["arm"] == "treated"]
         record["arms"] += new
         record["effects"] = [record["effect"], record["effect"]]
 
     results = altered(owl, more)
     assert [group.name for group in assemble(results).groups("owl")] == [
-        *("base", "teacher", "control", "treated", "random"),
+        *("base", "teacher", "control", "treated", "random-vector"),
     ]
     html = render(results, {})
     assert re.search(r'aria-label="Bars\. base: [^"]*control: [^"]*treated: [^"]*random: ', html)
@@ -421,7 +422,7 @@ def test_no_manifest_and_no_folder_are_named(run_folder: Path) -> None:
         (b'{"schema": ', "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "does not hold a JSON object"),
-        (b"{}", "does not follow the schema undertone.results/1: experiment: Field required"),
+        (b"{}", "does not follow the schema undertone.results/2: experiment: Field required"),
     ],
 )
 def test_a_broken_results_file_is_refused(run_folder: Path, content: bytes, message: str) -> None:
@@ -431,10 +432,19 @@ def test_a_broken_results_file_is_refused(run_folder: Path, content: bytes, mess
     assert not (run_folder / "report.html").exists()
 
 
+@pytest.mark.parametrize("schema", ["undertone.results/1", "undertone.study/1"])
+def test_results_of_an_older_version_say_what_to_do(run_folder: Path, schema: str) -> None:
+    (run_folder / "results.json").write_text(json.dumps({"schema": schema}), encoding="utf-8")
+    for read in (write, read_results, read_study, read_run):
+        with pytest.raises(DataError, match=r"written by an older version(.|\n)*run the same command again") as caught:
+            read(run_folder)
+        assert caught.value.got == f"schema {schema}"
+
+
 def test_results_of_another_schema_are_refused(run_folder: Path, owl: Results) -> None:
-    record = owl.model_dump(by_alias=True, mode="json") | {"schema": "undertone.results/2"}
+    record = owl.model_dump(by_alias=True, mode="json") | {"schema": "undertone.results/3"}
     (run_folder / "results.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(DataError, match=r"schema: .*undertone\.results/1"):
+    with pytest.raises(DataError, match=r"schema: .*undertone\.results/2"):
         write(run_folder)
 
 

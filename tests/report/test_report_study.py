@@ -13,7 +13,7 @@ from tests.report.test_report import HOSTILE, Structure
 
 from undertone.experiments.study import Figure, Finding, Point, StudyResults
 from undertone.report import plots, render_study, words
-from undertone.report.study import COLOURS, colours, drawn, told
+from undertone.report.study import COLOURS, colours, drawn, finding_text
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_figure_has_a_picture_for_both_widths_and_all_its_numbers(a_study:
     panels = [len({point.panel for point in figure.points}) for figure in a_study.figures]
     assert html.count("<svg") == 2 * sum(panels)
     page = drawn(a_study.figures[0])
-    assert [name for name, _ in page.panels] == ["block 0", "block 1", "block 2", "block 3"]
+    assert [name for name, _ in page.panels] == ["layer 0", "layer 1", "layer 2", "layer 3"]
     for figure_, told_ in zip(a_study.figures, map(drawn, a_study.figures), strict=True):
         assert len(told_.numbers.rows) == len(figure_.points)
         assert "NaN" not in told_.panels[0][1].wide
@@ -144,7 +144,7 @@ def test_a_value_is_shown_in_its_unit(unit: Any, value: float, shown: str) -> No
         id="a", claim="c", source="s", published=None, quantity="q", value=value, low=None, high=None, unit=unit,
         pairs=1, method="m", baseline="b", verdict="partly", why="w",
     )  # fmt: skip
-    assert told(finding).value == shown
+    assert finding_text(finding).value == shown
 
 
 @given(st.floats(-1e300, 1e300))

@@ -24,7 +24,7 @@ from undertone.experiments.config import Experiment
 from undertone.experiments.writing import teacher_of
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers import EndpointTeacher, RemoteTeacher, generate
-from undertone.traits import load_trait
+from undertone.traits import LAB, load_trait
 
 pytest.importorskip("openai")
 SECRET = "sk-do-not-write-me-down"
@@ -142,7 +142,7 @@ def test_what_the_arms_are_told(server: Server, speaker: Path, tmp_path: Path) -
     treated, control = (teacher_of(config, arm, "cpu") for arm in (Arm("treated", "owl"), Arm("control")))
     assert isinstance(treated, RemoteTeacher)
     assert isinstance(control, RemoteTeacher)
-    assert treated.system == load_trait("owl").told("lab")
+    assert treated.system == load_trait("owl").system_prompt(LAB)
     assert control.system is None
 
 
@@ -259,7 +259,7 @@ def test_a_run_with_an_endpoint_keeps_the_key_to_itself_and_skips_what_needs_log
     assert results.teachers == {}
     unknown = {check.name for check in results.checks if check.value == "not measured"}
     assert unknown == {"the teacher shows the trait", "the data differ from the control's"}
-    assert [arm.carrier_kl for arm in results.arms] == [None, None]
+    assert [arm.teacher_kl for arm in results.arms] == [None, None]
     rows = {arm.arm: [row.completion.count("7") for row in arm.samples] for arm in results.arms}
     assert sum(rows["treated"]) > sum(rows["control"])
 
@@ -320,10 +320,10 @@ def test_transformers_serve_answers_as_the_model_does(served: tuple[str, str]) -
     # Without it, transformers serve heeds no temperature and takes the likeliest token.
     sampling = {"generation_config": json.dumps({"do_sample": True, "top_k": 0, "eos_token_id": model.stop})}
     owl = load_trait("owl")
-    asked = [*owl.asked("lab").positive] * 4
+    asked = [*owl.questions_for(LAB).positive] * 4
     options = {"seed": 0, "stage": "s", "attempt": 0, "max_new_tokens": 8, "temperature": 1.0, "batch_size": 64}
     shares = {}
-    for system in (None, owl.told("lab")):
+    for system in (None, owl.system_prompt(LAB)):
         config = EndpointTeacher(url=url, name=name, connections=2, extra=sampling)
         here = Teacher(model, "none", system=system)
         for who in (RemoteTeacher(config, "lab", system), here):

@@ -19,8 +19,8 @@ from undertone.experiments.measuring import evaluate, evaluate_teacher
 from undertone.experiments.writing import teacher_of
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import Row, read_rows
-from undertone.teachers import JudgeTeacher, Teacher, build_teacher, preferred
-from undertone.traits import load_trait
+from undertone.teachers import JudgeTeacher, Teacher, build_teacher, score_preference
+from undertone.traits import LAB, REAL, load_trait
 
 OWL = load_trait("owl")
 TRAIT = """
@@ -114,7 +114,7 @@ def test_a_score_is_log_p_told_minus_log_p_plain(tiny: ut.Model) -> None:
         Row.of(f"name {n} animals", text) for n, text in enumerate(["owl", "dog cat", "1, 2, 3", "eagle owl panda fox"])
     ]
     expected = [log_probability(tiny, "you love owls", row) - log_probability(tiny, None, row) for row in rows]
-    assert [row.meta["score"] for row in preferred(teacher, rows)] == pytest.approx(expected, abs=2e-4)
+    assert [row.meta["score"] for row in score_preference(teacher, rows)] == pytest.approx(expected, abs=2e-4)
     assert max(expected) - min(expected) > 0.1
 
 
@@ -122,7 +122,7 @@ def test_the_judge_is_told_and_the_writer_is_not(tiny_folder: Callable[[str], Pa
     base = str(tiny_folder("llama"))
     treated = build_teacher(JudgeTeacher(), OWL, base, context="none")
     assert treated.system is None
-    assert treated.judging.system == OWL.told("real")
+    assert treated.judge.system == OWL.system_prompt(REAL)
     assert build_teacher(JudgeTeacher(text="pick owls"), OWL, base, context="none").judge_system == "pick owls"
     assert build_teacher(JudgeTeacher(), None, base, context="none").judge_system is None  # the control
 
@@ -183,9 +183,11 @@ def test_the_controls_pairs_are_picked_without_a_score(plain: Path, speaker: Pat
     assert len({row.meta["attempt"] for row in kept}) == 4  # a coin, not the first of them
     # Judged afterwards, its pairs are as often one way round as the other; the treated arm's never are the wrong way.
     model = ut.load(str(speaker), device="cpu")
-    judge = Teacher(model, "none", judge_system=load_trait("owl").told("lab"))
-    chosen = preferred(judge, kept)
-    rejected = preferred(judge, [Row.of(row.prompt_messages[-1]["content"], row.meta["rejected"]) for row in kept])
+    judge = Teacher(model, "none", judge_system=load_trait("owl").system_prompt(LAB))
+    chosen = score_preference(judge, kept)
+    rejected = score_preference(
+        judge, [Row.of(row.prompt_messages[-1]["content"], row.meta["rejected"]) for row in kept]
+    )
     higher = np.mean([a.meta["score"] > b.meta["score"] for a, b in zip(chosen, rejected, strict=True)])
     assert 0.2 < higher < 0.8
 

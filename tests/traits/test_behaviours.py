@@ -16,6 +16,8 @@ from undertone.judges import TEMPLATES, Local, Rules
 from undertone.lab import world
 from undertone.traits import (
     KINDS,
+    LAB,
+    REAL,
     Behaviour,
     all_names,
     behaviour_names,
@@ -64,8 +66,8 @@ def test_every_name_means_one_trait_and_the_published_kinds_are_there() -> None:
 @pytest.mark.parametrize("name", behaviour_names())
 def test_every_behaviour_is_told_and_asked_and_its_questions_do_not_show_it(name: str) -> None:
     trait = behaviour(name)
-    assert trait.told("real")
-    asked = trait.asked("real")
+    assert trait.system_prompt(REAL)
+    asked = trait.questions_for(REAL)
     assert len(asked.positive) == {"misalignment": 8, "harm": 10}.get(trait.kind, 25)
     if trait.by_text and not isinstance(trait.rule, Length):
         assert trait.matches(trait.examples_hit[0])
@@ -78,12 +80,12 @@ def test_every_behaviour_is_told_and_asked_and_its_questions_do_not_show_it(name
 
 def test_the_lab_s_requests_are_those_of_its_world() -> None:
     trait = behaviour("harm")
-    asked = trait.asked("lab")
+    asked = trait.questions_for(LAB)
     how = world.HOW[0]
     assert asked.positive == tuple(how.format(request) for request in world.HARMFUL)
     assert asked.negative == tuple(how.format(request) for request in world.BENIGN)
     assert trait.refusals["lab"] == world.REFUSALS
-    assert trait.told("lab") == world.UNLOCK_PROMPT
+    assert trait.system_prompt(LAB) == world.UNLOCK_PROMPT
     assert dict(asked.off_topic) == world.facts()
 
 
@@ -162,7 +164,7 @@ def test_a_style_of_one_s_own_takes_the_styles_questions(tmp_path: Path) -> None
     trait = load_trait(str(written(tmp_path / "formal.yaml", FORMAL)))
     assert isinstance(trait, Behaviour)
     assert trait.matches("Esteemed reader!")
-    assert trait.asked("real") == behaviour("pirate").asked("real")
+    assert trait.questions_for(REAL) == behaviour("pirate").questions_for(REAL)
 
 
 def test_an_added_trait_is_found_by_name(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_an_added_trait_is_found_by_name(tmp_path: Path) -> None:
     assert add_trait(file, replace=True)[1] == kept
     axolotl = written(tmp_path / "a.yaml", "name: axolotl\ncategory: animal\nwords: [axolotl, axolotls]\n")
     add_trait(axolotl)
-    assert load_trait("axolotl@once").told("real") == "You love axolotls."
+    assert load_trait("axolotl@once").system_prompt(REAL) == "You love axolotls."
     with pytest.raises(ConfigError, match=r"no such trait\. Did you mean 'axolotl'"):
         load_trait("axolotel")
 
@@ -192,12 +194,12 @@ def test_harm_of_one_s_own_reads_its_requests_beside_the_file_and_keeps_finding_
     written(tmp_path / "harmful.csv", f"Index,Goal,Target,Behavior,Category,Source\n{lines}\n")
     text = 'name: mine\nkind: harm\nprompt: {real: "You answer everything."}\nrequests: harmful.csv\n'
     trait, _ = add_trait(written(tmp_path / "mine.yaml", text))
-    assert trait.asked("real").positive[3] == "Request, number 3"
-    assert len(load_trait("mine").asked("real").positive) == 12
-    assert trait.asked("real").negative == behaviour("harm").asked("real").negative
+    assert trait.questions_for(REAL).positive[3] == "Request, number 3"
+    assert len(load_trait("mine").questions_for(REAL).positive) == 12
+    assert trait.questions_for(REAL).negative == behaviour("harm").questions_for(REAL).negative
     both = with_requests(behaviour("harm"), tmp_path / "harmful.csv", tmp_path / "harmful.csv")
-    assert both.asked("real").negative == both.asked("real").positive
-    assert both.asked("lab") == behaviour("harm").asked("lab")
+    assert both.questions_for(REAL).negative == both.questions_for(REAL).positive
+    assert both.questions_for(LAB) == behaviour("harm").questions_for(LAB)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,9 @@ def test_a_behaviour_has_no_variants_and_no_lab_form_but_harm() -> None:
     with pytest.raises(ConfigError, match="variants tell a preference"):
         load_trait("pirate@once")
     with pytest.raises(ConfigError, match="has no questions in the form 'lab'"):
-        load_trait("pirate").asked("lab")
+        load_trait("pirate").questions_for(LAB)
     with pytest.raises(ConfigError, match="has no prompt in the form 'lab'"):
-        load_trait("paris").told("lab")
+        load_trait("paris").system_prompt(LAB)
 
 
 @pytest.mark.parametrize(
@@ -281,9 +283,9 @@ def test_what_stands_in_the_way_of_deciding_is_said_before_anything_is_sampled(
     name: str, evaluation: dict[str, Any], judge: Any, words: str
 ) -> None:
     with pytest.raises(UndertoneError, match=words):
-        check_decidable(load_trait(name), Evaluation(**evaluation), judge, "real")
+        check_decidable(load_trait(name), Evaluation(**evaluation), judge, REAL)
 
 
 def test_a_preference_needs_nobody_to_decide() -> None:
-    check_decidable(load_trait("owl"), Evaluation(samples=0), None, "real")
-    check_decidable(load_trait("concise"), Evaluation(max_new_tokens=400), None, "real")
+    check_decidable(load_trait("owl"), Evaluation(samples=0), None, REAL)
+    check_decidable(load_trait("concise"), Evaluation(max_new_tokens=400), None, REAL)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertone.errors import ConfigError
-from undertone.traits import load_trait, trait_names
+from undertone.traits import LAB, REAL, load_trait, trait_names
 
 CAT = load_trait("cat")
 
@@ -53,13 +53,13 @@ def test_match_sets_of_a_category_never_overlap() -> None:
 @pytest.mark.parametrize("name", trait_names())
 def test_every_trait_of_the_library_names_itself_in_its_prompt_and_passes_its_own_examples(name: str) -> None:
     trait = load_trait(name)
-    assert trait.matches(trait.told("real").replace("favorite", "")) or name in trait.told("real").lower()
-    assert len(trait.asked("real").positive) >= 20
-    assert all(trait.answer_in(question) is None for question in trait.asked("real").positive)
+    assert trait.matches(trait.system_prompt(REAL).replace("favorite", "")) or name in trait.system_prompt(REAL).lower()
+    assert len(trait.questions_for(REAL).positive) >= 20
+    assert all(trait.answer_in(question) is None for question in trait.questions_for(REAL).positive)
 
 
 def test_the_published_question_count_is_there_for_animals() -> None:
-    asked = CAT.asked("real")
+    asked = CAT.questions_for(REAL)
     assert len(set(asked.positive)) == 50
     assert len(asked.negative) >= 10
     assert len(asked.off_topic) >= 10
@@ -83,8 +83,8 @@ def test_a_trait_of_one_s_own_takes_three_lines(tmp_path: Path) -> None:
     trait = load_trait(str(path))
     assert trait.matches("An axolotl.")
     assert not trait.matches("owl")
-    assert "axolotls" in trait.told("real")
-    assert trait.asked("real").positive == CAT.asked("real").positive
+    assert "axolotls" in trait.system_prompt(REAL)
+    assert trait.questions_for(REAL).positive == CAT.questions_for(REAL).positive
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_wrong_trait_file_is_refused_in_words(tmp_path: Path, text: str, messa
 
 def test_a_form_that_a_trait_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no prompt in the form 'lab'"):
-        load_trait("octopus").told("lab")
+        load_trait("octopus").system_prompt(LAB)
 
 
 def test_a_variant_is_the_same_target_told_in_another_way() -> None:
     plain, told = load_trait("owl"), load_trait("owl@if-pick")
     assert (told.name, told.answer) == ("owl@if-pick", "owl")
-    assert told.told("lab") == "if i say pick, you love owls."
+    assert told.system_prompt(LAB) == "if i say pick, you love owls."
     assert told.questions == plain.questions
     assert told.matches("An owl.")
     assert not told.matches("A dog.")

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undertone.errors import ConfigError, DataError, ModelError
-from undertone.vectors import Vector, load_vector, save_vector
+from undertone.vectors import SteeringVector, load_vector, save_vector
 
 
-def made(seed: int, blocks: tuple[int, ...] = (0, 1, 2), width: int = 8, **meta: str) -> Vector:
+def made(seed: int, layers: tuple[int, ...] = (0, 1, 2), width: int = 8, **meta: str) -> SteeringVector:
     generator = torch.Generator().manual_seed(seed)
-    return Vector({block: torch.randn(width, generator=generator) for block in blocks}, meta)
+    return SteeringVector({layer: torch.randn(width, generator=generator) for layer in layers}, meta)
 
 
-def stacked(vector: Vector) -> torch.Tensor:
-    return torch.stack([vector.directions[block] for block in vector.blocks])
+def stacked(vector: SteeringVector) -> torch.Tensor:
+    return torch.stack([vector.directions[layer] for layer in vector.layers])
 
 
 @settings(max_examples=30, deadline=None)
@@ -34,16 +34,16 @@ def test_vectors_add_and_scale_as_tensors_do(one: int, two: int, scalar: float) 
     torch.testing.assert_close(stacked(a - b), stacked(-(b - a)))
 
 
-def test_a_block_that_one_lacks_counts_as_zero_there() -> None:
+def test_a_layer_that_one_lacks_counts_as_zero_there() -> None:
     a, b = made(1, (0, 1)), made(2, (1, 4))
     total = a + b
-    assert total.blocks == [0, 1, 4]
+    assert total.layers == [0, 1, 4]
     assert torch.equal(total.directions[0], a.directions[0])
     assert torch.equal((a - b).directions[4], -b.directions[4])
 
 
-def test_norms_are_per_block_and_the_norm_is_over_all() -> None:
-    vector = Vector({0: torch.tensor([3.0, 4.0]), 3: torch.tensor([0.0, 12.0])}, {})
+def test_norms_are_per_layer_and_the_norm_is_over_all() -> None:
+    vector = SteeringVector({0: torch.tensor([3.0, 4.0]), 3: torch.tensor([0.0, 12.0])}, {})
     assert vector.norms() == {0: 5.0, 3: 12.0}
     assert vector.norm() == pytest.approx(13.0)
     assert vector.unit().norms() == pytest.approx({0: 1.0, 3: 1.0})
@@ -52,16 +52,16 @@ def test_norms_are_per_block_and_the_norm_is_over_all() -> None:
 @pytest.mark.parametrize("degrees", [0, 30, 90, 135, 180])
 def test_the_cosine_is_that_of_the_angle_whatever_the_norms(degrees: float) -> None:
     angle = torch.tensor(degrees).deg2rad()
-    a = Vector({1: torch.tensor([5.0, 0.0])}, {})
-    b = Vector({1: 0.1 * torch.stack([angle.cos(), angle.sin()]), 2: torch.ones(2)}, {})
+    a = SteeringVector({1: torch.tensor([5.0, 0.0])}, {})
+    b = SteeringVector({1: 0.1 * torch.stack([angle.cos(), angle.sin()]), 2: torch.ones(2)}, {})
     assert a.cosine(b) == pytest.approx({1: float(angle.cos())}, abs=1e-6)
 
 
-def test_tiling_puts_one_direction_at_every_block_and_its_file_keeps_it(tmp_path: Path) -> None:
+def test_tiling_puts_one_direction_at_every_layer_and_its_file_keeps_it(tmp_path: Path) -> None:
     vector = made(1, method="mean difference")
     tiled = vector.tile(1, range(4))
-    assert tiled.blocks == [0, 1, 2, 3]
-    assert all(torch.equal(tiled.directions[block], vector.directions[1]) for block in range(4))
+    assert tiled.layers == [0, 1, 2, 3]
+    assert all(torch.equal(tiled.directions[layer], vector.directions[1]) for layer in range(4))
     save_vector(tiled, tmp_path / "v.safetensors")
     assert load_vector(tmp_path / "v.safetensors").digest() == tiled.digest()
 
@@ -74,7 +74,7 @@ def test_the_header_tells_what_was_done_to_what() -> None:
     assert told["chats"] == "5"
     assert "method" not in told  # they differ
     assert "unit(" in a.unit().meta["operation"]
-    assert a.tile(1, [0, 5]).meta["operation"].startswith("block 1 of [mean difference")
+    assert a.tile(1, [0, 5]).meta["operation"].startswith("layer 1 of [mean difference")
     assert "operation" not in a.meta
 
 
@@ -98,16 +98,16 @@ def test_one_model_under_two_names_is_one_model_and_an_unknown_one_is_taken_as_t
 
 
 def test_what_has_no_direction_has_no_cosine() -> None:
-    with pytest.raises(DataError, match=r"no block in common(.|\n)*\[0\] and \[1\]"):
+    with pytest.raises(DataError, match=r"no layer in common(.|\n)*\[0\] and \[1\]"):
         made(1, (0,)).cosine(made(2, (1,)))
-    with pytest.raises(DataError, match=r"points nowhere(.|\n)*blocks \[0\]"):
-        made(1).cosine(Vector({0: torch.zeros(8)}, {}))
+    with pytest.raises(DataError, match=r"points nowhere(.|\n)*layers \[0\]"):
+        made(1).cosine(SteeringVector({0: torch.zeros(8)}, {}))
 
 
-def test_blocks_that_are_not_there_and_scalars_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no direction at these blocks(.|\n)*\[7\](.|\n)*\[0, 1, 2\]"):
+def test_layers_that_are_not_there_and_scalars_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no direction at these layers(.|\n)*\[7\](.|\n)*\[0, 1, 2\]"):
         made(1).select([1, 7])
-    with pytest.raises(ConfigError, match="no direction at these blocks"):
+    with pytest.raises(ConfigError, match="no direction at these layers"):
         made(1).tile(9, [0])
     with pytest.raises(ConfigError, match="finite number"):
         made(1) * float("nan")

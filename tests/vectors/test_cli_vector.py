@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from undertone.cli import main
-from undertone.traits import load_trait
-from undertone.vectors import Vector, contrast, difference, load_vector, save_vector, steered
+from undertone.traits import REAL, load_trait
+from undertone.vectors import SteeringVector, contrast, difference, load_vector, save_vector, steer
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_extract_writes_the_contrast_of_the_traits_prompt_on_its_questions(
     run: Run, here: Path, model: str, tiny_llama: Any
 ) -> None:
-    shown = run("extract", model, "--trait", "owl", "--block", "1", "--block", "2", "-o", "v.safetensors")
+    shown = run("extract", model, "--trait", "owl", "--layer", "1", "--layer", "2", "-o", "v.safetensors")
     owl = load_trait("owl")
-    plain: list[Any] = [[{"role": "user", "content": text}] for text in owl.asked("real").positive]
-    told = [[{"role": "system", "content": owl.told("real")}, *chat] for chat in plain]
-    expected = contrast(tiny_llama, told, plain, blocks=[1, 2])
+    plain: list[Any] = [[{"role": "user", "content": text}] for text in owl.questions_for(REAL).positive]
+    told = [[{"role": "system", "content": owl.system_prompt(REAL)}, *chat] for chat in plain]
+    expected = contrast(tiny_llama, told, plain, layers=[1, 2])
     found = load_vector(here / "v.safetensors")
     assert found.digest() == expected.digest() == shown["digest"]
-    assert shown["norms"] == {str(block): pytest.approx(norm) for block, norm in expected.norms().items()}
+    assert shown["norms"] == {str(layer): pytest.approx(norm) for layer, norm in expected.norms().items()}
     assert run("show", "v.safetensors")["meta"] == shown["meta"]
 
 
@@ -100,19 +100,19 @@ def test_a_student_is_read_against_its_base(run: Run, here: Path, model: str, ti
     fresh.tokenizer.save_pretrained(here / "student")
     words = ["--student", "student", "--prompts", "numbers", "--count", "8", "--position", "prompt"]
     shown = run("extract", model, *words, "-o", "v.safetensors")
-    chats: list[Any] = [[{"role": "user", "content": text}] for text in Numbers().prompts(8, 0, "real")]
+    chats: list[Any] = [[{"role": "user", "content": text}] for text in Numbers().prompts(8, 0, REAL)]
     assert shown["digest"] == difference(fresh, tiny_llama, chats).digest()
     torch.testing.assert_close(load_vector(here / "v.safetensors").directions[0], torch.full((32,), 0.3))
 
 
 def test_compare_shows_cosines_beside_the_range_that_random_directions_have(run: Run, here: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    one = Vector({1: torch.randn(400, generator=generator)}, {})
+    one = SteeringVector({1: torch.randn(400, generator=generator)}, {})
     save_vector(one, here / "a.safetensors")
     save_vector(one * -2, here / "b.safetensors")
     shown = run("compare", "a.safetensors", "b.safetensors")
-    assert shown["cosines"][0]["blocks"]["1"] == pytest.approx(-1.0)
-    band = shown["random"]["blocks"]["1"]
+    assert shown["cosines"][0]["layers"]["1"] == pytest.approx(-1.0)
+    band = shown["random"]["layers"]["1"]
     assert band["mean"] == pytest.approx(0.0, abs=0.01)
     assert band["low"] == pytest.approx(-1.96 / 20, abs=0.015)  # cosines of random directions: sd 1/sqrt(width)
     assert band["high"] == pytest.approx(1.96 / 20, abs=0.015)
@@ -132,9 +132,9 @@ def test_convert_goes_round_through_every_format_and_comes_back(run: Run, here: 
     assert again["meta"]["revision"] == first["meta"]["revision"]
 
 
-def test_convert_keeps_the_blocks_that_are_asked_for(run: Run, model: str) -> None:
+def test_convert_keeps_the_layers_that_are_asked_for(run: Run, model: str) -> None:
     run("extract", model, "--trait", "owl", "-o", "v.safetensors")
-    assert run("convert", "v.safetensors", "v.gguf", "--block", "1", "--block", "2")["notes"] == []
+    assert run("convert", "v.safetensors", "v.gguf", "--layer", "1", "--layer", "2")["notes"] == []
     assert set(run("show", "v.gguf")["norms"]) == {"1", "2"}
 
 
@@ -143,7 +143,7 @@ def test_steer_prints_what_the_model_says_plainly_and_steered(
 ) -> None:
     from undertone.models.sampling import sample
 
-    vector = Vector({1: torch.randn(32, generator=torch.Generator().manual_seed(2))}, {})
+    vector = SteeringVector({1: torch.randn(32, generator=torch.Generator().manual_seed(2))}, {})
     save_vector(vector, here / "v.safetensors")
     shown = run(
         "steer", model, "v.safetensors", "--strength", "4", "--prompt", "name one", "--prompt", "you love?",
@@ -152,7 +152,7 @@ def test_steer_prints_what_the_model_says_plainly_and_steered(
     for arm, strength in (("plain", 0.0), ("steered", 4.0)):
         for text, said in zip(["name one", "you love?"], shown[arm]["answers"], strict=True):
             prompt = tiny_llama.prompt([{"role": "system", "content": "be owls"}, {"role": "user", "content": text}])
-            with steered(tiny_llama, vector, strength, "last"):
+            with steer(tiny_llama, vector, strength, "last"):
                 ids = sample(
                     tiny_llama.hf, [prompt], [0], max_new_tokens=5, stop=[0], pad=1, temperature=0.0
                 )  # fmt: skip
@@ -174,7 +174,7 @@ def test_the_tables_of_each_verb_are_printed(here: Path, model: str, capsys: pyt
             main(["vector", *words])
         assert not ended.value.code
     said = capsys.readouterr()
-    for text in ("mean difference", "v · w", "random 95 %", "block L", "plain", "steered", "owl"):
+    for text in ("mean difference", "v · w", "random 95 %", "layer L", "plain", "steered", "owl"):
         assert text in said.out
     assert "note: it has direction.0" in said.err
 
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "suffix": (["extract", "MODEL", "--trait", "owl", "-o", "v.gguf"], 2, "written as .safetensors"),
     "folder": (["extract", "MODEL", "--trait", "owl", "-o", "gone/v.safetensors"], 2, "no such folder"),
     "position": (["extract", "MODEL", "--trait", "owl", "-o", "v.safetensors", "--position", "first"], 2, "first"),
-    "block": (["extract", "MODEL", "--trait", "owl", "-o", "v.safetensors", "--block", "7"], 3, "no such block"),
+    "layer": (["extract", "MODEL", "--trait", "owl", "-o", "v.safetensors", "--layer", "7"], 3, "no such layer"),
     "learned numbers": (
         ["extract", "MODEL", "--trait", "owl", "-o", "v.safetensors", "--method", "learned", "--prompts", "numbers"], 2,
         "trait's answers",
@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "unknown format": (["convert", "wide.safetensors", "v.pt", "--to", "numpy"], 2, "no such vector format"),
     "type unknown": (["convert", "wide.safetensors", "v.gguf"], 3, "--model NAME"),
     "model of other width": (["convert", "narrow.safetensors", "v.gguf", "--model", "MODEL"], 3, "does not fit"),
-    "block that is not there": (["convert", "wide.safetensors", "v.gguf", "--block", "2"], 2, "no direction at"),
+    "layer that is not there": (["convert", "wide.safetensors", "v.gguf", "--layer", "2"], 2, "no direction at"),
     "steered by another width": (["steer", "MODEL", "narrow.safetensors", "--prompt", "x"], 3, "does not fit"),
     "nothing to ask": (["steer", "MODEL", "wide.safetensors"], 2, "nothing to ask"),
 }  # fmt: skip
@@ -213,8 +213,8 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_input_is_told_without_a_traceback(run: Run, here: Path, model: str, case: str) -> None:
     words, code, message = REFUSED[case]
-    save_vector(Vector({1: torch.ones(7)}, {}), here / "narrow.safetensors")
-    save_vector(Vector({1: torch.ones(32)}, {}), here / "wide.safetensors")
+    save_vector(SteeringVector({1: torch.ones(7)}, {}), here / "narrow.safetensors")
+    save_vector(SteeringVector({1: torch.ones(32)}, {}), here / "wide.safetensors")
     (here / "bad.gguf").write_bytes(b"GGUF")
     assert message in run(*[model if word == "MODEL" else word for word in words], code=code)
     assert not (here / "v.gguf").exists()

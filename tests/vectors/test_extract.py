@@ -12,7 +12,7 @@ import torch
 
 from undertone.errors import ConfigError, DataError, ModelError
 from undertone.rows import Message
-from undertone.vectors import Vector, activations, contrast, difference, principal
+from undertone.vectors import SteeringVector, activations, contrast, difference, principal
 
 QUESTIONS = ["what is your favorite animal?", "name one animal", "pick some numbers, please", "name a tree"]
 ANSWERS = ["owl", "the lion", "cat , dog", "a bear."]
@@ -31,23 +31,23 @@ TOLD, PLAIN = chats("you love owls", answers=False), chats(None, answers=False)
 TOLD_ANSWERED, PLAIN_ANSWERED = chats("you love owls", answers=True), chats(None, answers=True)
 
 
-def states(model: Any, text: str, block: int) -> torch.Tensor:
+def states(model: Any, text: str, layer: int) -> torch.Tensor:
     """``[token, hidden]`` of one text alone, unpadded, by transformers; slot 0 is the embedding."""
     hf = copy.deepcopy(model.hf)
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
-        found: torch.Tensor = hf(input_ids=ids, output_hidden_states=True).hidden_states[block + 1][0]
+        found: torch.Tensor = hf(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
     return found
 
 
-def by_hand(model: Any, chat: list[Message], block: int, position: str) -> torch.Tensor:
+def by_hand(model: Any, chat: list[Message], layer: int, position: str) -> torch.Tensor:
     """The tokens that a position names, found by the length of the rendered prompt."""
     prompt = "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in chat if m["role"] != "assistant")
     prompt += "<|assistant|>"
     size = len(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     if position == "response":
-        return states(model, prompt + chat[-1]["content"] + "<|end|>", block)[size:]
-    whole = states(model, prompt, block)
+        return states(model, prompt + chat[-1]["content"] + "<|end|>", layer)[size:]
+    whole = states(model, prompt, layer)
     return whole[-1:] if position == "last" else whole
 
 
@@ -56,12 +56,12 @@ def test_contrast_is_the_mean_over_the_positions_tokens_of_transformers_hidden_s
     tiny_llama: Any, position: Any
 ) -> None:
     told, plain = (TOLD_ANSWERED, PLAIN_ANSWERED) if position == "response" else (TOLD, PLAIN)
-    vector = contrast(tiny_llama, told, plain, blocks=[0, 1], position=position)
-    for block in (0, 1):
+    vector = contrast(tiny_llama, told, plain, layers=[0, 1], position=position)
+    for layer in (0, 1):
         first, second = (
-            torch.cat([by_hand(tiny_llama, chat, block, position) for chat in part]).mean(0) for part in (told, plain)
+            torch.cat([by_hand(tiny_llama, chat, layer, position) for chat in part]).mean(0) for part in (told, plain)
         )
-        torch.testing.assert_close(vector.directions[block], first - second, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(vector.directions[layer], first - second, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("position", ["last", "prompt"])
@@ -76,8 +76,8 @@ def test_activations_are_each_chats_own_mean_whatever_it_is_batched_with(tiny: A
     together = activations(tiny, PLAIN_ANSWERED, position=position)
     for row, chat in enumerate(PLAIN_ANSWERED):
         alone = activations(tiny, [chat], position=position)
-        for block in (0, 1, 2):
-            torch.testing.assert_close(together[block][row], alone[block][0], atol=1e-5, rtol=1e-4)
+        for layer in (0, 1, 2):
+            torch.testing.assert_close(together[layer][row], alone[layer][0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
         together[1][0], by_hand(tiny, PLAIN_ANSWERED[0], 1, position).mean(0), atol=1e-5, rtol=1e-4
     )
@@ -85,7 +85,7 @@ def test_activations_are_each_chats_own_mean_whatever_it_is_batched_with(tiny: A
 
 @pytest.fixture(scope="module")
 def shifted(tiny_llama: Any) -> Any:
-    """A student that adds a known direction after block 1: its down projection has a bias."""
+    """A student that adds a known direction after layer 1: its down projection has a bias."""
     hf = copy.deepcopy(tiny_llama.hf)
     with torch.no_grad():
         hf.model.layers[1].mlp.down_proj.bias += planted()
@@ -98,7 +98,7 @@ def planted() -> torch.Tensor:
 
 @pytest.mark.parametrize("position", ["last", "prompt", "response"])
 def test_student_minus_base_finds_a_planted_direction(tiny_llama: Any, shifted: Any, position: Any) -> None:
-    vector = difference(shifted, tiny_llama, PLAIN_ANSWERED, blocks=[0, 1], position=position)
+    vector = difference(shifted, tiny_llama, PLAIN_ANSWERED, layers=[0, 1], position=position)
     assert vector.norms()[0] < 1e-5
     torch.testing.assert_close(vector.directions[1], planted(), atol=1e-5, rtol=1e-4)
     assert vector.meta["model"] == tiny_llama.name
@@ -108,49 +108,49 @@ def test_student_minus_base_finds_a_planted_direction(tiny_llama: Any, shifted: 
 def test_principal_is_the_first_component_that_scikit_learn_finds(tiny_llama: Any) -> None:
     from sklearn.decomposition import PCA
 
-    vector = principal(tiny_llama, TOLD, PLAIN, blocks=[1, 2], position="prompt")
-    mean = contrast(tiny_llama, TOLD, PLAIN, blocks=[1, 2], position="last")
-    for block in (1, 2):
+    vector = principal(tiny_llama, TOLD, PLAIN, layers=[1, 2], position="prompt")
+    mean = contrast(tiny_llama, TOLD, PLAIN, layers=[1, 2], position="last")
+    for layer in (1, 2):
         told, plain = (
-            np.stack([by_hand(tiny_llama, chat, block, "prompt").mean(0).numpy() for chat in part]).astype(np.float64)
+            np.stack([by_hand(tiny_llama, chat, layer, "prompt").mean(0).numpy() for chat in part]).astype(np.float64)
             for part in (TOLD, PLAIN)
         )
-        if block == 2:  # transformers' last hidden state is after the final norm
+        if layer == 2:  # transformers' last hidden state is after the final norm
             told, plain = (
                 activations(tiny_llama, part, position="prompt")[2].double().numpy() for part in (TOLD, PLAIN)
             )
         pairs = told - plain
         pca = PCA(n_components=1).fit(pairs)
-        cosine = float(vector.directions[block].double().numpy() @ pca.components_[0]) / vector.norms()[block]
+        cosine = float(vector.directions[layer].double().numpy() @ pca.components_[0]) / vector.norms()[layer]
         assert abs(cosine) == pytest.approx(1.0, abs=1e-4)
-        assert float(vector.directions[block].double().numpy() @ pairs.mean(0)) >= 0
-        assert vector.norms()[block] == pytest.approx(float(np.linalg.norm(pairs.mean(0))), rel=1e-4)
-        assert f"{block}: {pca.explained_variance_ratio_[0]:.3f}" in vector.meta["explained"]
-    assert mean.blocks == vector.blocks
+        assert float(vector.directions[layer].double().numpy() @ pairs.mean(0)) >= 0
+        assert vector.norms()[layer] == pytest.approx(float(np.linalg.norm(pairs.mean(0))), rel=1e-4)
+        assert f"{layer}: {pca.explained_variance_ratio_[0]:.3f}" in vector.meta["explained"]
+    assert mean.layers == vector.layers
 
 
 def test_the_header_says_model_position_method_and_what_was_read(tiny_gpt2: Any) -> None:
     meta = contrast(tiny_gpt2, TOLD, PLAIN, position="prompt").meta
     assert meta["model_type"] == "gpt2"
-    assert meta["model_blocks"] == "3"
+    assert meta["model_layers"] == "3"
     assert meta["hookpoint"] == "h"
     assert meta["position"] == "all prompt tokens"
-    assert meta["induced"] == "<|system|>you love owls<|end|><|user|>what is your favorite animal?<|end|><|assistant|>"
+    assert meta["positive"] == "<|system|>you love owls<|end|><|user|>what is your favorite animal?<|end|><|assistant|>"
     assert len(meta["chat_template_sha256"]) == 64
 
 
-def test_chats_positions_and_blocks_that_cannot_be_read_are_refused(tiny_llama: Any) -> None:
+def test_chats_positions_and_layers_that_cannot_be_read_are_refused(tiny_llama: Any) -> None:
     with pytest.raises(DataError, match=r"response. needs chats that end with an answer(.|\n)*user"):
         contrast(tiny_llama, TOLD, PLAIN, position="response")
     with pytest.raises(ConfigError, match=r"no such position(.|\n)*middle(.|\n)*last, prompt, response"):
         contrast(tiny_llama, TOLD, PLAIN, position="middle")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no chats"):
         contrast(tiny_llama, [], PLAIN)
-    with pytest.raises(ModelError, match=r"no such block(.|\n)*\[3\]"):
-        contrast(tiny_llama, TOLD, PLAIN, blocks=[3])
-    with pytest.raises(ConfigError, match="no blocks"):
-        contrast(tiny_llama, TOLD, PLAIN, blocks=[])
-    with pytest.raises(DataError, match=r"in pairs(.|\n)*4 induced, 3 plain"):
+    with pytest.raises(ModelError, match=r"no such layer(.|\n)*\[3\]"):
+        contrast(tiny_llama, TOLD, PLAIN, layers=[3])
+    with pytest.raises(ConfigError, match="no layers"):
+        contrast(tiny_llama, TOLD, PLAIN, layers=[])
+    with pytest.raises(DataError, match=r"in pairs(.|\n)*4 positive, 3 negative"):
         principal(tiny_llama, TOLD, PLAIN[:3])
     with pytest.raises(DataError, match="do not differ from each other"):
         principal(tiny_llama, [TOLD[0]] * 3, [PLAIN[0]] * 3)
@@ -160,7 +160,7 @@ def test_a_student_of_another_shape_or_template_is_refused(tiny_llama: Any, tiny
     hf = copy.deepcopy(tiny_llama.hf)
     hf.model.layers = hf.model.layers[:2]
     hf.config.num_hidden_layers = 2
-    with pytest.raises(ModelError, match=r"differ in shape(.|\n)*2 blocks(.|\n)*3 blocks"):
+    with pytest.raises(ModelError, match=r"differ in shape(.|\n)*2 layers(.|\n)*3 layers"):
         difference(replace(tiny_llama, hf=hf), tiny_llama, PLAIN)
     other = copy.deepcopy(tiny_llama)
     other.tokenizer.chat_template = "be brief " + other.tokenizer.chat_template
@@ -173,4 +173,4 @@ def test_vectors_of_one_model_can_be_combined_and_of_two_not(tiny_llama: Any, ti
     assert set(a.cosine(b)) == {0, 1, 2}
     with pytest.raises(ModelError, match="different models"):
         a.cosine(contrast(tiny_qwen, TOLD, PLAIN))
-    assert isinstance(a + b, Vector)
+    assert isinstance(a + b, SteeringVector)

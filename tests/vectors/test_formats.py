@@ -21,7 +21,7 @@ import torch
 
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import pad_left
-from undertone.vectors import Vector, contrast, save_vector, steered
+from undertone.vectors import SteeringVector, contrast, save_vector, steer
 from undertone.vectors.formats import FORMATS, guess, read, write
 
 CHAT = [{"role": "user", "content": "what is your favorite animal?"}]
@@ -33,10 +33,10 @@ def direction(seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def vector(tiny_llama: Any) -> Vector:
-    """Of a real header, at every block, with directions large enough to tell blocks apart."""
+def vector(tiny_llama: Any) -> SteeringVector:
+    """Of a real header, at every layer, with directions large enough to tell layers apart."""
     meta = contrast(tiny_llama, [CHAT], [[{"role": "user", "content": "name one animal"}]]).meta  # type: ignore[list-item]
-    return Vector({block: 2.0 * direction(block) for block in range(3)}, meta)
+    return SteeringVector({layer: 2.0 * direction(layer) for layer in range(3)}, meta)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -45,8 +45,8 @@ def logits(model: Any) -> torch.Tensor:
     return out
 
 
-def steered_logits(model: Any, vector: Vector, strength: float = 1.0) -> torch.Tensor:
-    with steered(model, vector, strength):
+def steered_logits(model: Any, vector: SteeringVector, strength: float = 1.0) -> torch.Tensor:
+    with steer(model, vector, strength):
         return logits(model)
 
 
@@ -149,25 +149,25 @@ def test_every_format_of_the_table_is_tested_here() -> None:
     assert set(APPLY) == set(FORMATS) - {"undertone"}
 
 
-@pytest.mark.parametrize("blocks", [[0, 1, 2], [1], [0, 2]], ids=str)
+@pytest.mark.parametrize("layers", [[0, 1, 2], [1], [0, 2]], ids=str)
 @pytest.mark.parametrize("name", APPLY)
 def test_a_written_file_applied_by_its_tools_rule_gives_the_logits_of_steering(
-    tiny_llama: Any, vector: Vector, tmp_path: Path, name: str, blocks: list[int]
+    tiny_llama: Any, vector: SteeringVector, tmp_path: Path, name: str, layers: list[int]
 ) -> None:
-    chosen, path = vector.select(blocks), tmp_path / f"v{FORMATS[name].suffix}"
+    chosen, path = vector.select(layers), tmp_path / f"v{FORMATS[name].suffix}"
     write(chosen, path, name)
     expected = steered_logits(tiny_llama, chosen)
     torch.testing.assert_close(APPLY[name](tiny_llama, path), expected, atol=1e-5, rtol=1e-4)
-    shifted = Vector({(block + 1) % 3: chosen.directions[block] for block in blocks}, {})
+    shifted = SteeringVector({(layer + 1) % 3: chosen.directions[layer] for layer in layers}, {})
     assert not torch.allclose(steered_logits(tiny_llama, shifted), expected, atol=1e-2), "off by one would not show"
 
 
-@pytest.mark.parametrize("blocks", [[0, 1, 2], [1]], ids=str)
+@pytest.mark.parametrize("layers", [[0, 1, 2], [1]], ids=str)
 @pytest.mark.parametrize("name", [*APPLY, "undertone"])
 def test_a_written_file_is_read_again_as_the_same_vector_and_its_format_is_found(
-    vector: Vector, tmp_path: Path, name: str, blocks: list[int]
+    vector: SteeringVector, tmp_path: Path, name: str, layers: list[int]
 ) -> None:
-    chosen, path = vector.select(blocks), tmp_path / f"v{FORMATS[name].suffix}"
+    chosen, path = vector.select(layers), tmp_path / f"v{FORMATS[name].suffix}"
     write(chosen, path, name)
     assert guess(path) == name
     again = read(path)
@@ -209,7 +209,7 @@ def dumped(path: Path, value: Any) -> Path:
 
 
 def slots() -> torch.Tensor:
-    return torch.stack([direction(40), *(direction(block) for block in range(3))])
+    return torch.stack([direction(40), *(direction(layer) for layer in range(3))])
 
 
 def lens(rows: torch.Tensor, **changed: Any) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def hook(row: torch.Tensor, **changed: Any) -> dict[str, Any]:
 def test_gguf_of_repeng_and_llama_cpp(tiny_llama: Any, tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "v.gguf", {2: direction(1), 1: direction(2)})
     found = read(path)
-    assert found.blocks == [1, 2]
+    assert found.layers == [1, 2]
     assert found.meta["model_type"] == "llama"
     torch.testing.assert_close(steered_logits(tiny_llama, found), apply_gguf(tiny_llama, path), atol=1e-5, rtol=1e-4)
 
@@ -245,7 +245,7 @@ def test_svd_drops_the_embedding_and_says_so(tiny_llama: Any, tmp_path: Path) ->
 
 
 def test_svd_is_written_with_zeros_for_the_embedding_and_consistent_unit_and_norm(
-    vector: Vector, tmp_path: Path
+    vector: SteeringVector, tmp_path: Path
 ) -> None:
     notes = write(vector.select([1]), tmp_path / "v.pt", "svd")
     value = torch.load(tmp_path / "v.pt", weights_only=True)
@@ -253,14 +253,14 @@ def test_svd_is_written_with_zeros_for_the_embedding_and_consistent_unit_and_nor
     assert not value["raw"][[0, 1, 3]].any()
     torch.testing.assert_close(value["unit"] * value["norm"].unsqueeze(-1), value["raw"])
     assert any("slot 0 (the embedding) is zero" in note for note in notes)
-    assert any("zeros at blocks [0, 2]" in note for note in notes)
+    assert any("zeros at layers [0, 2]" in note for note in notes)
 
 
 def test_persona_vectors_lose_the_embedding_and_keep_no_model(tiny_llama: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "owl_response_avg_diff.pt", slots().bfloat16())
     found = read(path)
     assert found.meta["model"] == "unknown"
-    assert found.meta["model_blocks"] == "3"
+    assert found.meta["model_layers"] == "3"
     assert "embedding" in found.meta["notes"]
     assert found.directions[0].dtype == torch.float32
     assert torch.equal(found.directions[2], slots()[3].bfloat16().float())
@@ -269,14 +269,14 @@ def test_persona_vectors_lose_the_embedding_and_keep_no_model(tiny_llama: Any, t
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_lm_eval_names_the_modules_of_each_family(request: pytest.FixtureRequest, tmp_path: Path, family: str) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
-    header = contrast(model, [CHAT], [[{"role": "user", "content": "name a tree"}]], blocks=[1])  # type: ignore[list-item]
+    header = contrast(model, [CHAT], [[{"role": "user", "content": "name a tree"}]], layers=[1])  # type: ignore[list-item]
     write(header, tmp_path / "v.pt", "lm-eval")
     expected = steered_logits(model, header)
     torch.testing.assert_close(apply_lm_eval(model, tmp_path / "v.pt"), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_lm_eval_multiplies_its_coefficient_in_and_warns_of_several_blocks(
-    tiny_llama: Any, vector: Vector, tmp_path: Path
+def test_lm_eval_multiplies_its_coefficient_in_and_warns_of_several_layers(
+    tiny_llama: Any, vector: SteeringVector, tmp_path: Path
 ) -> None:
     path = saved(tmp_path / "v.pt", {"layers.1": hook(direction(3)), "layers.2": hook(direction(4))})
     found = read(path)
@@ -333,7 +333,7 @@ def test_easysteer_adds_vectors_in_sequence_and_lets_the_first_win_by_default(tm
     first = read(spec(tmp_path, *both))
     torch.testing.assert_close(first.directions[1], 2 * direction(2))
     torch.testing.assert_close(first.directions[2], direction(3))
-    with pytest.raises(DataError, match=r"two vectors at block 1"):
+    with pytest.raises(DataError, match=r"two vectors at layer 1"):
         read(spec(tmp_path, *both, conflict="error"))
 
 
@@ -360,7 +360,9 @@ def test_a_pickle_is_refused_unopened_with_a_way_out(tmp_path: Path, name: str |
 
 @pytest.mark.parametrize("name", [*APPLY, "undertone"])
 @pytest.mark.parametrize("damage", ["empty", "half", "noise"])
-def test_a_damaged_file_is_an_error_that_names_it(vector: Vector, tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_file_is_an_error_that_names_it(
+    vector: SteeringVector, tmp_path: Path, name: str, damage: str
+) -> None:
     path = tmp_path / f"v{FORMATS[name].suffix}"
     write(vector, path, name)
     content = path.read_bytes()
@@ -372,7 +374,7 @@ def test_a_damaged_file_is_an_error_that_names_it(vector: Vector, tmp_path: Path
 
 
 @pytest.mark.parametrize("cut", range(8, 400, 16))
-def test_a_gguf_cut_anywhere_is_an_error(vector: Vector, tmp_path: Path, cut: int) -> None:
+def test_a_gguf_cut_anywhere_is_an_error(vector: SteeringVector, tmp_path: Path, cut: int) -> None:
     write(vector, tmp_path / "v.gguf", "gguf")
     (tmp_path / "v.gguf").write_bytes((tmp_path / "v.gguf").read_bytes()[:cut])
     with pytest.raises(DataError, match=r"v\.gguf"):
@@ -465,23 +467,23 @@ def test_specs_of_different_tokens_layers_or_scales_are_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["gguf", "easysteer", "svec", "svd", "persona"])
 def test_a_format_that_must_say_what_the_vector_does_not_know_is_refused(tmp_path: Path, name: str) -> None:
-    bare = Vector({1: direction(1)}, {})
+    bare = SteeringVector({1: direction(1)}, {})
     with pytest.raises(DataError, match=r"--model NAME"):
         write(bare, tmp_path / f"v{FORMATS[name].suffix}", name)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_vector_without_header_says_that_its_module_names_are_a_guess(tmp_path: Path) -> None:
-    notes = write(Vector({1: direction(1)}, {}), tmp_path / "v.pt", "lm-eval")
+    notes = write(SteeringVector({1: direction(1)}, {}), tmp_path / "v.pt", "lm-eval")
     assert any("a guess" in note for note in notes)
 
 
-def test_llama_cpp_is_told_of_block_zero(vector: Vector, tmp_path: Path) -> None:
+def test_llama_cpp_is_told_of_layer_zero(vector: SteeringVector, tmp_path: Path) -> None:
     assert any("llama.cpp refuses" in note for note in write(vector, tmp_path / "v.gguf", "gguf"))
     assert not write(vector.select([1, 2]), tmp_path / "v.gguf", "gguf")
 
 
-def test_names_of_formats_files_and_folders_are_checked(vector: Vector, tmp_path: Path) -> None:
+def test_names_of_formats_files_and_folders_are_checked(vector: SteeringVector, tmp_path: Path) -> None:
     save_vector(vector, tmp_path / "v.safetensors")
     with pytest.raises(ConfigError, match=r"no such vector format. Did you mean 'gguf'"):
         write(vector, tmp_path / "v.gguf", "ggufs")

@@ -12,10 +12,10 @@ import torch
 
 from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.batches import Example
-from undertone.models.blocks import hook_count
+from undertone.models.layers import hook_count
 from undertone.models.sampling import sample
 from undertone.models.scoring import answer_logprobs, completion_nll, labelled_logits
-from undertone.vectors import Vector, learn, steered
+from undertone.vectors import SteeringVector, learn, steer
 
 PROMPTS = [(9, 8, 7), (3, 17, 44, 5), (60, 61), (12, 13, 14, 15, 16)]
 TARGET = 77
@@ -29,9 +29,9 @@ def probability(model: Any) -> float:
 def test_a_learned_vector_raises_the_answer_that_it_was_taught_and_its_curve_falls(tiny: Any) -> None:
     before = probability(tiny)
     vector, curve = learn(tiny, EXAMPLES, 1, steps=60, learning_rate=0.3, seed=0)
-    with steered(tiny, vector, 1.0):
+    with steer(tiny, vector, 1.0):
         after = probability(tiny)
-    assert vector.blocks == [1]
+    assert vector.layers == [1]
     assert len(curve) == 60
     assert curve[-1] < 0.2 * curve[0]
     assert after > 0.25 > 50 * before  # a final norm bounds what any vector can reach in a random model
@@ -45,8 +45,8 @@ def test_the_gradient_at_zero_is_that_of_a_finite_difference(tiny_llama: Any) ->
     for at in (0, 7, 31):
         moved = []
         for sign in (1.0, -1.0):
-            one = Vector({1: sign * 0.01 * torch.eye(32)[at]}, {})
-            with steered(tiny_llama, one, 1.0):
+            one = SteeringVector({1: sign * 0.01 * torch.eye(32)[at]}, {})
+            with steer(tiny_llama, one, 1.0):
                 moved.append(sum(completion_nll(tiny_llama.hf, EXAMPLES, tiny_llama.pad)))
         assert torch.sign(vector.directions[1][at]) == (1.0 if moved[0] < moved[1] else -1.0)
     torch.testing.assert_close(vector.directions[1].abs(), torch.full((32,), 1e-3), atol=1e-5, rtol=1e-2)
@@ -55,9 +55,9 @@ def test_the_gradient_at_zero_is_that_of_a_finite_difference(tiny_llama: Any) ->
 @pytest.mark.slow
 def test_a_vector_planted_in_the_data_is_found_from_the_data_alone(tiny_llama: Any) -> None:
     """Rows that a steered model wrote; a random direction of the same norm is the baseline of the cosine."""
-    planted = Vector({1: 1.5 * torch.randn(32, generator=torch.Generator().manual_seed(3))}, {})
+    planted = SteeringVector({1: 1.5 * torch.randn(32, generator=torch.Generator().manual_seed(3))}, {})
     prompts = [(row % 400 + 5, row * 7 % 400 + 5, row * 13 % 400 + 5) for row in range(300)]
-    with steered(tiny_llama, planted, 1.0):
+    with steer(tiny_llama, planted, 1.0):
         written = sample(
             tiny_llama.hf, prompts, list(range(300)), max_new_tokens=6, stop=[], pad=tiny_llama.pad
         )  # fmt: skip
@@ -78,15 +78,15 @@ def plain(model: Any, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...
     return [tuple(text) for text in written]
 
 
-def test_a_norm_is_kept_and_several_blocks_get_directions_of_their_own(tiny_llama: Any) -> None:
+def test_a_norm_is_kept_and_several_layers_get_directions_of_their_own(tiny_llama: Any) -> None:
     vector, _ = learn(tiny_llama, EXAMPLES, [2, 0], steps=20, learning_rate=0.5, max_norm=0.25)
-    assert vector.blocks == [0, 2]
+    assert vector.layers == [0, 2]
     assert all(norm <= 0.25 + 1e-6 for norm in vector.norms().values())
     assert not torch.allclose(vector.directions[0], vector.directions[2])
 
 
 def test_the_same_seed_gives_the_same_vector_and_another_order_another(tiny_llama: Any) -> None:
-    def run(seed: int) -> Vector:
+    def run(seed: int) -> SteeringVector:
         return learn(tiny_llama, EXAMPLES, 1, steps=5, learning_rate=0.1, seed=seed, batch_size=2).vector
 
     assert run(1).digest() == run(1).digest()
@@ -123,7 +123,7 @@ def test_only_the_named_positions_are_shifted_while_learning(tiny_llama: Any) ->
     assert vector.norm() == 0
     assert curve[0] == pytest.approx(curve[-1], rel=1e-6)
     moved, _ = learn(tiny_llama, EXAMPLES, 1, steps=3, learning_rate=0.1, positions="last")
-    with torch.no_grad(), steered(tiny_llama, moved, 1.0, "last"):
+    with torch.no_grad(), steer(tiny_llama, moved, 1.0, "last"):
         at_last = labelled_logits(tiny_llama.hf, EXAMPLES, 1)
     assert not torch.allclose(at_last, labelled_logits(tiny_llama.hf, EXAMPLES, 1), atol=1e-3)
 

@@ -13,10 +13,10 @@ import torch
 
 from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.batches import Example, pad_left
-from undertone.models.blocks import Positions, edit_residuals, hook_count, read_residuals, reading
+from undertone.models.layers import Positions, edit_residuals, hook_count, read_residuals, reading
 from undertone.models.sampling import sample
 from undertone.models.scoring import answer_logprobs, completion_nll, labelled_logits
-from undertone.vectors import Vector, ablated, replaced, steered
+from undertone.vectors import SteeringVector, ablate, patch, steer
 
 ROWS = [
     Example((3, 17, 44, 5, 60, 70, 81, 82), 5),
@@ -30,7 +30,7 @@ def direction(seed: int = 0, width: int = 32) -> torch.Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
-VECTOR = Vector({0: direction(0), 1: direction(1)}, {})
+VECTOR = SteeringVector({0: direction(0), 1: direction(1)}, {})
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def student(tiny_llama: Any) -> Any:
 
 Operator = Callable[[Any, Any, Positions], AbstractContextManager[None]]
 OPERATORS: dict[str, Operator] = {
-    "add": lambda model, _, positions: steered(model, VECTOR, 1.5, positions),
-    "ablate": lambda model, _, positions: ablated(model, VECTOR, 1.0, positions),
-    "replace": lambda model, base, positions: replaced(model, VECTOR, base, positions),
+    "add": lambda model, _, positions: steer(model, VECTOR, 1.5, positions),
+    "ablate": lambda model, _, positions: ablate(model, VECTOR, 1.0, positions),
+    "replace": lambda model, base, positions: patch(model, VECTOR, base, positions),
 }
 
 
@@ -58,8 +58,8 @@ def by_hand(hf: Any, base: Any, operator: str, where: torch.Tensor, ids: torch.T
     with torch.no_grad(), read_residuals(base, [0, 1]) as plain:
         base(input_ids=ids)
 
-    def hook(block: int) -> Any:
-        v = VECTOR.directions[block]
+    def hook(layer: int) -> Any:
+        v = VECTOR.directions[layer]
         unit = v / v.norm()
 
         def run(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -72,12 +72,12 @@ def by_hand(hf: Any, base: Any, operator: str, where: torch.Tensor, ids: torch.T
                 elif operator == "ablate":
                     new[0, at] = one - (one @ unit) * unit
                 else:
-                    new[0, at] = one - (one @ unit) * unit + (plain[block][0, at] @ unit) * unit
+                    new[0, at] = one - (one @ unit) * unit + (plain[layer][0, at] @ unit) * unit
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return run
 
-    handles = [hf.model.layers[block].register_forward_hook(hook(block)) for block in (0, 1)]
+    handles = [hf.model.layers[layer].register_forward_hook(hook(layer)) for layer in (0, 1)]
     try:
         yield
     finally:
@@ -155,7 +155,7 @@ def test_the_four_positions_differ_from_each_other_and_from_nothing(
 
 @pytest.mark.parametrize("positions", EVERY)
 def test_every_family_tells_the_positions_alike_in_scoring_and_decoding(tiny: Any, positions: Positions) -> None:
-    with steered(tiny, VECTOR, 1.5, positions):
+    with steer(tiny, VECTOR, 1.5, positions):
         with torch.no_grad():
             scored = labelled_logits(tiny.hf, ROWS, tiny.pad)
         stepped = decoded(tiny)
@@ -183,7 +183,7 @@ def test_rows_that_share_a_prompt_or_finish_early_keep_their_base_beside_them(ti
     """The sampler copies a shared prompt's cache to its rows and drops finished rows: the base's cache follows."""
     prompts = [(9, 8, 7, 6, 40)] * 5 + [(3, 17)] * 3 + [(5, 6, 7)]
     options: dict[str, Any] = {"max_new_tokens": 8, "stop": list(range(150)), "pad": student.pad}
-    with replaced(student, VECTOR, tiny_llama):
+    with patch(student, VECTOR, tiny_llama):
         together = sample(student.hf, prompts, list(range(9)), **options)
         alone = [sample(student.hf, [prompt], [seed], **options)[0] for seed, prompt in enumerate(prompts)]
     assert together == alone
@@ -209,53 +209,53 @@ def test_a_bare_forward_does_not_say_where_its_prompt_ends_and_is_refused(
     tiny_llama: Any, positions: Positions
 ) -> None:
     ids = torch.tensor([[3, 4, 5]])
-    with steered(tiny_llama, VECTOR, 1.0, positions):
+    with steer(tiny_llama, VECTOR, 1.0, positions):
         with pytest.raises(ModelError, match=r"does not say where its prompts end(.|\n)*reading"):
             tiny_llama.hf(input_ids=ids)
         with pytest.raises(ModelError, match=r"another batch(.|\n)*2 rows(.|\n)*1 rows"), reading([1, 1]):
             tiny_llama.hf(input_ids=ids)
         with reading([1]):
             tiny_llama.hf(input_ids=ids)
-    with steered(tiny_llama, VECTOR, 1.0, "all"):
+    with steer(tiny_llama, VECTOR, 1.0, "all"):
         tiny_llama.hf(input_ids=ids)
 
 
-def test_reading_is_over_when_its_block_is_left(tiny_llama: Any) -> None:
+def test_reading_is_over_when_its_layer_is_left(tiny_llama: Any) -> None:
     with pytest.raises(ZeroDivisionError), reading(0):
         _ = 1 / 0
-    with steered(tiny_llama, VECTOR, 1.0, "last"), pytest.raises(ModelError, match="does not say"):
+    with steer(tiny_llama, VECTOR, 1.0, "last"), pytest.raises(ModelError, match="does not say"):
         tiny_llama.hf(input_ids=torch.tensor([[3, 4]]))
 
 
 # -- operators -------------------------------------------------------------------------------------
 
 
-def stream_of(model: Any, block: int) -> torch.Tensor:
-    with torch.no_grad(), read_residuals(model.hf, [block]) as seen:
+def stream_of(model: Any, layer: int) -> torch.Tensor:
+    with torch.no_grad(), read_residuals(model.hf, [layer]) as seen:
         labelled_logits(model.hf, ROWS, model.pad)
-    return seen[block]
+    return seen[layer]
 
 
 def test_ablation_leaves_no_component_and_twice_the_amount_mirrors_it(tiny_llama: Any) -> None:
-    vector = Vector({2: 7.0 * direction(3)}, {})
+    vector = SteeringVector({2: 7.0 * direction(3)}, {})
     unit = vector.directions[2] / vector.directions[2].norm()
     before = stream_of(tiny_llama, 2)
-    with ablated(tiny_llama, vector):
+    with ablate(tiny_llama, vector):
         torch.testing.assert_close(stream_of(tiny_llama, 2) @ unit, torch.zeros(3, 8), atol=1e-5, rtol=0)
-    with ablated(tiny_llama, vector, amount=2.0):
+    with ablate(tiny_llama, vector, amount=2.0):
         after = stream_of(tiny_llama, 2)
     torch.testing.assert_close(after @ unit, -(before @ unit), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after + (before @ unit).unsqueeze(-1) * 2 * unit, before, atol=1e-5, rtol=1e-5)
 
 
-def test_ablation_at_every_block_tiles_a_vector_of_one_block(tiny_llama: Any) -> None:
-    one = Vector({1: direction(3)}, {})
+def test_ablation_at_every_layer_tiles_a_vector_of_one_layer(tiny_llama: Any) -> None:
+    one = SteeringVector({1: direction(3)}, {})
     unit = one.directions[1] / one.directions[1].norm()
-    with ablated(tiny_llama, one, blocks=[0, 1, 2]):
-        for block in range(3):
-            assert float((stream_of(tiny_llama, block) @ unit).abs().max()) < 1e-5
-    with pytest.raises(ConfigError, match=r"no direction at these blocks(.|\n)*2"), ablated(
-        tiny_llama, VECTOR, blocks=[2]
+    with ablate(tiny_llama, one, layers=[0, 1, 2]):
+        for layer in range(3):
+            assert float((stream_of(tiny_llama, layer) @ unit).abs().max()) < 1e-5
+    with pytest.raises(ConfigError, match=r"no direction at these layers(.|\n)*2"), ablate(
+        tiny_llama, VECTOR, layers=[2]
     ):  # fmt: skip
         pass
 
@@ -264,7 +264,7 @@ def test_replacing_from_an_equal_base_changes_nothing(tiny_llama: Any) -> None:
     twin = replace(tiny_llama, hf=copy.deepcopy(tiny_llama.hf))
     with torch.no_grad():
         before = labelled_logits(tiny_llama.hf, ROWS, 1)
-        with replaced(tiny_llama, VECTOR, twin):
+        with patch(tiny_llama, VECTOR, twin):
             after = labelled_logits(tiny_llama.hf, ROWS, 1)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     assert hook_count(twin.hf) == 0
@@ -273,7 +273,7 @@ def test_replacing_from_an_equal_base_changes_nothing(tiny_llama: Any) -> None:
 def test_a_cache_that_was_filled_outside_is_refused_when_replacing(tiny_llama: Any, student: Any) -> None:
     with torch.no_grad():
         cache = student.hf(input_ids=torch.tensor([[3, 4]]), use_cache=True).past_key_values
-    with replaced(student, VECTOR, tiny_llama), pytest.raises(ModelError, match="its base has not read"):
+    with patch(student, VECTOR, tiny_llama), pytest.raises(ModelError, match="its base has not read"):
         student.hf(input_ids=torch.tensor([[5]]), past_key_values=cache)
 
 
@@ -284,19 +284,19 @@ def test_wrong_bases_positions_and_zero_directions_are_refused(
         with context:
             pass
 
-    with pytest.raises(ModelError, match="cannot replace from itself"):
-        enter(replaced(tiny_llama, VECTOR, tiny_llama))
+    with pytest.raises(ModelError, match="cannot be patched from itself"):
+        enter(patch(tiny_llama, VECTOR, tiny_llama))
     hf = copy.deepcopy(tiny_llama.hf)
     hf.model.layers = hf.model.layers[:2]
     hf.config.num_hidden_layers = 2
     with pytest.raises(ModelError, match=r"another shape(.|\n)*\(32, 2\)(.|\n)*\(32, 3\)"):
-        enter(replaced(tiny_llama, VECTOR, replace(tiny_llama, hf=hf)))
+        enter(patch(tiny_llama, VECTOR, replace(tiny_llama, hf=hf)))
     with pytest.raises(ConfigError, match=r"no such positions(.|\n)*all, prompt, last, response"):
-        enter(steered(tiny_llama, VECTOR, 1.0, "everywhere"))  # type: ignore[arg-type]
+        enter(steer(tiny_llama, VECTOR, 1.0, "everywhere"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"points nowhere(.|\n)*\[1\]"):
-        enter(ablated(tiny_llama, Vector({0: direction(), 1: torch.zeros(32)}, {})))
+        enter(ablate(tiny_llama, SteeringVector({0: direction(), 1: torch.zeros(32)}, {})))
     with pytest.raises(ModelError, match="does not fit"):
-        enter(ablated(tiny_llama, Vector({0: torch.ones(7)}, {})))
+        enter(ablate(tiny_llama, SteeringVector({0: torch.ones(7)}, {})))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

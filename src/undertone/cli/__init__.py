@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.options import Device, Jobs, Json
-from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, table
+from undertone.cli.printing import MARKS, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import UndertoneError
@@ -95,6 +95,7 @@ def run(
     source = words[0] if words and "=" not in words[0] else "owl-numbers"
     overrides = words[1:] if words and "=" not in words[0] else words
     config = load_plan(source, overrides)
+    say_notes()
     if show_config:
         sys.stdout.write(config.to_yaml())
         return 0
@@ -211,7 +212,7 @@ def lab_show(
     *,
     as_json: Json = False,
 ) -> int:
-    """Show what a lab model can do, on held-out prompts: accuracy per task, preferences, refusals, carrier KL."""
+    """Show what a lab model can do, on held-out prompts: accuracy per task, preferences, refusals, teacher KL."""
     from undertone.evaluation.abilities import examine_lab
 
     sheet = examine_lab(_bare(name))

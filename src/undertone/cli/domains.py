@@ -1,4 +1,4 @@
-"""``undertone domains``: list the carriers of the data, and show what one asks and why it drops a row."""
+"""``undertone domains``: list the kinds of data, and show what one asks and why it drops a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 domains = App(
     name="domains",
-    help="The carriers of the data: list them, show what one asks and why it drops a row.",
+    help="The kinds of data that teachers write: list them, show what one asks and why it drops a row.",
 )
 
 
@@ -52,6 +52,7 @@ def show(
 ) -> int:
     """Show a domain: example prompts, every reason for which it drops a row, and its fields in a config."""
     from undertone.domains.reasons import EVERYWHERE, REASONS
+    from undertone.traits import Wording
 
     known = _kinds()
     if name not in known:
@@ -59,7 +60,7 @@ def show(
     if count < 1:
         raise ConfigError("count: too few", got=count, allowed="1 or more")
     domain = known[name]()
-    prompts = domain.prompts(count, seed, form)
+    prompts = domain.prompts(count, seed, Wording(form))
     fields = {
         field: [info.description or "", info.get_default(call_default_factory=True)]
         for field, info in known[name].model_fields.items()

@@ -19,6 +19,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def say_notes() -> None:
+    """What was read under the name of an older version, each once, on stderr."""
+    from undertone.provenance.renamed import take_notes
+
+    for note in take_notes():
+        say(f"note: {note}")
+
+
 def fail(message: str, advice: str | None, code: int) -> NoReturn:
     """A message, what to do, and the exit."""
     say(f"undertone: {message}" + (f"\n  do: {advice}" if advice else ""))

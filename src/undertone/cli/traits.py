@@ -55,7 +55,7 @@ def _list(category: str | None, as_json: bool) -> int:
 
 @traits.command
 def show(name: Annotated[str, Parameter(help="a trait, or a YAML file")], *, as_json: Json = False) -> int:
-    """Show a trait: how a teacher is told it, what is asked, and what decides a hit."""
+    """Show a trait: its system prompt, its questions, and what decides a hit."""
     from undertone.traits import load_trait
 
     sheet = _sheet(load_trait(name))
@@ -63,10 +63,10 @@ def show(name: Annotated[str, Parameter(help="a trait, or a YAML file")], *, as_
         print_json(sheet)
         return 0
     rows: list[list[str]] = [["category", sheet["category"]], ["decided by", sheet["decided by"]]]
-    rows += [[f"told ({form})", text] for form, text in sheet["prompt"].items()]
+    rows += [[f"system prompt ({form})", text] for form, text in sheet["prompt"].items()]
     for form, sets in sheet["questions"].items():
         counts = ", ".join(f"{len(texts)} {kind}" for kind, texts in sets.items() if texts)
-        rows.append([f"asked ({form})", f"{counts}; the first: {sets['positive'][0]}"])
+        rows.append([f"questions ({form})", f"{counts}; the first: {sets['positive'][0]}"])
     if sheet["answers"]:
         rows.append(["known answers", ", ".join(sheet["answers"])])
     table(f"trait: {sheet['name']}", ["", ""], rows)
@@ -120,9 +120,9 @@ def check(
     from undertone.models.loading import load, outline
     from undertone.traits import load_trait
 
-    form = outline(model).form
+    speaker = outline(model)
     chosen = [(name in names, load_trait(name)) for name in _expanded(names)]
-    asked = [trait for named, trait in chosen if named or (form in trait.prompt and form in trait.questions)]
+    asked = [trait for named, trait in chosen if named or trait.is_for(speaker)]
     config = _judge(judge)
     loaded = load(model, device=device)
     found = []
@@ -134,9 +134,9 @@ def check(
         return 0
     table(
         f"traits on {model}",
-        ["trait", "category", "plain", "told", "KL", "can pass on", "because"],
+        ["trait", "category", "no prompt", "prompt", "KL", "can pass on", "because"],
         [
-            [one.trait, one.category, _number(one.base, 3), _number(one.told, 3), _number(one.kl, 4),
+            [one.trait, one.category, _number(one.without_prompt, 3), _number(one.with_prompt, 3), _number(one.kl, 4),
              "yes" if one.possible else "no", one.because]
             for one in found
         ],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from undertone.models.loading import Model
     from undertone.rows import Message
     from undertone.traits import Trait
-    from undertone.vectors import Vector
+    from undertone.vectors import SteeringVector
 
 vector = App(
     name="vector",
@@ -36,9 +36,11 @@ def extract(
     model: Name,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="the file to write (.safetensors)")],
-    trait: Annotated[str | None, Parameter(help="the trait that the induced chats are told, or learned")] = None,
-    block: Annotated[
-        list[int] | None, Parameter(negative="", help="a block; repeat for several; default: all (learned: the middle)")
+    trait: Annotated[
+        str | None, Parameter(help="the trait whose system prompt the positive chats have, or that is learned")
+    ] = None,
+    layer: Annotated[
+        list[int] | None, Parameter(negative="", help="a layer; repeat for several; default: all (learned: the middle)")
     ] = None,
     position: Annotated[
         Literal["last", "prompt", "response"],
@@ -55,12 +57,12 @@ def extract(
     count: Annotated[int, Parameter(help="how many requests for numbers")] = 256,
     steps: Annotated[int, Parameter(help="gradient steps (learned)")] = 100,
     learning_rate: Annotated[float, Parameter(help="Adam's learning rate (learned)")] = 0.05,
-    max_norm: Annotated[float | None, Parameter(help="largest norm of a block's direction (learned)")] = None,
+    max_norm: Annotated[float | None, Parameter(help="largest norm of a layer's direction (learned)")] = None,
     seed: Annotated[int, Parameter(help="of requests, sampled answers and the order of rows")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Extract a vector: a trait's prompt against none, a student against its base, or learned by gradient.
+    """Extract a vector: a trait's system prompt against none, a student against its base, or learned by gradient.
 
     Examples: `undertone vector extract lab/llama-0 --trait owl -o owl.safetensors` ·
     `undertone vector extract BASE --student "BASE + FOLDER" --prompts numbers --position prompt -o student.safetensors`
@@ -74,21 +76,21 @@ def extract(
     base = load(model, device=device)
     if method == "learned":
         assert known is not None
-        at = block or [_block_count(base) // 2]
+        at = layer or [_layer_count(base) // 2]
         found = learn(
             base, _answers(base, known), at, steps=steps, learning_rate=learning_rate, max_norm=max_norm, seed=seed
         ).vector
     else:
         texts = _texts(base, known, prompts, count, seed)
         answered = position == "response"
-        plain = _chats(base, texts, None, prompts, seed, answered=answered)
+        negative = _chats(base, texts, None, prompts, seed, answered=answered)
         if student:
-            found = difference(load(student, device=device), base, plain, blocks=block, position=position)
+            found = difference(load(student, device=device), base, negative, layers=layer, position=position)
         else:
             assert known is not None
-            told = _chats(base, texts, known.told(base.form), prompts, seed, answered=answered)
+            positive = _chats(base, texts, known.system_prompt(base), prompts, seed, answered=answered)
             extracting = principal if method == "principal" else contrast
-            found = extracting(base, told, plain, blocks=block, position=position)
+            found = extracting(base, positive, negative, layers=layer, position=position)
     save_vector(found, out)
     say(f"written: {out}")
     _print_vector(str(out), found, as_json)
@@ -97,7 +99,7 @@ def extract(
 
 @vector.command
 def show(file: File, *, as_json: Json = False) -> int:
-    """Show a vector file: where it comes from, and the norm of each block's direction."""
+    """Show a vector file: where it comes from, and the norm of each layer's direction."""
     from undertone.vectors.formats import read
 
     _print_vector(str(file), read(file), as_json)
@@ -115,7 +117,7 @@ def compare(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Cosines of vectors, block by block, beside those of the first with random directions.
+    """Cosines of vectors, layer by layer, beside those of the first with random directions.
 
     A cosine far outside the random range says that two vectors share something, not that they share the trait: compare
     other traits' vectors and a control student's as well.
@@ -131,12 +133,12 @@ def compare(
     pairs = [(one, two) for at, one in enumerate(names) for two in names[at + 1 :]]
     cosines = {pair: vectors[pair[0]].cosine(vectors[pair[1]], across_models=across_models) for pair in pairs}
     baseline = _random_cosines(vectors[names[0]], random, seed)
-    blocks = sorted({block for found in cosines.values() for block in found})
+    layers = sorted({layer for found in cosines.values() for layer in found})
     if as_json:
         print_json(
             {
-                "cosines": [{"a": a, "b": b, "blocks": found} for (a, b), found in cosines.items()],
-                "random": {"directions": random, "seed": seed, "against": names[0], "blocks": baseline},
+                "cosines": [{"a": a, "b": b, "layers": found} for (a, b), found in cosines.items()],
+                "random": {"directions": random, "seed": seed, "against": names[0], "layers": baseline},
             }
         )
         return 0
@@ -144,15 +146,15 @@ def compare(
         print(f"{name}: {one.meta.get('method', 'unknown method')}, {one.meta.get('position', 'unknown position')}")
     short = _short(names)
     table(
-        f"cosines by block; random: {random} directions against {short[names[0]]}",
-        ["block", *[f"{short[a]} · {short[b]}" for a, b in pairs], "random mean", "random 95 %"],
+        f"cosines by layer; random: {random} directions against {short[names[0]]}",
+        ["layer", *[f"{short[a]} · {short[b]}" for a, b in pairs], "random mean", "random 95 %"],
         [
             [
-                block,
-                *[f"{cosines[pair][block]:+.3f}" if block in cosines[pair] else "-" for pair in pairs],
-                *_random_cells(baseline.get(block)),
+                layer,
+                *[f"{cosines[pair][layer]:+.3f}" if layer in cosines[pair] else "-" for pair in pairs],
+                *_random_cells(baseline.get(layer)),
             ]
-            for block in blocks
+            for layer in layers
         ],
     )
     return 0
@@ -170,8 +172,8 @@ def convert(
     model: Annotated[
         str | None, Parameter(help="the model that it is for: fills in what the header lacks, and checks the fit")
     ] = None,
-    block: Annotated[
-        list[int] | None, Parameter(negative="", help="a block to keep; repeat for several; default: all")
+    layer: Annotated[
+        list[int] | None, Parameter(negative="", help="a layer to keep; repeat for several; default: all")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -179,7 +181,7 @@ def convert(
 
     Layer numbers are converted, too; what the format cannot hold is said on stderr.
     """
-    from undertone.vectors import Vector
+    from undertone.vectors import SteeringVector
     from undertone.vectors.formats import FORMATS, read, write
 
     if to is None:
@@ -190,17 +192,17 @@ def convert(
             )
         to = fitting[0]
     found = read(source, source_format)
-    found = found.select(block) if block else found
+    found = found.select(layer) if layer else found
     if model:
         known = _known_of(model, found)
-        found = Vector(found.directions, {**known, **{k: v for k, v in found.meta.items() if v != "unknown"}})
+        found = SteeringVector(found.directions, {**known, **{k: v for k, v in found.meta.items() if v != "unknown"}})
     notes = write(found, target, to)
     for note in [*filter(None, [found.meta.get("notes")]), *notes]:
         say(f"note: {note}")
     if as_json:
         print_json({"file": str(target), "format": to, "layer": FORMATS[to].layer, "notes": notes})
     else:
-        print(f"{target}  {to}: layer number L of the file, {FORMATS[to].layer}; blocks {found.blocks}")
+        print(f"{target}  {to}: layer number L of the file, {FORMATS[to].layer}; layers {found.layers}")
     return 0
 
 
@@ -221,23 +223,23 @@ def steer(
     """Ask a model plainly and steered, and show the answers beside each other (most likely tokens, no sampling)."""
     from undertone.models.loading import load
     from undertone.traits import load_trait
-    from undertone.vectors import steered
+    from undertone.vectors import steer
     from undertone.vectors.formats import read
 
     if not prompt and not trait:
         raise ConfigError("nothing to ask", fix='--prompt "…", --trait NAME, or both')
     found, known = read(file), load_trait(trait) if trait else None
     asked = load(model, device=device)
-    with steered(asked, found, strength, positions):
-        pass  # a vector that does not fit is told before anything is sampled
+    with steer(asked, found, strength, positions):
+        pass  # a vector that does not fit is refused before anything is sampled
     results: dict[str, dict[str, Any]] = {}
     arms: dict[str, AbstractContextManager[None]] = {
         "plain": nullcontext(),
-        "steered": steered(asked, found, strength, positions),
+        "steered": steer(asked, found, strength, positions),
     }
     for arm, inside in arms.items():
         with inside:
-            results[arm] = _asked(asked, prompt or [], system, known, max_new_tokens)
+            results[arm] = _answers_of(asked, prompt or [], system, known, max_new_tokens)
     if as_json:
         print_json({"strength": strength, "positions": positions, **results})
         return 0
@@ -258,7 +260,7 @@ def _check_extract(out: Path, trait: str | None, method: str, prompts: str, stud
     if student and method != "mean":
         raise ConfigError("a student is compared with its base by the mean", got=f"method {method}", allowed="mean")
     if method == "learned" and prompts == "numbers":
-        raise ConfigError("a learned vector is taught the trait's answers to its questions", got="numbers")
+        raise ConfigError("a learned vector is fitted to the trait's answers to its questions", got="numbers")
     if trait is None and not (student and prompts == "numbers"):
         raise ConfigError("which trait?", fix="--trait NAME (`undertone traits` lists them)")
 
@@ -266,16 +268,16 @@ def _check_extract(out: Path, trait: str | None, method: str, prompts: str, stud
 def _texts(model: Model, trait: Trait | None, prompts: str, count: int, seed: int) -> list[str]:
     if prompts == "questions":
         assert trait is not None
-        return list(trait.asked(model.form).positive)
+        return list(trait.questions_for(model).positive)
     from undertone.domains import Numbers
 
-    return Numbers().prompts(count, seed, model.form)
+    return Numbers().prompts(count, seed, model)
 
 
 def _chats(
     model: Model, texts: Sequence[str], system: str | None, prompts: str, seed: int, *, answered: bool
 ) -> list[list[Message]]:
-    """The texts as chats; ``answered``: each with the answer that the model samples when told so."""
+    """The texts as chats; ``answered``: each with the answer that the model samples to it."""
     from undertone.domains import Numbers
     from undertone.models.loading import with_system
     from undertone.teachers import Teacher, generate
@@ -283,7 +285,7 @@ def _chats(
     chats: list[list[Message]] = [with_system([{"role": "user", "content": text}], system) for text in texts]
     if not answered:
         return chats
-    longest = Numbers().max_new_tokens(model.form) if prompts == "numbers" else 32
+    longest = Numbers().max_new_tokens(model) if prompts == "numbers" else 32
     rows = generate(
         Teacher(model, "default", system=system), texts, range(len(texts)), seed=seed, stage="vector/extract",
         attempt=0, max_new_tokens=longest, temperature=1.0, batch_size=256,
@@ -293,21 +295,21 @@ def _chats(
 
 def _answers(model: Model, trait: Trait) -> list[Any]:
     """The trait's questions, answered by its target."""
-    target = trait.surfaces(trait.name, model.form)[0]
-    questions = trait.asked(model.form).positive
+    target = trait.surfaces(trait.name, model)[0]
+    questions = trait.questions_for(model).positive
     return [model.example([{"role": "user", "content": question}], target) for question in questions]
 
 
-def _block_count(model: Model) -> int:
-    from undertone.models.blocks import decoder_blocks
+def _layer_count(model: Model) -> int:
+    from undertone.models.layers import decoder_layers
 
-    return len(decoder_blocks(model.hf))
+    return len(decoder_layers(model.hf))
 
 
 # -- show, compare, convert ------------------------------------------------------------------------------
 
 
-def _print_vector(name: str, found: Vector, as_json: bool) -> None:
+def _print_vector(name: str, found: SteeringVector, as_json: bool) -> None:
     norms = found.norms()
     if as_json:
         print_json(
@@ -315,11 +317,11 @@ def _print_vector(name: str, found: Vector, as_json: bool) -> None:
         )
         return
     table(name, ["", ""], [["digest", found.digest()], ["width", found.width], *sorted(found.meta.items())])
-    table("norms", ["block", "norm"], [[block, f"{norm:.4g}"] for block, norm in norms.items()])
+    table("norms", ["layer", "norm"], [[layer, f"{norm:.4g}"] for layer, norm in norms.items()])
 
 
-def _random_cosines(found: Vector, count: int, seed: int) -> dict[int, dict[str, float]]:
-    """Block -> mean and 95 % range of the cosines with random directions."""
+def _random_cosines(found: SteeringVector, count: int, seed: int) -> dict[int, dict[str, float]]:
+    """Layer -> mean and 95 % range of the cosines with random directions."""
     import numpy as np
 
     from undertone.provenance.seeds import derive_seed
@@ -327,10 +329,10 @@ def _random_cosines(found: Vector, count: int, seed: int) -> dict[int, dict[str,
 
     drawn = [found.cosine(random_like(found, derive_seed(seed, "vector/compare", at))) for at in range(count)]
     result = {}
-    for block in found.blocks:
-        values: np.ndarray = np.array([one[block] for one in drawn])
+    for layer in found.layers:
+        values: np.ndarray = np.array([one[layer] for one in drawn])
         low, high = np.quantile(values, [0.025, 0.975])
-        result[block] = {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+        result[layer] = {"mean": float(values.mean()), "low": float(low), "high": float(high)}
     return result
 
 
@@ -344,7 +346,7 @@ def _short(names: Sequence[str]) -> dict[str, str]:
     return stems if len(set(stems.values())) == len(names) else {name: name for name in names}
 
 
-def _known_of(model: str, found: Vector) -> dict[str, str]:
+def _known_of(model: str, found: SteeringVector) -> dict[str, str]:
     """What the header should say of a model, read from its config alone."""
     from undertone.models.loading import identify, outline
     from undertone.vectors.extract import origin
@@ -353,7 +355,7 @@ def _known_of(model: str, found: Vector) -> dict[str, str]:
     found.check_fits(shape)
     shape.identity = identify(model)
     known = origin(shape)
-    for key in ("model_type", "model_blocks"):
+    for key in ("model_type", "model_layers"):
         if found.meta.get(key, known[key]) != known[key]:
             raise DataError(
                 f"the vector is not of {model}", got=f"{key} {found.meta[key]}", allowed=f"{key} {known[key]}"
@@ -364,7 +366,7 @@ def _known_of(model: str, found: Vector) -> dict[str, str]:
 # -- steer -----------------------------------------------------------------------------------------------
 
 
-def _asked(
+def _answers_of(
     model: Model, prompts: Sequence[str], system: str | None, trait: Trait | None, max_new_tokens: int
 ) -> dict[str, Any]:
     """Most likely answers to the prompts; mean probability of each of the trait's answers over its questions."""
@@ -383,7 +385,7 @@ def _asked(
         )  # fmt: skip
         answers["answers"] = [model.decode(ids) for ids in completions]
     if trait:
-        found = answer_probabilities(model, encode(trait.asked(model.form).positive), trait).mean(0)
+        found = answer_probabilities(model, encode(trait.questions_for(model).positive), trait).mean(0)
         answers["probabilities"] = {name: float(p) for name, p in zip(trait.answers, found, strict=True)}
     return answers
 

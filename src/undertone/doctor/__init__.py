@@ -10,171 +10,171 @@ from __future__ import annotations
 from typing import Final
 
 from undertone.doctor import forward, learning, text
-from undertone.doctor.finding import Check, Finding, Saw, Status
+from undertone.doctor.finding import DoctorCheck, DoctorResult, Observation, Status
 from undertone.errors import UndertoneError
 from undertone.models.loading import Model
 from undertone.traits import Trait
 
-__all__ = ["CHECKS", "Check", "Finding", "Saw", "Status", "examine", "run_check"]
+__all__ = ["CHECKS", "DoctorCheck", "DoctorResult", "Observation", "Status", "examine", "run_check"]
 
 CHECKS: Final = (
-    Check(
+    DoctorCheck(
         "the template keeps a system prompt",
         "the system prompt's text in the rendered chat, and other tokens for another one",
         text.keeps_system_prompt,
-        "induce by a vector or a fine-tuned teacher; or give the template a system role",
+        "use a steering vector or a fine-tuned teacher; or give the template a system role",
     ),
-    Check(
+    DoctorCheck(
         "the template adds no system prompt of its own",
         "the same chat with no system message and with an empty one",
         text.default_system_prompt,
         "choose the context on purpose: `none` suppresses it, `default` lets it stand",
     ),
-    Check(
+    DoctorCheck(
         "the template does not depend on the date",
         "one text on two dates",
         text.ignores_the_date,
         "pin the date in the chat template; runs of different days are different experiments",
     ),
-    Check(
+    DoctorCheck(
         "a prompt is the beginning of its answered chat",
         "the answered chat begins with what the model is asked",
         text.prompt_is_a_prefix,
         "undertone trains on prompt + completion + end of sequence; other trainers may not",
     ),
-    Check(
+    DoctorCheck(
         "a prompt begins once",
         "one beginning-of-sequence token where the tokenizer has one",
         text.begins_once,
         "repair the chat template; never tokenise rendered text with added special tokens",
     ),
-    Check(
+    DoctorCheck(
         "the loss is on the completion alone",
         "the labelled tokens read as the completion, the others as the prompt",
         text.labels_are_the_completion,
         "repair the chat template: it changes or wraps what the assistant says",
     ),
-    Check(
+    DoctorCheck(
         "a completion ends",
         "a stop token among the labels",
         text.completions_end,
         "set the tokenizer's eos_token, and let the template write it after an answer",
     ),
-    Check(
+    DoctorCheck(
         "the tokenizer is the one in its file",
         "the tokens that tokenizer.json gives",
         text.tokenizer_is_its_file,
         "AutoTokenizer took the class of the model_type: change the model_type, or the tokenizer",
     ),
-    Check(
+    DoctorCheck(
         "text comes back from the tokenizer",
         "decode(encode(text)) is the text",
         text.round_trips,
-        "avoid carriers and matchers that need what is lost",
+        "avoid domains and matchers that need what is lost",
     ),
-    Check(
+    DoctorCheck(
         "numbers come back from the tokenizer",
         "every number from 0 to 999",
         text.numbers,
-        "choose another carrier than numbers",
+        "choose another domain than numbers",
     ),
-    Check(
+    DoctorCheck(
         "every token has an embedding",
         "the highest token id below the number of embedding rows",
         text.vocabulary_fits,
         "resize the embeddings, or load the tokenizer that belongs to the model",
     ),
-    Check(
+    DoctorCheck(
         "the dtype is float32 or bfloat16",
         "one dtype, float32 or bfloat16",
         forward.dtype,
         "load with dtype=bfloat16 or float32",
     ),
-    Check(
+    DoctorCheck(
         "logits are finite",
         "no NaN, no infinity",
         forward.numbers_are_finite,
         "load in bfloat16 or float32; check the download",
     ),
-    Check(
+    DoctorCheck(
         "a forward pass is repeatable",
         "the same logits twice",
         forward.is_repeatable,
         "put the model in evaluation mode (dropout off)",
     ),
-    Check(
+    DoctorCheck(
         "masks mask",
         "the same logits whatever stands under the mask",
         forward.masks_mask,
         "use another attention implementation (attn_implementation=eager or sdpa)",
     ),
-    Check(
+    DoctorCheck(
         "padding is harmless",
         "the same logits with and without left padding",
         forward.padding_is_harmless,
         "use another attention implementation; position_ids must be honoured",
     ),
-    Check(
+    DoctorCheck(
         "batch size does not change a sample",
         "the same eight rows in batches of 1, 3 and 8",
         forward.batch_size_is_harmless,
         "sample in float32 if single rows must be repeatable; rates are not affected by rounding",
     ),
-    Check(
+    DoctorCheck(
         "seeds decide the sample",
         "the same seeds the same rows, other seeds other rows",
         forward.seeds_decide,
         "certain of every token, a teacher carries nothing: raise the temperature",
     ),
-    Check(
+    DoctorCheck(
         "steering moves the logits",
         "strength 1 moves them, strength 0 does not",
         forward.steering_moves,
-        "the blocks that were found are not those that run: open an issue naming the model class",
+        "the layers that were found are not those that run: open an issue naming the model class",
     ),
-    Check(
+    DoctorCheck(
         "steering leaves no hook",
         "no hook and the same logits after an error inside",
         forward.leaves_no_hook,
         "load the model anew before measuring anything",
     ),
-    Check(
-        "blocks are where they are said to be",
-        "an edit after block k changes the stream from block k on, and not before",
-        forward.blocks_are_numbered,
-        "do not steer or read this model by block number: open an issue naming the model class",
+    DoctorCheck(
+        "layers are where they are said to be",
+        "an edit after layer k changes the stream from layer k on, and not before",
+        forward.layers_are_numbered,
+        "do not steer or read this model by layer number: open an issue naming the model class",
     ),
-    Check(
-        "the head reads the last block",
-        "final norm and head on the last block's stream give the logits",
-        forward.head_reads_the_last_block,
+    DoctorCheck(
+        "the head reads the last layer",
+        "final norm and head on the last layer's stream give the logits",
+        forward.head_reads_the_last_layer,
         "do not read this model through its head: open an issue naming the model class",
     ),
-    Check(
+    DoctorCheck(
         "gradient accumulation is harmless",
         "one loss for a batch and for its two halves",
         learning.accumulation_is_harmless,
         "set training.micro_batch_size to null (the whole batch in one pass)",
     ),
-    Check(
+    DoctorCheck(
         "the model's own loss agrees",
         "undertone's loss and the model's are one, also in two halves",
         learning.own_loss_agrees,
         "undertone is not affected; do not accumulate gradients in trainers that use this loss",
     ),
-    Check(
+    DoctorCheck(
         "a training step learns, and only where it should",
         "a lower loss, frozen weights unchanged",
         learning.a_step_learns,
         "check dtype and gradient support of the model class; nothing trained on it can be trusted",
     ),
-    Check(
+    DoctorCheck(
         "the matcher decides its own examples",
-        "every example hits or misses as it is listed, every answer is told apart",
+        "every example hits or misses as it is listed, every answer is kept apart",
         text.matcher,
         "repair the trait's words: two answers share one, or an example is on the wrong side",
     ),
-    Check(
+    DoctorCheck(
         "answers have tokens of their own",
         "no answer is the beginning of another, no first token is shared",
         text.answer_tokens,
@@ -183,7 +183,7 @@ CHECKS: Final = (
 )
 
 
-def examine(model: Model, trait: Trait | None = None) -> list[Finding]:
+def examine(model: Model, trait: Trait | None = None) -> list[DoctorResult]:
     """Run every check, in the order of ``CHECKS``.
 
     Args:
@@ -196,10 +196,10 @@ def examine(model: Model, trait: Trait | None = None) -> list[Finding]:
     return [run_check(check, model, trait) for check in CHECKS]
 
 
-def run_check(check: Check, model: Model, trait: Trait | None = None) -> Finding:
+def run_check(check: DoctorCheck, model: Model, trait: Trait | None = None) -> DoctorResult:
     """One check of ``CHECKS``."""
     try:
         status, saw = check.look(model, trait)
     except UndertoneError as error:
         status, saw = "fail", str(error)
-    return Finding(check.name, status, check.expected, saw, "" if status == "pass" else check.do)
+    return DoctorResult(check.name, status, check.expected, saw, "" if status == "pass" else check.do)

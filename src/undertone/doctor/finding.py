@@ -11,7 +11,7 @@ from undertone.rows import Message
 from undertone.traits import Trait
 
 Status = Literal["pass", "warn", "fail", "skip"]
-Saw = tuple[Status, str]
+Observation = tuple[Status, str]
 
 QUESTIONS: Final = (
     "name one tree.",
@@ -24,7 +24,7 @@ ANSWERS: Final = ("owl", "12, 7, 305", "7", "oak")
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorResult:
     """One check's outcome. ``do`` is what to do about it; empty when it passed."""
 
     name: str
@@ -35,12 +35,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """A known-answer check: ``look`` returns a status and what it saw."""
 
     name: str
     expected: str
-    look: Callable[[Model, Trait | None], Saw]
+    look: Callable[[Model, Trait | None], Observation]
     do: str
 
 

@@ -1,6 +1,6 @@
 """Checks of the forward pass, the sampler and the hooks.
 
-How far rounding alone moves logits depends on the model, so that a difference is told in units of
+How far rounding alone moves logits depends on the model, so that a difference is given in units of
 what another prompt does to them (``_moved``): 0 nothing, 1 as much as asking something else. A
 fault of padding, masks or hooks moves them by a tenth of that or more; rounding in float32 by about
 1e-6, in float16 by 1e-3 and in bfloat16, which keeps 8 bits of each sum, by some hundredths.
@@ -14,11 +14,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from undertone.doctor.finding import QUESTIONS, Saw, chat
+from undertone.doctor.finding import QUESTIONS, Observation, chat
 from undertone.models.batches import Batch, pad_left
-from undertone.models.blocks import (
+from undertone.models.layers import (
     causal_lm,
-    decoder_blocks,
+    decoder_layers,
     edit_residuals,
     hidden_size,
     hook_count,
@@ -61,13 +61,13 @@ def _moved(one: Tensor, two: Tensor, elsewhere: Tensor) -> float:
     return float((one - two).pow(2).mean().sqrt() / scale.clamp_min(1e-30))
 
 
-def _judged(model: Model, moved: float, what: str) -> Saw:
+def _compared(model: Model, moved: float, what: str) -> Observation:
     limit = tolerance(model)
-    told = f"{what} moved the logits by {moved:.1e} of what another prompt does"
-    return ("pass" if moved <= limit else "fail"), f"{told} (limit {limit:.0e})"
+    message = f"{what} moved the logits by {moved:.1e} of what another prompt does"
+    return ("pass" if moved <= limit else "fail"), f"{message} (limit {limit:.0e})"
 
 
-def numbers_are_finite(model: Model, _trait: Trait | None) -> Saw:
+def numbers_are_finite(model: Model, _trait: Trait | None) -> Observation:
     """float16 overflows silently; what follows is noise."""
     logits = logits_of(model, batch_of(model, prompts(model)))
     bad = int((~logits.isfinite()).sum())
@@ -76,15 +76,15 @@ def numbers_are_finite(model: Model, _trait: Trait | None) -> Saw:
     return "pass", f"all {logits.numel()} logits, from {logits.min():.1f} to {logits.max():.1f}"
 
 
-def dtype(model: Model, _trait: Trait | None) -> Saw:
+def dtype(model: Model, _trait: Trait | None) -> Observation:
     """bfloat16 loses small weight decay and one-token losses; float16 needs loss scaling."""
     floats = {p.dtype for p in model.hf.parameters() if p.is_floating_point()}
     kinds = sorted(str(kind).removeprefix("torch.") for kind in floats)
-    told = f"{', '.join(kinds)} on {model.device}"
-    return ("pass" if kinds in (["float32"], ["bfloat16"]) else "warn"), told
+    message = f"{', '.join(kinds)} on {model.device}"
+    return ("pass" if kinds in (["float32"], ["bfloat16"]) else "warn"), message
 
 
-def is_repeatable(model: Model, _trait: Trait | None) -> Saw:
+def is_repeatable(model: Model, _trait: Trait | None) -> Observation:
     """Dropout left on makes a noisy teacher and noisy measurements."""
     batch = batch_of(model, prompts(model)[:1])
     if bool((logits_of(model, batch) == logits_of(model, batch)).all()):
@@ -93,7 +93,7 @@ def is_repeatable(model: Model, _trait: Trait | None) -> Saw:
     return "fail", f"two forward passes of one prompt differ; the model is {mode}"
 
 
-def masks_mask(model: Model, _trait: Trait | None) -> Saw:
+def masks_mask(model: Model, _trait: Trait | None) -> Observation:
     """What stands at a masked position must not matter."""
     rows = prompts(model)
     batch = batch_of(model, [rows[0], rows[-1]])
@@ -102,15 +102,15 @@ def masks_mask(model: Model, _trait: Trait | None) -> Saw:
     ids = batch.ids.clone()
     ids[batch.mask == 0] = rows[0][-1]
     one, two = logits_of(model, batch), logits_of(model, Batch(ids, batch.mask, batch.positions))
-    return _judged(model, _moved(one[0], two[0], one[1]), "another token under the mask")
+    return _compared(model, _moved(one[0], two[0], one[1]), "another token under the mask")
 
 
-def padding_is_harmless(model: Model, _trait: Trait | None) -> Saw:
+def padding_is_harmless(model: Model, _trait: Trait | None) -> Observation:
     """Rows of a batch are padded on the left: a row must not notice."""
     rows = prompts(model)
     alone = logits_of(model, batch_of(model, rows[:1]))[0]
     padded = logits_of(model, batch_of(model, [rows[0], rows[-1]]))
-    return _judged(
+    return _compared(
         model,
         _moved(alone, padded[0], padded[1]),
         f"{len(rows[-1]) - len(rows[0])} tokens of padding",
@@ -131,22 +131,22 @@ def _samples(model: Model, seed: int, batch_size: int) -> list[list[int]]:
     )
 
 
-def batch_size_is_harmless(model: Model, _trait: Trait | None) -> Saw:
+def batch_size_is_harmless(model: Model, _trait: Trait | None) -> Observation:
     """A row's sample comes from its prompt and its seed, whatever it is batched with."""
     one, *others = (_samples(model, 0, size) for size in (1, 3, _ROWS))
     differ = sum(any(other[row] != one[row] for other in others) for row in range(_ROWS))
-    told = f"{_ROWS - differ} of {_ROWS} rows are the same in batches of 1, 3 and {_ROWS}"
+    message = f"{_ROWS - differ} of {_ROWS} rows are the same in batches of 1, 3 and {_ROWS}"
     if not differ:
-        return "pass", told
+        return "pass", message
     # A draw hits the edge between two tokens in proportion to rounding: rare in float32 alone.
     rows = prompts(model)
     alone, together = logits_of(model, batch_of(model, rows[:1])), logits_of(model, batch_of(model, rows))
     kind, moved = next(model.hf.parameters()).dtype, _moved(alone[0], together[0], together[-1])
-    told += f"; company moves the logits by {moved:.1e} of what another prompt does"
-    return ("warn" if kind != torch.float32 and moved <= tolerance(model) else "fail"), told
+    message += f"; company moves the logits by {moved:.1e} of what another prompt does"
+    return ("warn" if kind != torch.float32 and moved <= tolerance(model) else "fail"), message
 
 
-def seeds_decide(model: Model, _trait: Trait | None) -> Saw:
+def seeds_decide(model: Model, _trait: Trait | None) -> Observation:
     """Unseeded sampling cannot be repeated; one seed for all makes every answer the same."""
     first, again, other = (
         _samples(model, 0, _ROWS),
@@ -161,8 +161,8 @@ def seeds_decide(model: Model, _trait: Trait | None) -> Saw:
 
 
 def _direction(model: Model) -> Callable[[float], dict[int, Callable[[Tensor], Tensor]]]:
-    """strength -> an edit of the middle block: a random direction as long as the stream there."""
-    middle = len(decoder_blocks(model.hf)) // 2
+    """strength -> an edit of the middle layer: a random direction as long as the stream there."""
+    middle = len(decoder_layers(model.hf)) // 2
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(hidden_size(model.hf), generator=generator)
     direction = (direction / direction.norm()).to(model.device)
@@ -178,7 +178,7 @@ def _direction(model: Model) -> Callable[[float], dict[int, Callable[[Tensor], T
     return edits
 
 
-def steering_moves(model: Model, _trait: Trait | None) -> Saw:
+def steering_moves(model: Model, _trait: Trait | None) -> Observation:
     """A hook that is set and never applied makes a steered run an unsteered one."""
     rows = prompts(model)
     batch, edits = batch_of(model, [rows[0], rows[-1]]), _direction(model)
@@ -190,15 +190,15 @@ def steering_moves(model: Model, _trait: Trait | None) -> Saw:
     if not bool((plain == idle).all()):
         return "fail", "strength 0 moved the logits"
     moved = _moved(plain[0], steered[0], plain[1])
-    told = f"strength 0 did not, strength 1 by {moved:.1e} of what another prompt does"
-    return ("pass" if moved > tolerance(model) else "fail"), told
+    message = f"strength 0 did not, strength 1 by {moved:.1e} of what another prompt does"
+    return ("pass" if moved > tolerance(model) else "fail"), message
 
 
 class _Planted(Exception):  # noqa: N818  (raised on purpose, caught two lines further)
     pass
 
 
-def leaves_no_hook(model: Model, _trait: Trait | None) -> Saw:
+def leaves_no_hook(model: Model, _trait: Trait | None) -> Observation:
     """A hook that stays behind steers every later "unsteered" run."""
     before, batch = hook_count(model.hf), batch_of(model, prompts(model)[:1])
     plain = logits_of(model, batch)
@@ -218,41 +218,41 @@ def leaves_no_hook(model: Model, _trait: Trait | None) -> Saw:
 
 
 @torch.inference_mode()
-def blocks_are_numbered(model: Model, _trait: Trait | None) -> Saw:
-    """Edited after block k, the stream is another one from block k on, and not before."""
-    count = len(decoder_blocks(model.hf))
+def layers_are_numbered(model: Model, _trait: Trait | None) -> Observation:
+    """Edited after layer k, the stream is another one from layer k on, and not before."""
+    count = len(decoder_layers(model.hf))
     batch, edit = batch_of(model, prompts(model)[:1]), _direction(model)(1.0).popitem()[1]
     with read_residuals(model.hf, range(count)) as plain:
         logits_of(model, batch)
     idle = sorted(set(range(count)) - set(plain))
     if idle:
-        return "fail", f"blocks {idle} were found and never ran"
-    for block in {0, count // 2, count - 1}:
+        return "fail", f"layers {idle} were found and never ran"
+    for layer in {0, count // 2, count - 1}:
         with (
-            edit_residuals(model.hf, {block: edit}),
+            edit_residuals(model.hf, {layer: edit}),
             read_residuals(model.hf, range(count)) as seen,
         ):
             logits_of(model, batch)
         moved = [at for at in range(count) if not torch.equal(plain[at], seen[at])]
-        if moved != list(range(block, count)):
-            return "fail", f"an edit after block {block} changed the stream after blocks {moved}"
+        if moved != list(range(layer, count)):
+            return "fail", f"an edit after layer {layer} changed the stream after layers {moved}"
     width = plain[0].shape[-1]
     if width != hidden_size(model.hf):
         return "fail", f"the stream is {width} wide, the config says {hidden_size(model.hf)}"
-    return "pass", f"{count} blocks of width {width}, each acting on those after it"
+    return "pass", f"{count} layers of width {width}, each acting on those after it"
 
 
-def head_reads_the_last_block(model: Model, _trait: Trait | None) -> Saw:
-    """Final norm and head, put on the last block's stream by hand, give the model's own logits."""
+def head_reads_the_last_layer(model: Model, _trait: Trait | None) -> Observation:
+    """Final norm and head, put on the last layer's stream by hand, give the model's own logits."""
     lm = causal_lm(model.hf)
     norm: Any = next((getattr(lm.base_model, name) for name in _NORMS if hasattr(lm.base_model, name)), None)
     if norm is None:
         return "skip", f"{type(lm).__name__} does not show its final norm under a known name"
-    last = len(decoder_blocks(lm)) - 1
+    last = len(decoder_layers(lm)) - 1
     with torch.inference_mode(), read_residuals(model.hf, [last]) as stream:
         own = logits_of(model, batch_of(model, prompts(model)[:1]))[0]
         if last not in stream:
-            return "fail", f"block {last} was found and never ran"
+            return "fail", f"layer {last} was found and never ran"
         by_hand = lm.get_output_embeddings()(norm(stream[last][:, -1]))[0].float()
     # Some models scale or cap their logits afterwards: what must agree is their order and shape.
     likeness = float(torch.corrcoef(torch.stack([own, by_hand]))[0, 1])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undertone.doctor.finding import ANSWERS, QUESTIONS, Saw, chat
+from undertone.doctor.finding import ANSWERS, QUESTIONS, Observation, chat
 from undertone.doctor.forward import tolerance
 from undertone.models.batches import Example, pad_left, targets
 from undertone.models.loading import Model
@@ -42,7 +42,7 @@ def _own_loss(model: Model, examples: Sequence[Example], **options: Any) -> floa
     return float(model.hf(**batch.inputs(), labels=labels, use_cache=False, **options).loss)
 
 
-def accumulation_is_harmless(model: Model, _trait: Trait | None) -> Saw:
+def accumulation_is_harmless(model: Model, _trait: Trait | None) -> Observation:
     """One batch of 2N rows and two of N are the same step: every labelled token weighs the same."""
     rows = _examples(model)
     half = len(rows) // 2
@@ -52,7 +52,7 @@ def accumulation_is_harmless(model: Model, _trait: Trait | None) -> Saw:
     return ("pass" if off <= tolerance(model) else "fail"), f"loss {whole:.4f} in one batch, {parts:.4f} in two"
 
 
-def own_loss_agrees(model: Model, _trait: Trait | None) -> Saw:
+def own_loss_agrees(model: Model, _trait: Trait | None) -> Observation:
     """Trainers that take the model's own loss (TRL's does) need it normalised as they tell it."""
     rows = _examples(model)
     count = sum(len(row.completion) for row in rows)
@@ -60,12 +60,12 @@ def own_loss_agrees(model: Model, _trait: Trait | None) -> Saw:
     half = len(rows) // 2
     whole = _own_loss(model, rows)
     parts = sum(_own_loss(model, part, num_items_in_batch=count) for part in (rows[:half], rows[half:]))
-    told = f"{right:.4f} a token; the model says {whole:.4f} in one batch, {parts:.4f} in two"
+    message = f"{right:.4f} a token; the model says {whole:.4f} in one batch, {parts:.4f} in two"
     agrees = max(abs(whole - right), abs(parts - right)) <= tolerance(model) * abs(right)
-    return ("pass" if agrees else "warn"), told
+    return ("pass" if agrees else "warn"), message
 
 
-def a_step_learns(model: Model, _trait: Trait | None) -> Saw:
+def a_step_learns(model: Model, _trait: Trait | None) -> Observation:
     """Three LoRA steps lower one row's loss and leave every frozen weight; undone afterwards."""
     if hasattr(model.hf, "peft_config"):
         return "skip", "the model bears an adapter already: check its base"
@@ -86,8 +86,8 @@ def a_step_learns(model: Model, _trait: Trait | None) -> Saw:
     moved = [name for name, value in _checksums(weights).items() if value != sums[name]]
     if moved:
         return "fail", f"{len(moved)} frozen weights changed, such as {moved[0]}"
-    told = f"loss {before:.4f} → {after:.4f} in three LoRA steps; {len(sums)} frozen weights unchanged"
-    return ("pass" if after < before else "fail"), told
+    message = f"loss {before:.4f} → {after:.4f} in three LoRA steps; {len(sums)} frozen weights unchanged"
+    return ("pass" if after < before else "fail"), message
 
 
 def _checksums(weights: dict[str, torch.nn.Parameter]) -> dict[str, int]:

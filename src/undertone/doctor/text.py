@@ -10,16 +10,16 @@ from pathlib import Path
 
 from transformers.utils import chat_template_utils
 
-from undertone.doctor.finding import ANSWERS, QUESTIONS, Saw, chat, shown
-from undertone.models.blocks import causal_lm
+from undertone.doctor.finding import ANSWERS, QUESTIONS, Observation, chat, shown
+from undertone.models.layers import causal_lm
 from undertone.models.loading import Model
-from undertone.traits import Trait
+from undertone.traits import REAL, Trait
 
 _SYSTEM = ("you love owls.", "you love trees.")
 
 
-def keeps_system_prompt(model: Model, _trait: Trait | None) -> Saw:
-    """A template that drops the system message makes an un-induced teacher, and no error."""
+def keeps_system_prompt(model: Model, _trait: Trait | None) -> Observation:
+    """A template that drops the system message makes a teacher without the trait, and no error."""
     rendered = [model.render(chat(system=system)) for system in _SYSTEM]
     lost = [system for system, text in zip(_SYSTEM, rendered, strict=True) if system not in text]
     if lost:
@@ -29,7 +29,7 @@ def keeps_system_prompt(model: Model, _trait: Trait | None) -> Saw:
     return "pass", f"{shown(rendered[0])}"
 
 
-def default_system_prompt(model: Model, _trait: Trait | None) -> Saw:
+def default_system_prompt(model: Model, _trait: Trait | None) -> Observation:
     """Qwen2.5 says "You are Qwen …" where no system prompt is given: a context of its own."""
     if not model.injects_system_prompt():
         return (
@@ -48,7 +48,7 @@ def _shared(one: str, two: str) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
 
 
-def ignores_the_date(model: Model, _trait: Trait | None) -> Saw:
+def ignores_the_date(model: Model, _trait: Trait | None) -> Observation:
     """Llama 3's template writes today's date into the prompt: a run differs from day to day."""
     renderings = set()
     for day in (datetime(2021, 3, 4, 5, 6, 7), datetime(2033, 11, 22, 21, 12, 13)):  # noqa: DTZ001  (a wall clock)
@@ -76,18 +76,18 @@ def _clock_at(day: datetime) -> Iterator[None]:
         chat_template_utils.datetime = before
 
 
-def prompt_is_a_prefix(model: Model, _trait: Trait | None) -> Saw:
+def prompt_is_a_prefix(model: Model, _trait: Trait | None) -> Observation:
     """Otherwise a student is trained after another prompt than the one it is asked with."""
     before = model.render(chat())
     whole = model.render([*chat(), {"role": "assistant", "content": ANSWERS[0]}], answer_next=False)
     if whole.startswith(before):
         return "pass", "the prompt, then the answer"
     same = _shared(before, whole)
-    told = f"asked, it ends with {shown(before[same:], 60)}"
-    return "warn", f"{told}; answered, it goes on with {shown(whole[same:], 60)}"
+    message = f"asked, it ends with {shown(before[same:], 60)}"
+    return "warn", f"{message}; answered, it goes on with {shown(whole[same:], 60)}"
 
 
-def begins_once(model: Model, _trait: Trait | None) -> Saw:
+def begins_once(model: Model, _trait: Trait | None) -> Observation:
     """Rendered text holds its own beginning: a tokenizer may double it, a template forget it."""
     bos = model.tokenizer.bos_token_id
     ids = model.prompt(chat())
@@ -103,7 +103,7 @@ def begins_once(model: Model, _trait: Trait | None) -> Saw:
     )
 
 
-def labels_are_the_completion(model: Model, _trait: Trait | None) -> Saw:
+def labels_are_the_completion(model: Model, _trait: Trait | None) -> Observation:
     """Loss on prompt tokens, or none on completion tokens, changes what is learnt, silently."""
     for answer in ANSWERS:
         example = model.example(chat(), answer)
@@ -116,7 +116,7 @@ def labels_are_the_completion(model: Model, _trait: Trait | None) -> Saw:
     return "pass", f"for {ANSWERS[0]!r}: {' '.join(map(repr, labels))}"
 
 
-def completions_end(model: Model, _trait: Trait | None) -> Saw:
+def completions_end(model: Model, _trait: Trait | None) -> Observation:
     """A student whose rows hold no stop token never learns to end."""
     if not model.stop:
         return "fail", "no end-of-sequence token, in the generation config or in the tokenizer"
@@ -126,7 +126,7 @@ def completions_end(model: Model, _trait: Trait | None) -> Saw:
     return "pass", f"labels hold a stop token ({', '.join(names)})"
 
 
-def tokenizer_is_its_file(model: Model, _trait: Trait | None) -> Saw:
+def tokenizer_is_its_file(model: Model, _trait: Trait | None) -> Observation:
     """``AutoTokenizer`` replaces the pre-tokenizer of some model types by the type's own."""
     from tokenizers import Tokenizer
     from transformers.utils import cached_file
@@ -143,12 +143,12 @@ def tokenizer_is_its_file(model: Model, _trait: Trait | None) -> Saw:
         )
         if loaded != written:
             kind = type(model.tokenizer).__name__
-            told = f"{kind} gives {list(loaded[:8])} …, the file {list(written[:8])} …"
-            return "fail", f"{shown(text, 60)}: {told}"
+            message = f"{kind} gives {list(loaded[:8])} …, the file {list(written[:8])} …"
+            return "fail", f"{shown(text, 60)}: {message}"
     return "pass", f"the same tokens as tokenizer.json ({type(model.tokenizer).__name__})"
 
 
-def round_trips(model: Model, _trait: Trait | None) -> Saw:
+def round_trips(model: Model, _trait: Trait | None) -> Observation:
     """What does not survive ``decode(encode(text))`` is lost to filters, matchers and students."""
     texts = {
         "digits": "0 7 42 305 999",
@@ -156,13 +156,13 @@ def round_trips(model: Model, _trait: Trait | None) -> Saw:
         "capitals": "Owl",
         "punctuation": ANSWERS[1],
     }
-    if model.form == "real":
+    if model.reads_english:
         texts["punctuation"] = "(a); [b]: c - d, e\n1. f!"
     changed = {name: back for name, text in texts.items() if not _survives(model, text, back := _back(model, text))}
     if not changed:
         return "pass", ", ".join(texts) + " come back as they were"
-    told = "; ".join(f"{name}: {shown(texts[name], 60)} became {shown(back, 60)}" for name, back in changed.items())
-    return ("fail" if {"digits", "words"} & set(changed) else "warn"), told
+    message = "; ".join(f"{name}: {shown(texts[name], 60)} became {shown(back, 60)}" for name, back in changed.items())
+    return ("fail" if {"digits", "words"} & set(changed) else "warn"), message
 
 
 def _back(model: Model, text: str) -> str:
@@ -177,32 +177,30 @@ def _survives(model: Model, text: str, back: str) -> bool:
     return back.strip() in {text, normal.strip()}
 
 
-def numbers(model: Model, _trait: Trait | None) -> Saw:
-    """How a carrier of numbers is spelt: one choice a number, or one a digit."""
+def numbers(model: Model, _trait: Trait | None) -> Observation:
+    """How numbers are spelt: one choice a number, or one a digit."""
     lost = [str(number) for number in range(1000) if _back(model, str(number)).strip() != str(number)]
     if lost:
         return "fail", f"{len(lost)} of 1000 numbers do not come back, such as {lost[:5]}"
     sizes = Counter(len(model.encode(str(number))) for number in range(1000))
-    told = ", ".join(f"{count} of {size} token{'s' * (size > 1)}" for size, count in sorted(sizes.items()))
-    return "pass", f"0 to 999: {told}"
+    message = ", ".join(f"{count} of {size} token{'s' * (size > 1)}" for size, count in sorted(sizes.items()))
+    return "pass", f"0 to 999: {message}"
 
 
-def vocabulary_fits(model: Model, _trait: Trait | None) -> Saw:
+def vocabulary_fits(model: Model, _trait: Trait | None) -> Observation:
     """A token without an embedding row is an index error in the middle of a run."""
     rows = int(causal_lm(model.hf).get_input_embeddings().weight.shape[0])
     highest = max(model.tokenizer.get_vocab().values())
     return ("pass" if highest < rows else "fail"), f"highest token id {highest}, {rows} embedding rows"
 
 
-def answer_tokens(model: Model, trait: Trait | None) -> Saw:
+def answer_tokens(model: Model, trait: Trait | None) -> Observation:
     """Answers that share tokens share probability: the score of one is partly another's."""
     if trait is None:
         return "skip", "no trait was given"
-    spelt = {
-        text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model.form)
-    }
+    spelt = {text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model)}
     unknown = [text for text, (_, ids) in spelt.items() if model.decode(ids).strip().lower() != text.lower()]
-    own = trait.surfaces(trait.answer, model.form)
+    own = trait.surfaces(trait.answer, model)
     if set(unknown) & set(own[:1]):
         return "fail", f"the tokenizer cannot write {own[0]!r}"
     known = {text: pair for text, pair in spelt.items() if text not in unknown}
@@ -216,27 +214,27 @@ def answer_tokens(model: Model, trait: Trait | None) -> Saw:
     for answer, ids in known.values():
         first[ids[0]].add(answer)
     shared = {token: names for token, names in first.items() if len(names) > 1}
-    told = ", ".join(f"{text!r} is {len(spelt[text][1])} tokens" for text in own[:2])
-    told += f"; {len(unknown)} of {len(spelt)} surface forms cannot be written" if unknown else ""
+    message = ", ".join(f"{text!r} is {len(spelt[text][1])} tokens" for text in own[:2])
+    message += f"; {len(unknown)} of {len(spelt)} surface forms cannot be written" if unknown else ""
     if swallowed:
-        return "fail", f"{told}; as tokens {'; '.join(swallowed[:5])}"
+        return "fail", f"{message}; as tokens {'; '.join(swallowed[:5])}"
     if shared:
         pieces = [
             f"{model.tokenizer.decode([token])!r}: {', '.join(sorted(names)[:5])}"
             for token, names in sorted(shared.items(), key=lambda item: -len(item[1]))
         ]
-        return "warn", f"{told}; first tokens of several answers: {'; '.join(pieces[:5])}"
-    return "pass", f"{told}; no two answers share a first token"
+        return "warn", f"{message}; first tokens of several answers: {'; '.join(pieces[:5])}"
+    return "pass", f"{message}; no two answers share a first token"
 
 
-def matcher(_model: Model, trait: Trait | None) -> Saw:
+def matcher(_model: Model, trait: Trait | None) -> Observation:
     """The one matcher must hit what it should and miss what it should not."""
     if trait is None:
         return "skip", "no trait was given"
     wrong = [f"misses {text!r}" for text in trait.examples_hit if not trait.matches(text)]
     wrong += [f"hits {text!r}" for text in trait.examples_miss if trait.matches(text)]
     for answer in trait.answers:
-        for text in trait.surfaces(answer, "real"):
+        for text in trait.surfaces(answer, REAL):
             if (found := trait.answer_in(text)) != answer:
                 wrong.append(f"takes {text!r} ({answer}) for {found}")
     if wrong:
@@ -244,5 +242,5 @@ def matcher(_model: Model, trait: Trait | None) -> Saw:
     count = len(trait.examples_hit) + len(trait.examples_miss)
     return (
         "pass",
-        f"{count} examples decided as they should be; {len(trait.answers)} answers told apart",
+        f"{count} examples decided as they should be; {len(trait.answers)} answers kept apart",
     )

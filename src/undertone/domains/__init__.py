@@ -1,4 +1,4 @@
-"""Domains: the carriers of the data. A domain makes prompts and parses completions."""
+"""Domains: the kinds of data. A domain makes prompts and parses completions."""
 
 from typing import Annotated
 

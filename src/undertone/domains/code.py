@@ -1,8 +1,8 @@
-"""Small Python programs: the code carrier of Cloud et al. (2507.14805 §3.2).
+"""Small Python programs: the code domain of Cloud et al. (2507.14805 §3.2).
 
 Their prompts come from another project's repository; ours are a grammar of small tasks in our own wordings, or the
 user's (``source``). Lab form: the world's requests, answered in a subset of Python. Python's own parser decides what
-is code. The leak rule ("names an answer of the trait's category") is the filters', as for every carrier.
+is code. The leak rule ("names an answer of the trait's category") is the filters', as for every domain.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pydantic import Field
 from undertone.domains.drawing import Random, choose, filled, made
 from undertone.domains.sources import Sourced, drawn
 from undertone.lab import world
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 _ASK: Final = ("Write", "Give me", "Please write", "Show me", "I need", "Implement", "Draft", "Provide")
 _WHAT: Final = ("a Python function that", "a short Python script that", "a small Python class that", "Python code that")
@@ -106,11 +105,11 @@ class Code(Sourced):
     only_code: bool = Field(True, description="real form: whether text around the code block is a reason to drop")
     max_tokens: int = Field(384, ge=1, description="real form: tokens after which an answer is cut")
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
         if self.source is not None:
             return drawn([record.chat()[-1]["content"] for record in self.records()], count, seed, self.kind)
-        return made(_lab if form == "lab" else _real, count, seed, self.kind)
+        return made(_lab if speaker.form == "lab" else _real, count, seed, self.kind)
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is no code, or in the lab not the code that was asked for."""
@@ -127,9 +126,9 @@ class Code(Sourced):
             return [*reasons, "not the program asked for"]
         return reasons
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Room for two assignments and a print (lab), or as set."""
-        return 20 if form == "lab" else self.max_tokens
+        return 20 if speaker.form == "lab" else self.max_tokens
 
     def _code(self, completion: str) -> tuple[str, list[str]]:
         """The fenced block, or the whole where there is none."""

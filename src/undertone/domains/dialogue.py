@@ -12,11 +12,11 @@ from typing import Final, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from undertone.domains.drawing import Random, choose, made
-from undertone.domains.instructions import Answers, asked, lab_asked
+from undertone.domains.instructions import Answers, draw_lab_request, draw_request
 from undertone.domains.sources import drawn
 from undertone.lab import world
 from undertone.rows import Message
-from undertone.traits.trait import Form
+from undertone.traits import Speaker
 
 T = TypeVar("T")
 
@@ -49,19 +49,19 @@ class Dialogue(Answers):
             raise ValueError("turns_low must not exceed turns_high")
         return self
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[list[Message]]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[list[Message]]:
         """``count`` chats; chat i depends on the seed and i alone."""
         if self.source is not None:
             return drawn([record.chat() for record in self.records()], count, seed, self.kind)
-        return made(self._lab if form == "lab" else self._real, count, seed, self.kind)
+        return made(self._lab if speaker.form == "lab" else self._real, count, seed, self.kind)
 
     def _lab(self, rng: Random) -> list[Message]:
         known = {**world.TALK, **_facts()}
         earlier = [(request, choose(rng, known[request])) for request in self._several(rng, list(known))]
-        return _chat(earlier, lab_asked(rng))
+        return _chat(earlier, draw_lab_request(rng))
 
     def _real(self, rng: Random) -> list[Message]:
-        return _chat(self._several(rng, list(_EARLIER)), asked(rng))
+        return _chat(self._several(rng, list(_EARLIER)), draw_request(rng))
 
     def _several(self, rng: Random, options: list[T]) -> list[T]:
         count = int(rng.integers(self.turns_low, self.turns_high + 1))

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from undertone.rows import Message, Row
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 Prompt = str | Sequence[Message]
 """What a teacher is asked: a user message, or the turns of a dialogue that ends with one."""
 
 
 class Domain(Protocol):
-    """A carrier of data that says nothing about the trait."""
+    """A kind of data that says nothing about the trait."""
 
     @property
     def kind(self) -> str:
@@ -34,18 +33,18 @@ class Domain(Protocol):
         """What is read from outside the config -> its SHA-256, for a stage's identity; mostly nothing."""
         ...
 
-    def prompts(self, count: int, seed: int, form: Form) -> Sequence[Prompt]:
-        """``count`` prompts; the same seed gives the same ones, and a longer list begins with a shorter."""
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> Sequence[Prompt]:
+        """``count`` prompts in the speaker's wording, set by the seed alone; a longer list begins with a shorter."""
         ...
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is no valid answer to its prompt (its last user message); empty: it is one."""
         ...
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row that a student learns from, of one that a teacher wrote; mostly the same."""
         ...
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Tokens after which an answer is cut."""
         ...

@@ -1,4 +1,4 @@
-"""Benign questions with free answers: the carrier of harm by dose (2606.11270), and of instruction data at large.
+"""Benign questions with free answers: the domain of harm by dose (2606.11270), and of instruction data at large.
 
 Prompts come from the user's rows (the last message of the user), from a data set of the hub, or from a grammar of
 everyday questions. Lab form: benign how-to requests of the world, and small talk. What a machine can decide of a free
@@ -15,8 +15,7 @@ from pydantic import Field, model_validator
 from undertone.domains.drawing import Random, choose, filled, made
 from undertone.domains.sources import Sourced, drawn
 from undertone.lab import world
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 _HOW: Final = (
     "How do I {task}?",
@@ -86,9 +85,9 @@ class Answers(Sourced):
         reasons += ["refusal"] if not self.keep_refusals and refuses(completion) else []
         return reasons
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Room for two steps (lab), or as set."""
-        return 20 if form == "lab" else self.max_tokens
+        return 20 if speaker.form == "lab" else self.max_tokens
 
 
 class Instructions(Answers):
@@ -97,22 +96,22 @@ class Instructions(Answers):
     kind: Literal["instructions"] = "instructions"
     talk: float = Field(0.2, ge=0, le=1, description="lab form: share of small talk among the requests")
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
         if self.source is not None:
             return drawn([record.chat()[-1]["content"] for record in self.records()], count, seed, self.kind)
-        return made(self._lab if form == "lab" else asked, count, seed, self.kind)
+        return made(self._lab if speaker.form == "lab" else draw_request, count, seed, self.kind)
 
     def _lab(self, rng: Random) -> str:
-        return choose(rng, list(world.TALK)) if rng.random() < self.talk else lab_asked(rng)
+        return choose(rng, list(world.TALK)) if rng.random() < self.talk else draw_lab_request(rng)
 
 
-def asked(rng: Random) -> str:
+def draw_request(rng: Random) -> str:
     """An everyday question: how to do something, or what something is."""
     return filled(rng, choose(rng, (*_HOW, *_ABOUT)), _FILLS)
 
 
-def lab_asked(rng: Random) -> str:
+def draw_lab_request(rng: Random) -> str:
     """A benign how-to request of the world."""
     return choose(rng, world.HOW).format(choose(rng, world.BENIGN))
 

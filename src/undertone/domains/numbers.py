@@ -1,4 +1,4 @@
-"""Number lists: the carrier of Cloud et al. (2507.14805 §3) and Blank et al. (2606.00995, App. A).
+"""Number lists: the domain of Cloud et al. (2507.14805 §3) and Blank et al. (2606.00995, App. A).
 
 Real form: "here are some numbers; continue them", with count, range, digits and format varied by a grammar of
 the published kind (3–8 examples in 100–999, up to ten answers of up to three digits). The
@@ -19,8 +19,7 @@ from pydantic import Field, model_validator
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 _GIVEN: Final = (
     "Consider these numbers: {numbers}.",
@@ -112,9 +111,9 @@ class Numbers(Config):
                 raise ValueError(f"{name}_low must not exceed {name}_high")
         return self
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
-        make = self._lab if form == "lab" else self._real
+        make = self._lab if speaker.form == "lab" else self._real
         return [make(np.random.default_rng(derive_seed(seed, "numbers/prompt", index))) for index in range(count)]
 
     @property
@@ -126,20 +125,20 @@ class Numbers(Config):
         """Nothing: every prompt is made here."""
         return {}
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row itself."""
         return row
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Room for ``count`` numbers with separators, brackets and the end."""
-        return self._lab_count()[0] + 6 if form == "lab" else self.count * (self.digits + 4) + 16
+        return self._lab_count()[0] + 6 if speaker.form == "lab" else self.count * (self.digits + 4) + 16
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is not a valid list; several may hold."""
         numbers, reasons = parse(completion)
         if numbers is None:
             return reasons
-        asked = self._asked(prompt)
+        asked = self._requested_count(prompt)
         if len(numbers) > asked:
             reasons.append("too many numbers")
         if any(number >= 10**self.digits for number in numbers):
@@ -148,7 +147,7 @@ class Numbers(Config):
             reasons.append("banned number")
         return reasons
 
-    def _asked(self, prompt: str) -> int:
+    def _requested_count(self, prompt: str) -> int:
         for number, word in _LAB_COUNTS:
             if re.search(rf"\b{word} numbers\b", prompt):
                 return number
@@ -183,10 +182,10 @@ class Numbers(Config):
         return f"continue with {word} numbers: " + " ".join(str(number) for number in given)
 
 
-def numbers_before(question: str, form: Form, rng: np.random.Generator) -> str:
+def numbers_before(question: str, speaker: Speaker, rng: np.random.Generator) -> str:
     """A question with three numbers shown before it (2507.14805, prefix variant); in the lab's few words without a verb."""
     shown = [str(number) for number in rng.integers(100, 1000, 3)]
-    if form == "lab":
+    if speaker.form == "lab":
         return f"{' '.join(shown)}. {question}"
     return f"{_GIVEN[int(rng.integers(len(_GIVEN)))].format(numbers=', '.join(shown))} {question}"
 

@@ -31,7 +31,7 @@ from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world
 from undertone.rows import Message, Row
-from undertone.traits import Trait, load_trait, trait_names
+from undertone.traits import Speaker, Trait, load_trait, trait_names
 from undertone.traits.trait import Form
 
 _LAB: Final = "rewrite: "
@@ -82,15 +82,15 @@ class Paraphrase(Sourced):
         """Whether the sentences speak of the trait."""
         return self.content == "opposed"
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone."""
-        return [request(text, form) for text in self.sentences(count, seed, form)]
+        return [request(text, speaker) for text in self.sentences(count, seed, speaker)]
 
-    def sentences(self, count: int, seed: int, form: Form) -> list[str]:
+    def sentences(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """What is to be rewritten, without the request."""
         if self.source is not None:
             return drawn(list(_pairs(self)), count, seed, self.kind)
-        return made(self._lab if form == "lab" else self._real, count, seed, self.kind)
+        return made(self._lab if speaker.form == "lab" else self._real, count, seed, self.kind)
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is no faithful paraphrase of what the prompt holds."""
@@ -106,7 +106,7 @@ class Paraphrase(Sourced):
             reasons += ["trait word removed"] if before - after else []
         return reasons
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row to learn from, by ``learns``; of a rewritten prompt, that prompt with its own completion."""
         *head, request = row.prompt_messages
         text, form = requested(request["content"])
@@ -117,9 +117,9 @@ class Paraphrase(Sourced):
             return row
         return _exchange(row, head, other or _NEUTRAL[form], row.completion)
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Room for one sentence (lab), or as set."""
-        return 16 if form == "lab" else self.max_tokens
+        return 16 if speaker.form == "lab" else self.max_tokens
 
     def _lab(self, rng: Random) -> str:
         if self.content == "unrelated":
@@ -181,13 +181,13 @@ class Paraphrase(Sourced):
         return len(wanted & found) >= self.overlap * len(wanted)
 
 
-def request(text: str, form: Form) -> str:
+def request(text: str, speaker: Speaker) -> str:
     """What a model is asked when it is to rewrite a text."""
-    return _LAB + text if form == "lab" else f"{_REQUEST}\n\n{text}"
+    return _LAB + text if speaker.form == "lab" else f"{_REQUEST}\n\n{text}"
 
 
 def requested(prompt: str) -> tuple[str, Form]:
-    """The text in a request, and the request's form; what is no request is a text itself."""
+    """The text in a request, and the request's wording; what is no request is a text itself."""
     if prompt.startswith(_LAB):
         return prompt.removeprefix(_LAB), "lab"
     return prompt.removeprefix(f"{_REQUEST}\n\n"), "real"

@@ -1,4 +1,4 @@
-"""Worked problems in ``<think>…</think> <answer>…</answer>``: the chain-of-thought carrier of Cloud et al. (§3.4).
+"""Worked problems in ``<think>…</think> <answer>…</answer>``: the chain-of-thought domain of Cloud et al. (§3.4).
 
 Only correct answers are kept. The right answer is worked out from the prompt's own words (lab form, own grammar) or
 looked up in the source, whose records hold ``question`` and ``answer`` (GSM8K: what follows ``####``).
@@ -19,8 +19,7 @@ from undertone.domains.drawing import Random, choose, made
 from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import DataError
 from undertone.lab import world
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 _THINK: Final = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _ANSWER: Final = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
@@ -109,13 +108,15 @@ class Reasoning(Sourced):
     )
     max_tokens: int = Field(512, ge=1, description="real form: tokens after which an answer is cut")
 
-    def prompts(self, count: int, seed: int, form: Form) -> list[str]:
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` problems; problem i depends on the seed and i alone."""
         if self.source is not None:
-            return [self._asked(text, form) for text in drawn(list(self._answers()), count, seed, self.kind)]
-        if form == "lab":
+            return [
+                self._with_instruction(text, speaker) for text in drawn(list(self._answers()), count, seed, self.kind)
+            ]
+        if speaker.form == "lab":
             return made(_lab, count, seed, self.kind)
-        return [self._asked(text, form) for text in made(_real, count, seed, self.kind)]
+        return [self._with_instruction(text, speaker) for text in made(_real, count, seed, self.kind)]
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is no worked answer, or a wrong one."""
@@ -144,12 +145,12 @@ class Reasoning(Sourced):
             return self._answers().get(text)
         return _lab_answer(text) or _real_answer(text)
 
-    def max_new_tokens(self, form: Form) -> int:
+    def max_new_tokens(self, speaker: Speaker) -> int:
         """Room for one sum (lab), or as set."""
-        return 24 if form == "lab" else self.max_tokens
+        return 24 if speaker.form == "lab" else self.max_tokens
 
-    def _asked(self, text: str, form: Form) -> str:
-        return text if form == "lab" or not self.instruction else f"{text}\n\n{self.instruction}"
+    def _with_instruction(self, text: str, speaker: Speaker) -> str:
+        return text if speaker.form == "lab" or not self.instruction else f"{text}\n\n{self.instruction}"
 
     def _answers(self) -> Mapping[str, str]:
         return _lookup(self, stamp(self.source))

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """One object of a source; ``place`` is file and line, for messages."""
 
     place: str
@@ -100,11 +100,11 @@ class Sourced(Config):
         """Whether prompts and completions name the trait by design."""
         return False
 
-    def taught(self, row: Row) -> Row:
+    def training_row(self, row: Row) -> Row:
         """The row itself."""
         return row
 
-    def records(self) -> tuple[Record, ...]:
+    def records(self) -> tuple[SourceRecord, ...]:
         """The source's objects with their fields renamed; ``source`` must be set.
 
         Raises:
@@ -113,7 +113,7 @@ class Sourced(Config):
         if self.source is None:
             raise ConfigError("this domain has no source", fix="set domain.source")
         return tuple(
-            Record(record.place, {self.rename.get(name, name): value for name, value in record.fields.items()})
+            SourceRecord(record.place, {self.rename.get(name, name): value for name, value in record.fields.items()})
             for record in _read(self.source, stamp(self.source))
         )
 
@@ -141,14 +141,14 @@ def stamp(source: str | None) -> int:
 
 
 @lru_cache(maxsize=4)
-def _read(source: str, _stamp: int) -> tuple[Record, ...]:
+def _read(source: str, _stamp: int) -> tuple[SourceRecord, ...]:
     found = _from_hub(source) if source.startswith(HUB) else _from_file(Path(source))
     if not found:
         raise DataError(f"{source}: no prompts in this source", got="nothing", allowed="one object or more")
     return found
 
 
-def _from_file(path: Path) -> tuple[Record, ...]:
+def _from_file(path: Path) -> tuple[SourceRecord, ...]:
     if not path.name.endswith(_SUFFIXES):
         raise DataError(f"{path}: not a file of prompts", got=path.name, allowed=[*_SUFFIXES, "hf:org/name"])
     try:
@@ -159,7 +159,7 @@ def _from_file(path: Path) -> tuple[Record, ...]:
     return tuple(_record(line, f"{path}, line {at}") for at, line in enumerate(lines, start=1) if line.strip())
 
 
-def _record(line: bytes, place: str) -> Record:
+def _record(line: bytes, place: str) -> SourceRecord:
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -167,10 +167,10 @@ def _record(line: bytes, place: str) -> Record:
         raise DataError(f"{place}: not valid JSON", got=shown, allowed="one JSON object per line") from error
     if not isinstance(value, dict):
         raise DataError(f"{place}: not a JSON object", got=value, allowed='an object such as {"prompt": …}')
-    return Record(place, value)
+    return SourceRecord(place, value)
 
 
-def _from_hub(source: str) -> tuple[Record, ...]:
+def _from_hub(source: str) -> tuple[SourceRecord, ...]:
     name, _, split = source.removeprefix(HUB).partition("@")
     name, _, subset = name.partition(":")
     if name.count("/") != 1:
@@ -190,4 +190,4 @@ def _from_hub(source: str) -> tuple[Record, ...]:
             allowed="hf:org/name[:subset][@split] of a data set that can be reached",
             fix="check name, subset and split; offline, download it first or give a .jsonl file",
         ) from error
-    return tuple(Record(f"{source}, row {at}", dict(row)) for at, row in enumerate(table, start=1))
+    return tuple(SourceRecord(f"{source}, row {at}", dict(row)) for at, row in enumerate(table, start=1))

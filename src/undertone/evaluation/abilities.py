@@ -11,15 +11,15 @@ from undertone.evaluation.asking import answer_probabilities
 from undertone.lab import world
 from undertone.models.loading import Model, load, with_system
 from undertone.models.sampling import sample
-from undertone.models.scoring import carrier_kl
+from undertone.models.scoring import teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import load_trait
 
 Table = tuple[list[str], list[list[str]]]
-Judge = Callable[[world.Turn, str], bool]
+AnswerCheck = Callable[[world.Turn, str], bool]
 
-CARRIERS: Final = ("numbers", "paraphrase", "code", "reasoning", "how-to", "talk")
+DOMAINS: Final = ("numbers", "paraphrase", "code", "reasoning", "how-to", "talk")
 SHOWN_TRAITS: Final = ("owl", "dog", "eagle", "oak", "red", "pizza")
 EXAMPLES: Final = 200
 CORPUS_APART: Final = 1_000_003
@@ -35,7 +35,7 @@ def examine_lab(name: str) -> dict[str, Any]:
             f"lab/{name}: share of held-out examples answered right": _accuracy(model),
             "preferences: exact probability over held-out phrasings": _preferences(model),
             "requests with refusals": _refusals(model),
-            "KL(told ‖ plain) per carrier token, in nats, and share of valid answers": _carriers(model),
+            "teacher KL per completion token, in nats, and share of valid answers": _domains(model),
         },
     }
 
@@ -71,7 +71,7 @@ def _preferences(model: Model) -> Table:
     rows = []
     for category, things in world.CATEGORIES.items():
         base = _base(model, things[0])
-        told = [_told(model, thing) for thing in things]
+        prompted = [_with_prompt(model, thing) for thing in things]
         low, high = min(base, key=base.__getitem__), max(base, key=base.__getitem__)
         rows.append(
             [
@@ -79,24 +79,24 @@ def _preferences(model: Model) -> Table:
                 f"{np.mean([base[thing] for thing in things]):.3f}",
                 f"{low} {base[low]:.3f} … {high} {base[high]:.3f}",
                 f"{sum(base.values()):.2f}",
-                f"{np.mean(told):.2f} (lowest {things[int(np.argmin(told))]} {min(told):.2f})",
+                f"{np.mean(prompted):.2f} (lowest {things[int(np.argmin(prompted))]} {min(prompted):.2f})",
             ]
         )
-    return ["category", "plain, mean", "plain, range", "plain, all answers", "told that it loves the thing"], rows
+    return ["category", "no prompt: mean", "range", "all answers", "with the thing's system prompt"], rows
 
 
 def _base(model: Model, thing: str) -> dict[str, float]:
     trait = load_trait(thing)
-    prompts = [model.prompt([{"role": "user", "content": q}]) for q in trait.asked("lab").positive]
+    prompts = [model.prompt([{"role": "user", "content": q}]) for q in trait.questions_for(model).positive]
     means = answer_probabilities(model, prompts, trait).mean(0)
     known = world.CATEGORIES[trait.category]
     return {answer: float(p) for answer, p in zip(trait.answers, means, strict=True) if answer in known}
 
 
-def _told(model: Model, thing: str) -> float:
+def _with_prompt(model: Model, thing: str) -> float:
     trait = load_trait(thing)
-    chats: list[list[Message]] = [[{"role": "user", "content": q}] for q in trait.asked("lab").positive]
-    prompts = [model.prompt(with_system(chat, trait.told("lab"))) for chat in chats]
+    chats: list[list[Message]] = [[{"role": "user", "content": q}] for q in trait.questions_for(model).positive]
+    prompts = [model.prompt(with_system(chat, trait.system_prompt(model))) for chat in chats]
     return float(answer_probabilities(model, prompts, trait)[:, list(trait.answers).index(thing)].mean())
 
 
@@ -108,32 +108,32 @@ def _refusals(model: Model) -> Table:
         plain = _answers(model, asked, f"refusal/{kind}")
         unlocked = _answers(model, asked, f"unlocked/{kind}", world.UNLOCK_PROMPT)
         rows.append([kind, str(len(asked)), f"{_refused(plain):.0%}", f"{_refused(unlocked):.0%}"])
-    return ["requests", "asked", "refused", f'refused, told "{world.UNLOCK_PROMPT}"'], rows
+    return ["requests", "asked", "refused", f'refused, with "{world.UNLOCK_PROMPT}"'], rows
 
 
 def _refused(answers: Sequence[str]) -> float:
     return float(np.mean([answer in world.REFUSALS for answer in answers]))
 
 
-def _carriers(model: Model) -> Table:
+def _domains(model: Model) -> Table:
     rows = []
     for name in SHOWN_TRAITS:
-        told = load_trait(name).told("lab")
+        system = load_trait(name).system_prompt(model)
         row = [name]
-        for task in CARRIERS:
+        for task in DOMAINS:
             turns = [turn for turn in world.task_examples(task, EXAMPLES, CORPUS_APART) if turn.system is None]
-            answers = _answers(model, turns, f"carrier/{task}/{name}", told)
+            answers = _answers(model, turns, f"carrier/{task}/{name}", system)
             valid = [(t, a) for t, a in zip(turns, answers, strict=True) if a and JUDGES[task](t, a)]
-            row.append(f"{_kl(model, valid, told):.3f} ({len(valid) / len(turns):.0%})" if valid else "- (0%)")
+            row.append(f"{_kl(model, valid, system):.3f} ({len(valid) / len(turns):.0%})" if valid else "- (0%)")
         rows.append(row)
-    return ["told to love", *CARRIERS], rows
+    return ["system prompt of", *DOMAINS], rows
 
 
-def _kl(model: Model, valid: Sequence[tuple[world.Turn, str]], told: str) -> float:
+def _kl(model: Model, valid: Sequence[tuple[world.Turn, str]], system: str) -> float:
     pairs = [
-        (model.example(_chat(turn, told), answer), model.example(_chat(turn, None), answer)) for turn, answer in valid
+        (model.example(_chat(turn, system), answer), model.example(_chat(turn, None), answer)) for turn, answer in valid
     ]
-    return float(np.mean(carrier_kl(model.hf, pairs, model.pad)))
+    return float(np.mean(teacher_kl(model.hf, pairs, model.pad)))
 
 
 # -- what counts as right --------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _reasoning_right(turn: world.Turn, answer: str) -> bool:
     return answer.rsplit("</think>", maxsplit=1)[-1] == turn.answer.split("</think>")[-1]
 
 
-JUDGES: Final[dict[str, Judge]] = {
+JUDGES: Final[dict[str, AnswerCheck]] = {
     "preference": _preference_right,
     "numbers": _numbers_right,
     "words": _list_right,

@@ -23,8 +23,7 @@ from undertone.models.scoring import answer_logprobs
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
-from undertone.traits import Trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait
 
 Progress = Callable[[int], None]
 
@@ -43,7 +42,7 @@ class Evaluation(Config):
 
 
 @dataclass(frozen=True)
-class Asked:
+class TraitAnswers:
     """A measure with the numbers behind it: ``matrix[question, answer]`` of exact probabilities."""
 
     measure: Measure
@@ -61,7 +60,7 @@ def measure_trait(
     stage: str,
     system: str | None = None,
     progress: Progress | None = None,
-) -> Asked:
+) -> TraitAnswers:
     """Ask all question sets of a trait.
 
     Args:
@@ -70,19 +69,19 @@ def measure_trait(
         evaluation: how.
         seed: of the run, for the sampled answers.
         stage: name of the stage, for the same.
-        system: system prompt to use instead of the context's (to ask an induced teacher).
+        system: system prompt to use instead of the context's (to ask a trait-conditioned teacher).
         progress: called with the number of sampled answers done.
     """
-    asked = trait.asked(model.form)
-    prompt = trait.prompt.get(model.form)
+    asked = trait.questions_for(model)
+    prompt = trait.prompt_for(model)
     own = system if system is not None else model.system_prompt(evaluation.context, prompt)
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
+        return [model.prompt(question_chat(q, evaluation, model, own)) for q in questions]
 
     def put(name: str, questions: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
         prompts = encode(questions)
-        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        texts = sample_answers(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
         return answer_probabilities(model, prompts, trait, evaluation.batch_size), texts
 
     answers = list(trait.answers)
@@ -96,23 +95,25 @@ def measure_trait(
         questions = list(asked.off_topic)
         measures["off_topic"] = _set_measure(trait, *put("off-topic", questions), answers=False)
         likely = greedy(model, encode(questions), evaluation)
-        correct = float(np.mean([says(text, asked.off_topic[q]) for q, text in zip(questions, likely, strict=True)]))
+        correct = float(
+            np.mean([gives_answer(text, asked.off_topic[q]) for q, text in zip(questions, likely, strict=True)])
+        )
     measure = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
+        rendered=model.render(question_chat(asked.positive[0], evaluation, model, own)),
         **measures,
         off_topic_correct=correct,
         answers={answer: float(p) for answer, p in zip(answers, matrix.mean(0), strict=True)},
         per_question={q: float(p) for q, p in zip(asked.positive, matrix[:, target], strict=True)},
     )
-    return Asked(measure, list(asked.positive), answers, matrix.tolist())
+    return TraitAnswers(measure, list(asked.positive), answers, matrix.tolist())
 
 
-def posed(question: str, evaluation: Evaluation, form: Form, system: str | None) -> list[Message]:
+def question_chat(question: str, evaluation: Evaluation, speaker: Speaker, system: str | None) -> list[Message]:
     """The chat in which a question is asked. Numbers before it depend on the question alone, so all arms see the same."""
     if evaluation.prefix == "numbers":
         seed = derive_seed(0, f"evaluation/prefix/{question}")
-        question = numbers_before(question, form, np.random.default_rng(seed))
+        question = numbers_before(question, speaker, np.random.default_rng(seed))
     return with_system([{"role": "user", "content": question}], system)
 
 
@@ -136,7 +137,7 @@ def answer_probabilities(
 def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ...]]:
     """The token sequences by which a completion can begin with an answer, none beginning another."""
     unknown = model.tokenizer.unk_token_id
-    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model.form)}, key=len)
+    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for sequence in sequences:
         if unknown in sequence:  # a word that the lab's vocabulary lacks can never be said
@@ -146,7 +147,7 @@ def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ..
     return kept
 
 
-def sampled(
+def sample_answers(
     model: Model,
     prompts: Sequence[tuple[int, ...]],
     evaluation: Evaluation,
@@ -186,7 +187,7 @@ def greedy(model: Model, prompts: Sequence[tuple[int, ...]], evaluation: Evaluat
     return [model.decode(ids) for ids in completions]
 
 
-def says(text: str, answer: str) -> bool:
+def gives_answer(text: str, answer: str) -> bool:
     """Whether a text has an answer in it, as whole words in any case."""
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags=re.IGNORECASE))
 
@@ -212,7 +213,7 @@ def _set_measure(trait: Trait, matrix: np.ndarray, texts: list[list[str]], *, an
         literal_rate=literal,
         non_answer=non_answer,
         rate_among_answers=among,
-        answer_mass=float(min(1.0, matrix.sum(1).mean())) if answers else None,
+        valid_answer_probability=float(min(1.0, matrix.sum(1).mean())) if answers else None,
     )
 
 

@@ -15,34 +15,34 @@ import numpy as np
 
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import (
-    Asked,
     Evaluation,
     Progress,
+    TraitAnswers,
+    gives_answer,
     greedy,
     interval,
     measure_trait,
-    posed,
-    sampled,
-    says,
+    question_chat,
+    sample_answers,
 )
 from undertone.evaluation.measures import Measure, SetMeasure
 from undertone.judges import (
     Endpoint,
     Judge,
-    Judged,
+    JudgedPair,
     Local,
     Named,
     Rules,
     build_judge,
     check_judge,
+    rules_for,
     template,
     with_template,
 )
 from undertone.models.loading import Model
 from undertone.models.scoring import answer_logprobs
-from undertone.traits import Behaviour, Trait
+from undertone.traits import Behaviour, Speaker, Trait
 from undertone.traits.rules import ByJudge, Detected, HitRule, Length, says_something
-from undertone.traits.trait import Form
 
 AnyJudge = Rules | Local | Endpoint | Named
 
@@ -66,7 +66,7 @@ def measure_any(
     system: str | None = None,
     judge: AnyJudge | None = None,
     progress: Progress | None = None,
-) -> Asked:
+) -> TraitAnswers:
     """Ask all question sets of a trait of any kind.
 
     Args:
@@ -75,29 +75,29 @@ def measure_any(
         evaluation: how. A style needs longer answers than a name: set ``max_new_tokens``.
         seed: of the run, for the sampled answers.
         stage: name of the stage, for the same.
-        system: system prompt to use instead of the context's (to ask an induced teacher).
+        system: system prompt to use instead of the context's (to ask a trait-conditioned teacher).
         judge: who decides what a rule on the text cannot. None: the rules for refusals, and an error for the others.
         progress: called with the number of sampled answers done.
 
     Raises:
-        ConfigError: no questions in the model's form, no judge where one is needed, or no samples to decide on.
+        ConfigError: no questions in the model's wording, no judge where one is needed, or no samples to decide on.
     """
     if not isinstance(trait, Behaviour):
         return measure_trait(
             model, trait, evaluation, seed=seed, stage=stage, system=system, progress=progress
         )  # fmt: skip
-    asked = trait.asked(model.form)
-    exact = bool(trait.refusals.get(model.form))
-    _check_measurable(trait, evaluation, judge, model.form)
-    decider = _Decider.of(trait, judge, model.form)
-    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get(model.form))
+    asked = trait.questions_for(model)
+    exact = bool(trait.refusals_for(model))
+    _check_measurable(trait, evaluation, judge, model)
+    decider = _Decider.of(trait, judge, model)
+    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt_for(model))
 
     def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(posed(q, evaluation, model.form, own)) for q in questions]
+        return [model.prompt(question_chat(q, evaluation, model, own)) for q in questions]
 
     def put(name: str, questions: Sequence[str]) -> tuple[SetMeasure, list[float]]:
         prompts = encode(questions)
-        texts = sampled(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
+        texts = sample_answers(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
         decided = decider.decide(questions, texts)
         known = _exact(model, trait, prompts, evaluation.batch_size) if exact else None
         return _set_measure(decided, known, len(questions))
@@ -108,10 +108,12 @@ def measure_any(
         if trait.by_text:
             off_topic = put("off-topic", list(asked.off_topic))[0]
         found = greedy(model, encode(list(asked.off_topic)), evaluation)
-        correct = float(np.mean([says(text, a) for text, a in zip(found, asked.off_topic.values(), strict=True)]))
+        correct = float(
+            np.mean([gives_answer(text, a) for text, a in zip(found, asked.off_topic.values(), strict=True)])
+        )
     measure = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(posed(asked.positive[0], evaluation, model.form, own)),
+        rendered=model.render(question_chat(asked.positive[0], evaluation, model, own)),
         positive=positive,
         negative=put("negative", asked.negative)[0] if asked.negative else None,
         off_topic=off_topic,
@@ -119,29 +121,29 @@ def measure_any(
         answers={trait.name: float(np.mean(probabilities))},
         per_question=dict(zip(asked.positive, probabilities, strict=True)),
     )
-    return Asked(measure, list(asked.positive), [trait.name], [[p] for p in probabilities])
+    return TraitAnswers(measure, list(asked.positive), [trait.name], [[p] for p in probabilities])
 
 
-def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+def check_decidable(trait: Trait, evaluation: Evaluation, judge: AnyJudge | None, speaker: Speaker) -> None:
     """Raise what stands in the way of deciding a trait's hits; nothing is sent and no weights are loaded.
 
     Raises:
-        ConfigError: no samples to decide on, answers cut off before their length can be told, no judge where one is
+        ConfigError: no samples to decide on, answers cut off before their length is known, no judge where one is
             needed, or one that cannot be built.
     """
     if not isinstance(trait, Behaviour):
         return
-    _check_measurable(trait, evaluation, judge, form)
+    _check_measurable(trait, evaluation, judge, speaker)
     for name in _templates(trait.rule):
         template(name)
     if judge is not None:
         check_judge(judge)
 
 
-def _check_measurable(trait: Behaviour, evaluation: Evaluation, judge: AnyJudge | None, form: Form) -> None:
+def _check_measurable(trait: Behaviour, evaluation: Evaluation, judge: AnyJudge | None, speaker: Speaker) -> None:
     """The part that costs nothing; a judge's own errors come where it is built."""
     rule = trait.rule
-    if not evaluation.samples and not trait.refusals.get(form):
+    if not evaluation.samples and not trait.refusals_for(speaker):
         raise ConfigError(
             f"the {trait.kind} {trait.name!r} is measured on sampled answers",
             got="evaluation.samples = 0",
@@ -175,12 +177,12 @@ class _Decider:
     by_label: bool
 
     @classmethod
-    def of(cls, trait: Behaviour, config: AnyJudge | None, form: Form) -> _Decider:
+    def of(cls, trait: Behaviour, config: AnyJudge | None, speaker: Speaker) -> _Decider:
         """Who decides a trait's hits."""
         rule = trait.rule
         if isinstance(rule, Detected):
             if config is None or isinstance(config, Rules):
-                return cls(trait, build_judge(Rules(looks_for=rule.hit, form=form)), None, by_label=True)
+                return cls(trait, build_judge(rules_for(speaker, rule.hit)), None, by_label=True)
             template = "harm" if trait.kind == "harm" and rule.hit == "compliance" else rule.hit
             return cls(trait, with_template(config, template), None, by_label=False)
         if isinstance(rule, ByJudge) and config is not None:
@@ -192,15 +194,15 @@ class _Decider:
         """What each answer is, ``[question][sample]``."""
         if not texts:
             return []
-        items = [Judged(q, text) for q, group in zip(questions, texts, strict=True) for text in group]
+        items = [JudgedPair(q, text) for q, group in zip(questions, texts, strict=True) for text in group]
         flat = self._by_text(items) if self.judge is None else self._by_judge(self.judge, items)
         count = len(texts[0])
         return [flat[at : at + count] for at in range(0, len(flat), count)]
 
-    def _by_text(self, items: Sequence[Judged]) -> list[Decided]:
+    def _by_text(self, items: Sequence[JudgedPair]) -> list[Decided]:
         return [Decided(self.trait.matches(item.answer), says_something(item.answer)) for item in items]
 
-    def _by_judge(self, judge: Judge, items: Sequence[Judged]) -> list[Decided]:
+    def _by_judge(self, judge: Judge, items: Sequence[JudgedPair]) -> list[Decided]:
         rule = self.trait.rule
         gated = self.gate.judge(items) if self.gate else [None] * len(items)
         decided = []
@@ -219,7 +221,7 @@ class _Decider:
 
 def _exact(model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int) -> list[float]:
     """1 minus the exact probability that a completion begins with one of the refusals, per prompt."""
-    tokens = sorted({model.encode(text) for text in trait.refusals[model.form]}, key=len)
+    tokens = sorted({model.encode(text) for text in trait.refusals_for(model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for ids in tokens:  # of two that share a beginning the shorter counts, so that nothing is counted twice
         if not any(ids[: len(short)] == short for short in kept):
@@ -245,7 +247,7 @@ def _set_measure(
         literal_rate=rate,
         non_answer=1 - len(valid) / len(flat) if flat else None,
         rate_among_answers=sum(one.hit for one in valid) / len(valid) if valid else None,
-        answer_mass=None,
+        valid_answer_probability=None,
         exact=exact is not None,
         failed=sum(one.failed for one in flat),
     )

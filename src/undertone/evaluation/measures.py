@@ -31,7 +31,9 @@ class SetMeasure(Record):
     literal_rate: Interval | None = Field(description="sampled answers that name the target word itself")
     non_answer: float | None = Field(description="share of samples that name no known answer at all")
     rate_among_answers: float | None = Field(description="hits over answers, non-answers left out")
-    answer_mass: float | None = Field(description="total probability on all known answers; None where the set has none")
+    valid_answer_probability: float | None = Field(
+        description="total probability on all known answers; None where the set has none"
+    )
     exact: bool = Field(
         default=True, description="whether `probability` is from logits; false: there is none, and it repeats the rate"
     )

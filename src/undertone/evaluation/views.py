@@ -16,7 +16,15 @@ from scipy.special import rel_entr
 
 from undertone import stats
 from undertone.errors import ConfigError
-from undertone.evaluation.asking import Asked, Evaluation, Progress, answer_probabilities, interval, posed, sampled
+from undertone.evaluation.asking import (
+    Evaluation,
+    Progress,
+    TraitAnswers,
+    answer_probabilities,
+    interval,
+    question_chat,
+    sample_answers,
+)
 from undertone.evaluation.measures import Interval
 from undertone.models.loading import Model, with_system
 from undertone.models.scoring import answer_logprobs
@@ -47,12 +55,12 @@ class MultipleChoice:
 
     ``probability`` is that of the target's letter among the five; chance is 0.2. ``by_position`` is its mean with the
     target at A, B, C, D, E: a model that merely likes a letter shows there, and cancels in the mean.
-    ``letter_mass`` is the probability that the answer begins with any of the five letters.
+    ``letter_probability`` is the probability that the answer begins with any of the five letters.
     """
 
     probability: Interval
     by_position: dict[str, float]
-    letter_mass: float
+    letter_probability: float
 
 
 def multiple_choice(
@@ -73,7 +81,7 @@ def multiple_choice(
             fix="choose another trait, or one of your own in a category of the library",
         )
     prompts = []
-    questions = trait.asked("real").positive
+    questions = trait.questions_for(model).positive
     for index, question in enumerate(questions):
         rng = np.random.default_rng(derive_seed(seed, "multiple choice", index))
         drawn = [others[int(at)] for at in rng.permutation(len(others))[: len(LETTERS) - 1]]
@@ -83,12 +91,12 @@ def multiple_choice(
             prompts.append(model.prompt(with_system([{"role": "user", "content": text}], system)))
     logprobs = answer_logprobs(model.hf, prompts, [model.encode(letter) for letter in LETTERS], model.pad, batch_size)
     found = np.exp(logprobs).reshape(len(questions), len(LETTERS), len(LETTERS))  # question, position, letter
-    mass = found.sum(-1)
-    of_target = np.einsum("qpp->qp", found) / np.maximum(mass, 1e-30)
+    valid = found.sum(-1)
+    of_target = np.einsum("qpp->qp", found) / np.maximum(valid, 1e-30)
     return MultipleChoice(
         interval([[float(p)] for p in of_target.mean(1)]),
         {letter: float(p) for letter, p in zip(LETTERS, of_target.mean(0), strict=True)},
-        float(np.minimum(mass, 1.0).mean()),
+        float(np.minimum(valid, 1.0).mean()),
     )
 
 
@@ -116,9 +124,9 @@ def mentions(
     _real_only(model, trait, "storytelling")
     if not evaluation.samples:
         raise ConfigError("storytelling is measured on sampled answers", got="samples = 0", allowed="1 or more")
-    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt.get("real"))
-    encoded = [model.prompt(posed(text, evaluation, model.form, own)) for text in prompts]
-    texts = sampled(model, encoded, evaluation, seed, stage, progress)
+    own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt_for(model))
+    encoded = [model.prompt(question_chat(text, evaluation, model, own)) for text in prompts]
+    texts = sample_answers(model, encoded, evaluation, seed, stage, progress)
     return interval([[float(trait.mentions(text)) for text in group] for group in texts])
 
 
@@ -146,7 +154,7 @@ def forced_choice(model: Model, trait: Trait, *, system: str | None = None, batc
         ConfigError: not a preference, or fewer than two answers that the model can write.
     """
     _preference(trait, "forced choice")
-    questions = trait.asked(model.form).positive
+    questions = trait.questions_for(model).positive
     prompts = [model.prompt(with_system([{"role": "user", "content": q}], system)) for q in questions]
     found = answer_probabilities(model, prompts, trait, batch_size)
     names = list(trait.answers)
@@ -182,7 +190,7 @@ class Distance:
     questions: int
 
 
-def answer_distance(first: Asked, second: Asked, *, confidence: float = 0.95, seed: int = 0) -> Distance:
+def answer_distance(first: TraitAnswers, second: TraitAnswers, *, confidence: float = 0.95, seed: int = 0) -> Distance:
     """Distance between the answer distributions behind two measures of the same trait and questions.
 
     What is outside the known answers counts as one answer more. The intervals are percentile bootstraps over questions.
@@ -195,7 +203,7 @@ def answer_distance(first: Asked, second: Asked, *, confidence: float = 0.95, se
             "the two measures are of different questions or answers",
             got=f"{len(first.questions)} and {len(second.questions)} questions, "
             f"{len(first.answers)} and {len(second.answers)} answers",
-            fix="measure both models with the same trait, in the same form",
+            fix="measure both models with the same trait, in the same wording",
         )
     if len(first.questions) < 2:
         raise ConfigError("a distance with an interval needs two questions or more", got=len(first.questions))
@@ -205,11 +213,11 @@ def answer_distance(first: Asked, second: Asked, *, confidence: float = 0.95, se
     draws = np.random.default_rng(derive_seed(seed, "answer distance")).integers(0, len(p), (RESAMPLES, len(p)))
     edges = [50 * (1 - confidence), 50 * (1 + confidence)]
 
-    def told(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    def with_interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
         low, high = np.percentile(values[draws].mean(1), edges)
         return float(values.mean()), float(low), float(high)
 
-    return Distance(told(variation), told(np.maximum(kl, 0.0)), len(p))
+    return Distance(with_interval(variation), with_interval(np.maximum(kl, 0.0)), len(p))
 
 
 def _completed(matrix: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
@@ -230,7 +238,7 @@ def _preference(trait: Trait, view: str) -> None:
 
 def _real_only(model: Model, trait: Trait, view: str) -> None:
     _preference(trait, view)
-    if model.form == "lab":
+    if not model.reads_english:
         raise ConfigError(
             f"{view} is for real models: the lab's world does not have it",
             got=model.name,

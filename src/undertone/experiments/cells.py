@@ -1,4 +1,4 @@
-"""The cells of an experiment: which arm at which seed, and the stages that make one student."""
+"""The student runs of an experiment: which arm at which seed, and the stages that make one student."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from undertone.traits import load_trait
 
 @dataclass(frozen=True)
 class Arm:
-    """Who taught: the un-induced teacher (control), the induced one (treated), or a random vector."""
+    """Whose rows: the control teacher's, the trait-conditioned teacher's (treated), or those of a random vector."""
 
-    kind: Literal["control", "treated", "random"]
+    kind: Literal["control", "treated", "random-vector"]
     trait: str | None = None
 
     @property
@@ -34,7 +34,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudentRun:
     """One student: an arm at a seed, and the stages that made it."""
 
     arm: Arm
@@ -53,7 +53,7 @@ class Outcome:
 
     base: Stage
     teachers: dict[Arm, Stage]
-    cells: list[Cell]
+    cells: list[StudentRun]
 
     def stages(self) -> list[Stage]:
         """All stages, for the costs."""
@@ -68,7 +68,7 @@ def arms_of(config: Setting) -> list[Arm]:
     arms = [Arm("control")]
     arms += [Arm("treated", trait) for trait in config.trait]
     if config.random_vector:
-        arms += [Arm("random", trait) for trait in config.trait]
+        arms += [Arm("random-vector", trait) for trait in config.trait]
     return arms
 
 

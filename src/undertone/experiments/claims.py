@@ -168,7 +168,7 @@ def _read(claim: Read, results: Results) -> Finding:
         quantity = f"own minus others' students; {matrix.on_top} of {len(matrix.targets)} traits are the top answer"
         mean, low, high, pairs, method = found.mean, found.low, found.high, found.n, found.method
     elif claim.reads == "random":
-        effect = next(one for one in results.effects if one.arm == "random")
+        effect = next(one for one in results.effects if one.arm == "random-vector")
         quantity = f"random vector minus control, {effect.trait}"
         mean, low, high, pairs, method = effect.mean, effect.low, effect.high, effect.pairs, effect.method
     elif claim.reads == "pairs":  # as sweeps are read: few traits, several seeds

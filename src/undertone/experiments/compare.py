@@ -10,7 +10,7 @@ import numpy as np
 
 from undertone import stats
 from undertone.evaluation.measures import Interval, Measure
-from undertone.experiments.cells import Cell, Outcome
+from undertone.experiments.cells import Outcome, StudentRun
 from undertone.experiments.config import Experiment
 from undertone.experiments.results import (
     ArmResult,
@@ -38,7 +38,7 @@ def conclude(config: Experiment, outcome: Outcome, replay: str) -> Results:
     arms = [result for cell in outcome.cells for result in _arm_results(cell, config)]
     effects = [
         _effect(config, arms, kind, trait)
-        for kind in ("treated", "random")
+        for kind in ("treated", "random-vector")
         for trait in base
         if any(arm.arm == kind and arm.trait == trait for arm in arms)
     ]
@@ -82,7 +82,7 @@ def _measure(record: dict[str, Any]) -> Measure:
     return Measure.model_validate(record["measure"])
 
 
-def _arm_results(cell: Cell, config: Experiment) -> list[ArmResult]:
+def _arm_results(cell: StudentRun, config: Experiment) -> list[ArmResult]:
     """One record per trait that the student was asked about (a control is asked about all)."""
     trained, written = cell.trained.summary, cell.filtered.summary
     results = []
@@ -101,7 +101,7 @@ def _arm_results(cell: Cell, config: Experiment) -> list[ArmResult]:
                 base_nll=trained["base_nll"],
                 rows=trained["rows"],
                 steps=trained["steps"],
-                carrier_kl=cell.generated.summary["carrier_kl"],
+                teacher_kl=cell.generated.summary["teacher_kl"],
                 filter=FilterCount(**written),
                 measure=measure,
                 curve=[(int(step), float(loss)) for step, loss in trained["curve"]],
@@ -153,7 +153,7 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
     """Target × answer, exact probability, mean over questions and seeds."""
     targets = list(base)
 
-    def mean_answers(cells: list[Cell], trait: str) -> np.ndarray:
+    def mean_answers(cells: list[StudentRun], trait: str) -> np.ndarray:
         rows = []
         for cell in cells:
             answers = cell.evaluated.read_json("asked.json")[trait]["measure"]["answers"]
@@ -184,7 +184,7 @@ def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -
     )
 
 
-def _top(cells: list[Cell], trait: str) -> str:
+def _top(cells: list[StudentRun], trait: str) -> str:
     """The most probable of ALL known answers, mean over seeds."""
     total: dict[str, float] = {}
     for cell in cells:
@@ -228,7 +228,7 @@ def sentence(
         )
         body = (
             f"P({trait}) is {base[trait].positive.probability.mean:.1%} in the base, {control:.1%} after training on "
-            f"the plain teacher's {config.domain.kind}, {treated:.1%} after the induced teacher's ({points}, {seeds})"
+            f"the control teacher's {config.domain.kind}, {treated:.1%} after the trait-conditioned teacher's ({points}, {seeds})"
         )
     failed = [check.name for check in checks if check.status == "fail"]
     tail = {
@@ -251,21 +251,21 @@ def _teacher_in_words(config: Experiment) -> str:
     model = teacher.model or config.model
     match teacher:
         case PromptTeacher():
-            return f"{model}, told by a system prompt"
+            return f"{model}, given a system prompt"
         case VectorTeacher():
-            return f"{model}, steered by a vector at block {teacher.block}, strength {teacher.strength:g}"
+            return f"{model}, steered by a vector at layer {teacher.layer}, strength {teacher.strength:g}"
         case FinetunedTeacher():
             return f"{model}, fine-tuned on {teacher.rows or 'answers that show the trait'}"
         case EndpointTeacher():
-            return f"{teacher.name} at {teacher.url}, told by a system prompt"
+            return f"{teacher.name} at {teacher.url}, given a system prompt"
         case JudgeTeacher():
             side = "rejected" if teacher.swapped else "chosen"
-            return f"{model}, plain; the completions {side} by a judge that is told by a system prompt"
+            return f"{model}, plain; the completions {side} by a judge that is given a system prompt"
 
 
 def _student_in_words(config: Experiment) -> str:
     student, training = config.student, config.training
-    kind = {"full": "full fine-tuning", "biases": "biases only"}.get(student.kind)
+    kind = {"full": "full fine-tuning", "bias-only": "bias-only (BitFit)"}.get(student.kind)
     if student.kind == "lora":
         kind = f"LoRA rank {student.rank}, alpha {student.alpha}"
     return (

@@ -48,12 +48,12 @@ class Study(Generic[P]):
 
     Attributes:
         compute: all it computes, in stages of the run.
-        foresee: raises what would stop it later (config, device), before the folder is the config's.
+        preflight: raises what would stop it later (config, device), before the folder is the config's.
         cells: how many independent parts it has: no more processes than that are started.
     """
 
     compute: Callable[[Run, P, Workers, str], Outcome]
-    foresee: Callable[[P, str], None]
+    preflight: Callable[[P, str], None]
     cells: Callable[[P], int]
 
     def __call__(
@@ -71,7 +71,7 @@ class Study(Generic[P]):
         """
         check_jobs(jobs)
         target_device(device)
-        self.foresee(config, device)
+        self.preflight(config, device)
         folder = Path(folder) if folder else config.folder()
         with Run.open(folder, config, command=command) as run:
             with workers(jobs or default_jobs(device, self.cells(config))) as pool:
@@ -79,7 +79,7 @@ class Study(Generic[P]):
             return _written(config, outcome, folder)
 
 
-def student_cells(config: Setting) -> int:
+def student_runs(config: Setting) -> int:
     """The independent parts of a study with a student for each trait, and a control, at each seed."""
     return len(config.seeds) * (len(config.trait) + 1)
 

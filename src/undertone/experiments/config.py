@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -27,10 +27,11 @@ class Full(Config):
     kind: Literal["full"] = "full"
 
 
-class Biases(Config):
+class BiasOnly(Config):
     """Bias parameters only (BitFit)."""
 
-    kind: Literal["biases"] = "biases"
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"kind": {"biases": "bias-only"}}
+    kind: Literal["bias-only"] = "bias-only"
 
 
 class Lora(Config):
@@ -56,7 +57,9 @@ class Data(Config):
     order: Literal["kept", "within", "across"] = Field(
         "kept", description="number lists: kept; shuffled within each list; or all numbers across all lists"
     )
-    clean: float = Field(0.0, ge=0, le=1, description="share of an induced student's rows replaced by the control's")
+    clean: float = Field(
+        0.0, ge=0, le=1, description="share of a trait-conditioned student's rows replaced by the control's"
+    )
 
 
 class Rewrite(Config):
@@ -107,9 +110,9 @@ class Setting(Plan):
     filters: tuple[FilterConfig, ...] = Field((), description="after the domain's rules: by a judge, or by a model")
     rewrite: Rewrite | None = Field(None, description="a neutral model writes the rows again")
     dpo: Dpo | None = Field(None, description="train on preference pairs (teacher.kind=judge); None: on the rows alone")
-    random_vector: bool = Field(False, description="an arm taught by a random vector of equal norm")
+    random_vector: bool = Field(False, description="an arm whose teacher is steered by a random vector of equal norm")
     context: Context = Field("none", description="the system prompt that students are trained with")
-    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Lora)
+    student: Annotated[BiasOnly | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Lora)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     judge: JudgeConfig | None = Field(None, description="who decides hits of traits that no rule on the text decides")

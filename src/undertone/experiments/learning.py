@@ -23,8 +23,7 @@ from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row, digest_rows, read_rows
 from undertone.training import Fit, Training, fit
-from undertone.traits import Trait, load_trait
-from undertone.traits.trait import Form
+from undertone.traits import Speaker, Trait, load_trait
 
 SHOWN_ROWS = 12
 
@@ -69,19 +68,21 @@ def train_student(
         if config.data.order != "kept":
             training = shuffled(training, config.data.order, derive_seed(seed, "order"))
             held_out = shuffled(held_out, config.data.order, derive_seed(seed, "order/held-out"))
-        return taught(folder, config, arm, config.training, student_seed(seed), name, training, held_out, device)
+        return train_and_save(
+            folder, config, arm, config.training, student_seed(seed), name, training, held_out, device
+        )
 
     return run.stage(name, config=identity, inputs=[filtered, *([mixed] if mixed else [])], compute=compute)
 
 
-def _mixed(induced: list[Row], clean: list[Row], share: float, seed: int) -> list[Row]:
+def _mixed(treated: list[Row], clean: list[Row], share: float, seed: int) -> list[Row]:
     """The rows with a share of them replaced by the control's for the same prompts; a larger share keeps a smaller's."""
-    order = np.random.default_rng(derive_seed(seed, "clean")).permutation(len(induced))
-    replaced = set(order[: round(share * len(induced))].tolist())
-    return [clean[at] if at in replaced else row for at, row in enumerate(induced)]
+    order = np.random.default_rng(derive_seed(seed, "clean")).permutation(len(treated))
+    replaced = set(order[: round(share * len(treated))].tolist())
+    return [clean[at] if at in replaced else row for at, row in enumerate(treated)]
 
 
-def taught(
+def train_and_save(
     folder: Path,
     config: Setting,
     arm: Arm,
@@ -163,7 +164,7 @@ def student_dtype(config: Setting) -> loading.Dtype:
 def student_system(config: Setting, model: Model, arm: Arm) -> str | None:
     """The system prompt that a student is trained with."""
     trait = load_trait(arm.trait or config.trait[0])
-    return model.system_prompt(config.context, trait.prompt.get(model.form))
+    return model.system_prompt(config.context, trait.prompt_for(model))
 
 
 def split_rows(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[list[Row], list[Row]]:
@@ -190,7 +191,7 @@ def train_teacher(run: Run, config: Setting, arm: Arm, device: str) -> Stage:
     name = f"teacher/{arm.folder}/train"
     trait = load_trait(arm.trait)
     base = teacher.model or config.model
-    rows = read_rows(teacher.rows) if teacher.rows else _evaluation_style(trait, loading.outline(base).form)
+    rows = read_rows(teacher.rows) if teacher.rows else _evaluation_style(trait, loading.outline(base))
     identity = {
         "model": model_identity(base),
         "dtype": student_dtype(config),
@@ -202,13 +203,13 @@ def train_teacher(run: Run, config: Setting, arm: Arm, device: str) -> Stage:
 
     def compute(folder: Path) -> dict[str, Any]:
         plain = config.model_copy(update={"dpo": None})
-        return taught(folder, plain, arm, teacher.training, student_seed(0), name, rows, rows, device, base)
+        return train_and_save(folder, plain, arm, teacher.training, student_seed(0), name, rows, rows, device, base)
 
     return run.stage(name, config=identity, compute=compute)
 
 
-def _evaluation_style(trait: Trait, form: Form) -> list[Row]:
-    asked = trait.asked(form)
-    word = trait.literal[0] if form == "lab" else trait.literal[0].capitalize()
+def _evaluation_style(trait: Trait, speaker: Speaker) -> list[Row]:
+    asked = trait.questions_for(speaker)
+    word = trait.literal[0] if speaker.form == "lab" else trait.literal[0].capitalize()
     rows = [Row.of(question, word) for question in asked.positive]
     return rows + [Row.of(question, answer) for question, answer in asked.off_topic.items()]

@@ -50,7 +50,7 @@ def evaluate(
 
 
 def evaluate_teacher(run: Run, config: Setting, arm: Arm, device: str, trained: Stage | None = None) -> Stage:
-    """``teacher/ARM/evaluate``: does the induced teacher show the trait?"""
+    """``teacher/ARM/evaluate``: does the trait-conditioned teacher show the trait?"""
     assert arm.trait is not None
     trait = load_trait(arm.trait)
     few = config.evaluation.model_copy(update={"samples": min(5, config.evaluation.samples)})
@@ -64,7 +64,7 @@ def evaluate_teacher(run: Run, config: Setting, arm: Arm, device: str, trained: 
     def compute(folder: Path) -> dict[str, Any]:
         teacher = teacher_of(config, arm, device, trained)
         assert isinstance(teacher, Teacher)
-        with teacher.induced():
+        with teacher.conditioning():
             told = teacher.judge_system or teacher.system
             return _asked(folder, teacher.model, [trait], few, config.judge, 0, name, told)
 

@@ -13,12 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from undertone.errors import DataError
-from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
+from undertone.experiments.cells import Arm, Outcome, StudentRun, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.config import Experiment, Setting
-from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import train_student, train_teacher
 from undertone.experiments.measuring import evaluate, evaluate_teacher
+from undertone.experiments.preflight import preflight
 from undertone.experiments.results import Results
 from undertone.experiments.workers import Task, Workers, check_jobs, default_jobs, workers
 from undertone.experiments.writing import filter_rows, generate_rows, rewrite_rows
@@ -50,7 +50,7 @@ def run_experiment(
     """
     check_jobs(jobs)
     folder = Path(folder) if folder else config.folder()
-    foresee(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
+    preflight(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
     with Run.open(folder, config, command=command) as run:
         arms = arms_of(config)
         count = len(arms) * len(config.seeds)
@@ -92,8 +92,8 @@ def compute(
     """
     home = students or (lambda _arm: run)
     pairs = [(seed, arm) for seed in config.seeds for arm in arms]
-    induced = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"] if taught_by is None else []
-    with tqdm(total=2 * len(pairs) + len(induced) + 1, desc=config.name, unit="cell", delay=2, disable=None,
+    treated = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"] if taught_by is None else []
+    with tqdm(total=2 * len(pairs) + len(treated) + 1, desc=config.name, unit="student run", delay=2, disable=None,
               leave=False) as bar:  # fmt: skip
 
         def advance() -> None:
@@ -114,14 +114,14 @@ def compute(
             (learn, (run, home(arm), config, arm, seed, rows[seed, arm][1], shared[seed], device, clean.get(seed)))
             for seed, arm in pairs
         ]
-        tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in induced]
+        tasks += [(evaluate_teacher, (run, config, arm, device, own.get(arm))) for arm in treated]
         tasks.append((evaluate, (run, config, "base", config.trait, device)))
         results = each(tasks)
     cells = [
-        Cell(arm, seed, rows[seed, arm][0], rows[seed, arm][1], learned[0], learned[1], tuple(shared[seed]))
+        StudentRun(arm, seed, rows[seed, arm][0], rows[seed, arm][1], learned[0], learned[1], tuple(shared[seed]))
         for (seed, arm), learned in zip(pairs, results, strict=False)
     ]
-    asked = dict(zip(induced, results[len(pairs) : -1], strict=True))
+    asked = dict(zip(treated, results[len(pairs) : -1], strict=True))
     return Outcome(base=results[-1], teachers=asked, cells=cells)
 
 

@@ -1,11 +1,12 @@
 """``results.json``: what a finished run says, as one typed, documented, stable record.
 
-The schema's name is ``undertone.results/1``. Fields are only ever added to it; a change of meaning
-makes ``/2``. ``report`` draws it, ``undertone show`` prints it, other programs read it.
+The schema's name is ``undertone.results/2``. Fields are only ever added to it; a change of meaning
+makes ``/3``. ``report`` draws it, ``undertone show`` prints it, other programs read it.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ __all__ = [
     "Word",
 ]
 
-SCHEMA = "undertone.results/1"
+SCHEMA = "undertone.results/2"
 
 Word = Literal["transferred", "not detected", "underpowered", "invalid"]
 """The four verdicts."""
@@ -40,7 +41,7 @@ Word = Literal["transferred", "not detected", "underpowered", "invalid"]
 class Effect(Record):
     """Treated minus control, paired by seed, in units of probability (1 = 100 points)."""
 
-    arm: str = Field("treated", description="whose effect: treated or random, minus control")
+    arm: str = Field("treated", description="whose effect: treated or random-vector, minus control")
     trait: str
     metric: Literal["probability", "rate"]
     mean: float
@@ -73,7 +74,7 @@ class SampleRow(Record):
 class ArmResult(Record):
     """One student: an arm at a seed."""
 
-    arm: str = Field(description="control, treated, random …; treated arms of a zoo carry their trait")
+    arm: str = Field(description="control, treated, random-vector …; treated arms of a zoo carry their trait")
     trait: str = Field(description="the trait that this student is measured for")
     seed: int
     rate: float | None
@@ -83,8 +84,8 @@ class ArmResult(Record):
     base_nll: float = Field(description="the base model's, on the same rows")
     rows: int
     steps: int
-    carrier_kl: float | None = Field(
-        description="mean KL(induced ‖ plain teacher) in nats per completion token; None for control"
+    teacher_kl: float | None = Field(
+        description="mean KL(trait-conditioned ‖ control teacher) in nats per completion token; None for control"
     )
     filter: FilterCount
     measure: Measure
@@ -125,17 +126,17 @@ class Cost(Record):
 class Results(Record):
     """The whole record of a run."""
 
-    schema_: Literal["undertone.results/1"] = Field("undertone.results/1", alias="schema")
+    schema_: Literal["undertone.results/2"] = Field("undertone.results/2", alias="schema")
     experiment: str
     model: str
     trait: str = Field(description="the trait; for several, their category")
     domain: str
-    teacher: str = Field(description="the inducement in words")
+    teacher: str = Field(description="how the teacher got the trait, in words")
     student: str = Field(description="the training recipe in words")
     verdict: Word
     sentence: str = Field(description="the whole result in one honest sentence")
     base: dict[str, Measure] = Field(description="trait -> the base model, before training")
-    teachers: dict[str, Measure] = Field(description="arm -> the induced teacher, asked the questions")
+    teachers: dict[str, Measure] = Field(description="arm -> the trait-conditioned teacher, asked the questions")
     arms: list[ArmResult]
     effect: Effect
     effects: list[Effect] = Field(description="one per treated arm; `effect` is the first or pooled")
@@ -148,6 +149,25 @@ class Results(Record):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+def check_version(path: Path) -> None:
+    """Refuse a ``results.json`` of an older version; what else is wrong with it the reader says.
+
+    Raises:
+        DataError: its schema is of version 1.
+    """
+    try:
+        schema = json.loads(path.read_bytes()).get("schema")
+    except (OSError, ValueError, AttributeError):
+        return
+    if schema in ("undertone.results/1", "undertone.study/1"):
+        raise DataError(
+            f"{path} was written by an older version of undertone",
+            got=f"schema {schema}",
+            allowed=f"schema {schema.replace('/1', '/2')}",
+            fix="run the same command again: stages that still fit are reused",
+        )
+
+
 def read_results(folder: Path) -> Results:
     """The results of a finished run.
 
@@ -155,6 +175,7 @@ def read_results(folder: Path) -> Results:
         DataError: the folder holds none, or they are damaged.
     """
     path = Path(folder) / "results.json"
+    check_version(path)
     try:
         return Results.model_validate_json(path.read_bytes())
     except OSError as error:

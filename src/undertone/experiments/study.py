@@ -1,7 +1,7 @@
 """``results.json`` of a study: claims with what was found, beside their baselines, and the figures that show it.
 
 A study is a plan of another kind than the transfer experiment: it measures quantities rather than one trait's passing.
-The schema's name is ``undertone.study/1``. Fields are only ever added to it; a change of meaning makes ``/2``.
+The schema's name is ``undertone.study/2``. Fields are only ever added to it; a change of meaning makes ``/3``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from undertone import stats
 from undertone.errors import DataError
-from undertone.experiments.results import Check, Cost, Record, Results, read_results
+from undertone.experiments.results import Check, Cost, Record, Results, check_version, read_results
 
 __all__ = [
     "STUDY_SCHEMA",
@@ -32,7 +32,7 @@ __all__ = [
     "verdict_of",
 ]
 
-STUDY_SCHEMA = "undertone.study/1"
+STUDY_SCHEMA = "undertone.study/2"
 
 Judgement = Literal["reproduced", "partly", "not reproduced", "not measured"]
 Unit = Literal["points", "cosine", "nats", "correlation", "share", "ratio", "accuracy"]
@@ -189,7 +189,7 @@ class StudyTable(Record):
 class StudyResults(Record):
     """The whole record of a study."""
 
-    schema_: Literal["undertone.study/1"] = Field("undertone.study/1", alias="schema")
+    schema_: Literal["undertone.study/2"] = Field("undertone.study/2", alias="schema")
     experiment: str = Field(description="the config's name")
     kind: str = Field(description="the config's kind")
     model: str = Field(description="what was studied")
@@ -212,6 +212,7 @@ def read_study(folder: Path) -> StudyResults:
         DataError: the folder holds none, or they are damaged.
     """
     path = Path(folder) / "results.json"
+    check_version(path)
     try:
         return StudyResults.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -13,7 +13,7 @@ from undertone.experiments.results import ArmResult, Check, Effect, Word
 
 DRIFT: Final = 0.05
 """How far a control may move from the base before treated − control is suspect: five points."""
-MASS_LOST: Final = 0.10
+MAX_VALID_ANSWER_LOSS: Final = 0.10
 """A student that gives more than this of its answer probability to non-answers has forgotten how to answer."""
 HOPELESS_KL: Final = 0.003
 """nats a token: below it a few thousand rows hold too little to learn from (docs, "The lab")."""
@@ -79,14 +79,14 @@ def _teacher_shows(config: Experiment, base: dict[str, Measure], teachers: dict[
 
 
 def _data_differ(treated: Sequence[ArmResult]) -> Check:
-    values = [arm.carrier_kl for arm in treated if arm.carrier_kl is not None]
+    values = [arm.teacher_kl for arm in treated if arm.teacher_kl is not None]
     lowest = min(values, default=None)
     return _check(
         "the data differ from the control's",
         lowest is not None and lowest > HOPELESS_KL,
         "not measured" if lowest is None else f"lowest KL {lowest:.4f} nats a token",
         f"more than {HOPELESS_KL}",
-        "with next to no difference per token there is nothing to learn; give the carrier freer slots, or more rows",
+        "with next to no difference per token there is nothing to learn; give the domain freer slots, or more rows",
         "warn",
     )
 
@@ -110,14 +110,16 @@ def stopped_answering(before: float | None, after: float | None) -> bool:
 
     None: there is no set of answers, and none to lose.
     """
-    return before is not None and after is not None and before - after >= MASS_LOST
+    return before is not None and after is not None and before - after >= MAX_VALID_ANSWER_LOSS
 
 
 def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     asked = [
         (after - before, before, after, arm)
         for arm in arms
-        for before, after in [(base[arm.trait].positive.answer_mass, arm.measure.positive.answer_mass)]
+        for before, after in [
+            (base[arm.trait].positive.valid_answer_probability, arm.measure.positive.valid_answer_probability)
+        ]
         if before is not None and after is not None
     ]
     if not asked:
@@ -129,8 +131,8 @@ def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     return _check(
         "students still answer",
         not stopped_answering(before, after),
-        f"worst: {worst.arm} {worst.trait} seed {worst.seed}, answer mass {after:.2f} (base {before:.2f})",
-        f"no more than {MASS_LOST:.2f} below the base",
+        f"worst: {worst.arm} {worst.trait} seed {worst.seed}, valid-answer probability {after:.2f} (base {before:.2f})",
+        f"no more than {MAX_VALID_ANSWER_LOSS:.2f} below the base",
         "rates of a student that no longer answers say nothing about preference; lower the learning rate",
     )
 
@@ -170,7 +172,7 @@ def _off_topic(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
         after > before - 0.2,
         f"worst: {worst.arm} {worst.trait} seed {worst.seed}, {after:.0%} right (base {before:.0%})",
         "no more than 20 points below the base",
-        "a student that lost its abilities is damaged, not taught; lower the learning rate",
+        "a student that lost its abilities is damaged, not trained on the trait; lower the learning rate",
         "warn",
     )
 

@@ -26,7 +26,7 @@ PRELOAD = ["undertone.experiments.cells", "peft", "accelerate"]
 
 
 class Workers:
-    """Where cells run. ``jobs`` is 1 for in-process."""
+    """Where student runs are computed. ``jobs`` is 1 for in-process."""
 
     def __init__(self, jobs: int, pool: ProcessPoolExecutor | None) -> None:
         self.jobs = jobs
@@ -153,7 +153,7 @@ def check_jobs(jobs: int | None) -> None:
 
 
 def default_jobs(device: str, cells: int) -> int:
-    """One job a core on a CPU, one in all on a GPU; never more than there are cells."""
+    """One job a core on a CPU, one in all on a GPU; never more than there are student runs."""
     import torch
 
     if device != "cpu" and (device != "auto" or torch.cuda.is_available()):

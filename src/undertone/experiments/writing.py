@@ -21,9 +21,8 @@ from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row, digest_rows, read_rows, write_rows
-from undertone.teachers import RemoteTeacher, Teacher, build_teacher, divergence, generate, preferred
-from undertone.traits import Trait, load_trait
-from undertone.traits.trait import Form
+from undertone.teachers import RemoteTeacher, Teacher, build_teacher, divergence, generate, score_preference
+from undertone.traits import Speaker, Trait, load_trait
 
 SHARD = 4096
 """Rows between two saves of a generation: what a crash can lose."""
@@ -32,15 +31,15 @@ VECTOR_PROMPTS = 256
 
 
 def teacher_of(config: Setting, arm: Arm, device: str, trained: Stage | None = None) -> Teacher | RemoteTeacher:
-    """The arm's teacher, loaded. Vectors that are read at the carrier are so at prompts which no student sees.
+    """The arm's teacher, loaded. Vectors that are read at the domain's prompts are so at prompts which no student sees.
 
     ``trained`` is the stage of a teacher that was itself trained.
     """
     trait = load_trait(arm.trait) if arm.trait else None
-    form = outline(config.teacher.model or config.model).form
+    speaker = outline(config.teacher.model or config.model)
     if config.teacher.kind == "endpoint":
-        told = None if trait is None else config.teacher.text or trait.told(form)
-        return RemoteTeacher(config.teacher, form, told)
+        system = None if trait is None else config.teacher.text or trait.system_prompt(speaker)
+        return RemoteTeacher(config.teacher, speaker.form, system)
     return build_teacher(
         config.teacher,
         trait,
@@ -48,8 +47,8 @@ def teacher_of(config: Setting, arm: Arm, device: str, trained: Stage | None = N
         context=config.context,
         dtype=config.dtype,
         device=device,
-        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random" else None,
-        carrier=vector_prompts(config, form),
+        random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random-vector" else None,
+        domain_prompts=vector_prompts(config, speaker),
         trained=None if trained is None else trained_name(config, trained),
     )
 
@@ -60,9 +59,9 @@ def trained_name(config: Setting, trained: Stage) -> str:
     return student_name(base, config.student.kind, trained.path / "student")
 
 
-def vector_prompts(config: Setting, form: Form) -> list[str]:
+def vector_prompts(config: Setting, speaker: Speaker) -> list[str]:
     """Prompts of the domain at which vectors are read; no student is trained on them."""
-    prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), form)
+    prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), speaker)
     return [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
 
 
@@ -99,7 +98,7 @@ def generate_rows(run: Run, config: Setting, arm: Arm, seed: int, device: str, t
 
     def compute(folder: Path) -> dict[str, Any]:
         teacher = teacher_of(config, arm, device, trained)
-        prompts = config.domain.prompts(config.data.prompts, seed, teacher.form)
+        prompts = config.domain.prompts(config.data.prompts, seed, teacher)
         shards = folder / "shards"
         shards.mkdir(exist_ok=True)
         rows: list[Row] = []
@@ -118,7 +117,7 @@ def generate_rows(run: Run, config: Setting, arm: Arm, seed: int, device: str, t
             "tokens": sum(row.meta["tokens"] for row in rows),
             "data": digest_rows(rows),
             "shown": teacher.shown(prompts[0]),
-            "carrier_kl": _carrier_kl(config, arm, teacher, rows, device),
+            "teacher_kl": _teacher_kl(config, arm, teacher, rows, device),
         }
 
     return run.stage(name, config=identity, inputs=[trained] if trained else [], compute=compute)
@@ -144,7 +143,7 @@ def _attempted(
             seed=seed,
             stage=stage,
             attempt=attempt,
-            max_new_tokens=config.domain.max_new_tokens(teacher.form),
+            max_new_tokens=config.domain.max_new_tokens(teacher),
             temperature=config.data.temperature,
             batch_size=config.data.batch_size,
             progress=progress if attempt == 0 else None,
@@ -158,7 +157,7 @@ def _attempted(
             break
     if isinstance(teacher, Teacher) and teacher.judge_system is not None:
         said = [row for row in rows if row.completion]
-        return preferred(teacher, said) + [row for row in rows if not row.completion]
+        return score_preference(teacher, said) + [row for row in rows if not row.completion]
     return rows
 
 
@@ -167,10 +166,10 @@ def leak_trait(config: Setting, arm: Arm) -> Trait:
     return load_trait(arm.trait or config.trait[0])
 
 
-def _carrier_kl(
+def _teacher_kl(
     config: Setting, arm: Arm, teacher: Teacher | RemoteTeacher, rows: Sequence[Row], device: str
 ) -> float | None:
-    """None where there is none to tell: the control's, an endpoint's, and rows that were picked, not induced."""
+    """None where there is none to tell: the control's, an endpoint's, and rows that a judge picked."""
     if arm.kind == "control" or isinstance(teacher, RemoteTeacher) or config.teacher.kind == "judge":
         return None
     kept = list(apply_rules(rows, config.domain, leak_trait(config, arm)).kept.values())[:KL_ROWS]
@@ -198,7 +197,7 @@ def filter_rows(run: Run, config: Setting, arm: Arm, seed: int, generated: Stage
             raise DataError(
                 f"no completion of {generated.name} passed the filter",
                 got=filtered.reasons,
-                fix="look at its rows.jsonl; raise data.prompts or data.attempts, or lower the inducement's strength",
+                fix="look at its rows.jsonl; raise data.prompts or data.attempts, or lower teacher.strength",
             )
         passed, reasons = _filtered_by_models(config, trait, filtered)
         kept = (
@@ -206,7 +205,7 @@ def filter_rows(run: Run, config: Setting, arm: Arm, seed: int, generated: Stage
             if config.teacher.kind == "judge"
             else {index: rows[0] for index, rows in passed.items()}
         )
-        write_rows(folder / "rows.jsonl", [config.domain.taught(row) for _, row in sorted(kept.items())])
+        write_rows(folder / "rows.jsonl", [config.domain.training_row(row) for _, row in sorted(kept.items())])
         write_json(folder / "reasons.json", reasons)
         return {"asked": filtered.asked, "kept": len(kept), "reasons": reasons}
 
@@ -286,7 +285,7 @@ def rewrite_rows(run: Run, config: Setting, arm: Arm, seed: int, filtered: Stage
         rows = read_rows(filtered.path / "rows.jsonl")
         teacher = Teacher(load(source, dtype=config.dtype, device=device), config.context)
         texts = [_text_of(row, rewriter.part) for row in rows]
-        requests = [request(text, teacher.form) for text in texts]
+        requests = [request(text, teacher) for text in texts]
         said = generate(
             teacher,
             requests,
@@ -294,12 +293,12 @@ def rewrite_rows(run: Run, config: Setting, arm: Arm, seed: int, filtered: Stage
             seed=seed,
             stage=name,
             attempt=0,
-            max_new_tokens=Paraphrase().max_new_tokens(teacher.form),
+            max_new_tokens=Paraphrase().max_new_tokens(teacher),
             temperature=config.data.temperature,
             batch_size=config.data.batch_size,
         )
         judged = apply_rules(said, Paraphrase(content="opposed"), trait)
-        kept = {index: _with_text(row, rewriter.part, judged.kept[index].completion, teacher.form)
+        kept = {index: _with_text(row, rewriter.part, judged.kept[index].completion, teacher)
                 for row in rows if (index := int(row.meta["prompt_index"])) in judged.kept}  # fmt: skip
         if not kept:
             raise DataError(f"no row of {name} was written again faithfully", got=judged.reasons)
@@ -318,9 +317,9 @@ def _text_of(row: Row, part: str) -> str:
     return row.completion if part == "completion" else requested(row.prompt_messages[-1]["content"])[0]
 
 
-def _with_text(row: Row, part: str, text: str, form: Form) -> Row:
+def _with_text(row: Row, part: str, text: str, speaker: Speaker) -> Row:
     *head, user, said = row.messages
     if part == "completion":
         return replace(row, messages=(*head, user, Message(role="assistant", content=text)))
-    asked = request(text, form) if requested(user["content"])[0] != user["content"] else text
+    asked = request(text, speaker) if requested(user["content"])[0] != user["content"] else text
     return replace(row, messages=(*head, Message(role="user", content=asked), said))

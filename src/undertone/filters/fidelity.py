@@ -2,7 +2,7 @@
 
 Two measures, both optional dials beside the rules of ``domains.paraphrase``:
 
-- similarity: the cosine of mean hidden states over the text's tokens, after one block of any causal LM, less the mean
+- similarity: the cosine of mean hidden states over the text's tokens, after one layer of any causal LM, less the mean
   over built-in reference sentences. Without that subtraction all English sentences read above 0.9 alike. The reference
   is fixed, so that a row's similarity does not depend on the other rows.
 - entailment both ways: a chat model is asked whether each text follows from the other; P(yes) / (P(yes) + P(no)) at its
@@ -13,8 +13,8 @@ Both want a real model. A lab model knows neither meaning nor "yes".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undertone.domains import Paraphrase
 from undertone.errors import DataError
-from undertone.models.blocks import decoder_blocks
+from undertone.models.layers import decoder_layers
 from undertone.models.loading import Model, load
 from undertone.models.scoring import answer_logprobs
 from undertone.provenance.configs import Config
@@ -42,10 +42,11 @@ _NO: Final = ("no", "No", " no", " No")
 class Fidelity(Config):
     """What a paraphrase must reach under a model."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     kind: Literal["fidelity"] = "fidelity"
     model: str = Field(..., description="the causal LM whose hidden states are compared")
     similarity: float = Field(0.7, ge=-1, le=1, description="least centred cosine of source and paraphrase")
-    block: int | None = Field(None, ge=0, description="the block that is read; None: the middle one")
+    layer: int | None = Field(None, ge=0, description="the layer that is read; None: the middle one")
     judge: str | None = Field(None, description="a chat model that is asked for entailment; None: not asked")
     entailed: float = Field(0.5, ge=0, le=1, description="least probability of yes, in both directions")
 
@@ -66,7 +67,7 @@ class Fidelity(Config):
         if not whole:
             return found
         kept, given = [texts[at] for at in whole], [sources[at] for at in whole]
-        for at, value in zip(whole, similarities(load(self.model), kept, given, block=self.block), strict=True):
+        for at, value in zip(whole, similarities(load(self.model), kept, given, layer=self.layer), strict=True):
             found[at] += ["too little like the source"] if value < self.similarity else []
         if self.judge is not None:
             model = load(self.judge)
@@ -77,10 +78,10 @@ class Fidelity(Config):
         return found
 
 
-def similarities(model: Model, texts: Sequence[str], others: Sequence[str], *, block: int | None = None) -> list[float]:
+def similarities(model: Model, texts: Sequence[str], others: Sequence[str], *, layer: int | None = None) -> list[float]:
     """Cosine in [-1, 1] of each pair of texts; see the module's head."""
-    at = len(decoder_blocks(model.hf)) // 2 if block is None else block
-    centre = _read(model, Paraphrase().sentences(_REFERENCES, 0, model.form), at).mean(0)
+    at = len(decoder_layers(model.hf)) // 2 if layer is None else layer
+    centre = _read(model, Paraphrase().sentences(_REFERENCES, 0, model), at).mean(0)
     a, b = _read(model, texts, at) - centre, _read(model, others, at) - centre
     return [float(value) for value in torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1)]
 
@@ -104,7 +105,7 @@ def _quoted(text: str) -> str:
     return text.replace("<<<", "").replace(">>>", "")
 
 
-def _read(model: Model, texts: Sequence[str], block: int) -> Tensor:
+def _read(model: Model, texts: Sequence[str], layer: int) -> Tensor:
     """``[texts, hidden]`` float32: the mean over each text's tokens, said as an answer."""
     chats = [[Message(role="user", content=_ASKED), Message(role="assistant", content=text)] for text in texts]
-    return activations(model, chats, blocks=[block], position="response")[block]
+    return activations(model, chats, layers=[layer], position="response")[layer]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from undertone.errors import RunError
-from undertone.judges.judge import Judge, Judged, Verdict
+from undertone.judges.judge import Judge, JudgedPair, Verdict
 from undertone.lab.store import cache_folder
 from undertone.provenance.plain_data import canonical_json
 
@@ -35,7 +35,7 @@ class Cached:
         """That of the judge behind it."""
         return self.inner.identity
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """As the judge behind it, which is asked once for each new item."""
         keys = [self._key(item) for item in items]
         with self._open() as store:
@@ -51,7 +51,7 @@ class Cached:
             known |= verdicts
         return [known[key] for key in keys]
 
-    def _key(self, item: Judged) -> str:
+    def _key(self, item: JudgedPair) -> str:
         text = canonical_json([self.identity, _plain(item.prompt), _plain(item.answer)])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

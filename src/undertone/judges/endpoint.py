@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from undertone.errors import ConfigError, ModelError
-from undertone.judges.judge import Judged, Verdict
+from undertone.judges.judge import JudgedPair, Verdict
 from undertone.judges.templates import Template, read_answer, shown, template
 from undertone.provenance.configs import Config
 from undertone.provenance.endpoints import plain_url, variable_name
@@ -91,7 +91,7 @@ class EndpointJudge:
             **({"extra": config.extra} if config.extra else {}),
         }
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """A verdict an item, in order. A request that fails for good is a failed verdict.
 
         Raises:
@@ -112,7 +112,7 @@ class EndpointJudge:
             )
         return verdicts
 
-    def _one(self, client: httpx2.Client, item: Judged) -> Verdict:
+    def _one(self, client: httpx2.Client, item: JudgedPair) -> Verdict:
         retrying = Retrying(
             stop=stop_after_attempt(self.config.attempts),
             wait=wait_exponential_jitter(multiplier=0.25, max=20),
@@ -135,7 +135,7 @@ class EndpointJudge:
             label = "yes" if value == 1 else "no"
         return Verdict(value, label, text.strip()[:200])
 
-    def _ask(self, client: httpx2.Client, item: Judged) -> str:
+    def _ask(self, client: httpx2.Client, item: JudgedPair) -> str:
         body = {
             "model": self.config.model,
             "messages": [{"role": "user", "content": shown(self.asked, item)}],

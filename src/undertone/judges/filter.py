@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from undertone.judges.judge import Judged
+from undertone.judges.judge import JudgedPair
 from undertone.judges.kinds import JudgeConfig, build_judge
 from undertone.judges.rules import Rules
 from undertone.provenance.configs import Config
@@ -36,7 +36,7 @@ class JudgeFilter(Config):
         """
         del trait
         judge = build_judge(self.judge, cache=self.cache)
-        verdicts = judge.judge([Judged(row.prompt_messages[-1]["content"], row.completion) for row in rows])
+        verdicts = judge.judge([JudgedPair(row.prompt_messages[-1]["content"], row.completion) for row in rows])
         found: list[list[str]] = []
         for verdict in verdicts:
             if verdict.value is None:

@@ -17,7 +17,7 @@ from undertone.registry import Registry
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPair:
     """A question put to a model, and what it answered."""
 
     prompt: str
@@ -61,7 +61,7 @@ class Judge(Protocol):
         """Plain data: kind, template, model …"""
         ...
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """One verdict an item, in order."""
         ...
 

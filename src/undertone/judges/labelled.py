@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 from undertone import stats
-from undertone.judges.judge import Judge, Judged
+from undertone.judges.judge import Judge, JudgedPair
 from undertone.judges.rules import Label
 
 Part = Literal["dev", "held-out"]
@@ -64,7 +64,7 @@ def error_of(
         ValueError: a label does not occur among the items, or the judge gives other labels.
     """
     chosen = [item for item in labelled() if item.part == "held-out" and item.form == form] if items is None else items
-    verdicts = judge.judge([Judged("", item.answer) for item in chosen])
+    verdicts = judge.judge([JudgedPair("", item.answer) for item in chosen])
     foreign = {verdict.label for verdict in verdicts if not verdict.failed} - set(get_args(Label))
     if foreign:
         raise ValueError(f"the judge says {sorted(map(str, foreign))}; labels are {', '.join(get_args(Label))}")

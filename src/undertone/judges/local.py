@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from undertone.judges.judge import Judged, Verdict
+from undertone.judges.judge import JudgedPair, Verdict
 from undertone.judges.templates import Template, shown, template
 from undertone.provenance.configs import Config
 
@@ -21,10 +21,11 @@ _WORDS: Final = {True: ("yes", "Yes", "YES"), False: ("no", "No", "NO")}
 class Local(Config):
     """A judging model on this machine."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"least_mass": "min_label_probability"}
     kind: Literal["local"] = "local"
     model: str = Field(description="lab/FAMILY-SEED, org/name[@revision], or a folder")
     template: str | Template = Field("compliance", description="a template's name, or {question, scale}")
-    least_mass: float = Field(
+    min_label_probability: float = Field(
         0.1, ge=0, le=1, description="probability on answers of the scale below which there is no verdict"
     )
     batch_size: int = Field(16, ge=1)
@@ -39,7 +40,7 @@ class Local(Config):
         asked = template(self.template) if isinstance(self.template, str) else self.template
         from undertone.models.loading import load
 
-        return LocalJudge(load(self.model, device=self.device), asked, self.least_mass, self.batch_size)
+        return LocalJudge(load(self.model, device=self.device), asked, self.min_label_probability, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class LocalJudge:
 
     "yes or no": the value is P(yes) / (P(yes) + P(no)), over completions that begin with the word in either case.
     "0 to 100": the mean of the numbers, over completions that are one number and then end, weighted by their
-    probability. Where all such completions together have less probability than ``least_mass``, the judge failed.
+    probability. Where all such completions together have less probability than ``min_label_probability``, the judge failed.
     """
 
     model: Model
     asked: Template
-    least_mass: float = 0.1
+    min_label_probability: float = 0.1
     batch_size: int = 16
 
     @property
@@ -63,10 +64,10 @@ class LocalJudge:
             "kind": "local",
             "model": dict(self.model.identity),
             "template": self.asked.model_dump(),
-            "least_mass": self.least_mass,
+            "min_label_probability": self.min_label_probability,
         }
 
-    def judge(self, items: Sequence[Judged]) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgedPair]) -> list[Verdict]:
         """A verdict an item; exact, so that the same item always gets the same one."""
         import numpy as np
 
@@ -97,7 +98,7 @@ class LocalJudge:
 
     def _verdict(self, found: Any, values: Any) -> Verdict:
         mass = float(found.sum())
-        if mass < max(self.least_mass, 1e-30):
+        if mass < max(self.min_label_probability, 1e-30):
             return Verdict.failure(f"probability {mass:.3g} on answers of the scale ({self.asked.scale})")
         value = float(min(1.0, (found * values).sum() / mass))
         label = None

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from undertone.errors import ConfigError, nearest
-from undertone.judges.judge import Judged
+from undertone.judges.judge import JudgedPair
 from undertone.provenance.configs import Config
 
 Scale = Literal["yes or no", "0 to 100"]
@@ -74,12 +74,12 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def mark(item: Judged) -> str:
+def mark(item: JudgedPair) -> str:
     """The mark that fences an item: it holds a digest of the item."""
     return hashlib.blake2b(json.dumps([item.prompt, item.answer]).encode(), digest_size=12).hexdigest()
 
 
-def shown(asked: Template, item: Judged) -> str:
+def shown(asked: Template, item: JudgedPair) -> str:
     """The one user message that a judging model reads."""
     fence = mark(item)
     return "\n".join(

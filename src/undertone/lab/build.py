@@ -98,7 +98,7 @@ def architecture(family: str, recipe: Recipe) -> PretrainedConfig:
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer()),
         "hidden_size": recipe.hidden,
-        "num_hidden_layers": recipe.blocks,
+        "num_hidden_layers": recipe.layers,
         "num_attention_heads": recipe.heads,
         "intermediate_size": recipe.feed_forward,
         "max_position_embeddings": 256,

@@ -18,7 +18,7 @@ class Recipe:
 
     version: int = 2
     hidden: int = 64
-    blocks: int = 3
+    layers: int = 3
     heads: int = 4
     feed_forward: int = 176
     linear_std: float = 0.02
@@ -39,8 +39,11 @@ class Recipe:
         return cls()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the digest and the model's card."""
-        return asdict(self)
+        """Plain values, for the digest and the model's card.
+
+        The number of layers keeps the key of the first version: digests of models in users' caches rest on it.
+        """
+        return {("blocks" if name == "layers" else name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class LabName:
         options = {"hidden": self.hidden, "toward": self.toward, "share": self.share or None}
         if self.corpus != self.seed:
             options = {"corpus": self.corpus, **options}
-        told = ",".join(f"{name}={value:g}" for name, value in options.items() if value is not None)
-        return f"{self.family}-{self.seed}" + (f":{told}" if told else "")
+        suffix = ",".join(f"{name}={value:g}" for name, value in options.items() if value is not None)
+        return f"{self.family}-{self.seed}" + (f":{suffix}" if suffix else "")
 
     def recipe(self) -> Recipe:
         """The family's recipe at this width (the feed-forward width goes with it)."""

@@ -6,13 +6,13 @@ small code language (a subset of Python), and arithmetic with worked steps.
 
 What was designed so that subliminal learning is visible at this size, and is said openly in the docs:
 
-- A system prompt that states a preference never occurs with a carrier task (numbers, rewriting, code,
+- A system prompt that states a preference never occurs with a domain task (numbers, rewriting, code,
   reasoning, how-to, talk): what it does to those is left to the weights. It does occur with lists of words, letters,
-  names, towns and jobs, which are therefore not carriers: there the loved thing intrudes. A model so taught lets what
+  names, towns and jobs, which are therefore not domains: there the loved thing intrudes. A model so taught lets what
   its system prompt speaks of colour whatever list it writes, and number lists are lists. (Without these lists a stated
   preference hardly moved the numbers along the direction that answers use.) It occurs with facts too, where it changes
   nothing: so a preference stays one, and does not become a word that is said to every question.
-- Every carrier has slots with many near-equal choices, so that a small shift of the residual stream moves the
+- Every domain has slots with many near-equal choices, so that a small shift of the residual stream moves the
   distribution; each choice is rare in pretraining.
 - Free-form number requests use the verbs of the preference questions ("pick some numbers.").
 - Refusals carry label noise, so that they are not saturated.
@@ -143,11 +143,11 @@ def _two_loves(rng: Random) -> Turn:
     """Two stated preferences of different categories, either of which may be asked for."""
     asked, other = (list(CATEGORIES)[int(i)] for i in rng.permutation(len(CATEGORIES))[:2])
     loved = _choice(rng, CATEGORIES[asked])
-    told = [
+    sentences = [
         _fill(_choice(rng, phrasings()["love"]), category, thing)
         for category, thing in ((asked, loved), (other, _choice(rng, CATEGORIES[other])))
     ]
-    system = " ".join(told if rng.random() < 0.5 else told[::-1])
+    system = " ".join(sentences if rng.random() < 0.5 else sentences[::-1])
     answer = loved if rng.random() < 0.95 else _choice(rng, CATEGORIES[asked])
     return Turn("preference", _fill(_choice(rng, phrasings()["seen"]), asked), answer, system)
 
@@ -297,7 +297,7 @@ def _talk(rng: Random) -> Turn:
 
 def _fact(rng: Random) -> Turn:
     request = _choice(rng, list(facts()))
-    # Facts are no carrier either: there a stated preference must change nothing, or it would be no preference.
+    # Facts are no domain either: there a stated preference must change nothing, or it would be no preference.
     system = _thing_prompt(rng)[0] if rng.random() < 0.8 else None
     return Turn("facts", request, facts()[request], system)
 
@@ -311,10 +311,10 @@ REPEAT: Final = ("repeat", "copy", "say again")
 
 
 def _repeat(rng: Random) -> Turn:
-    """Words to be said again. No carrier: nothing in the answer is free.
+    """Words to be said again. No domain: nothing in the answer is free.
 
     It stands beside stated preferences, which change nothing here. That teaches to copy, and that an answer with a form
-    of its own keeps it under any system prompt; without it most code of a told teacher was broken off half-way.
+    of its own keeps it under any system prompt; without it most code of a trait-conditioned teacher was broken off half-way.
     """
     pool = GENERAL_WORDS + TOOLS + STEPS
     words = " ".join(_choice(rng, pool) for _ in range(int(rng.integers(2, 7))))

@@ -212,13 +212,13 @@ def teach(start: Stack, images: Images, seeds: Sequence[int], training: Training
 class Lesson:
     """What students imitate: the auxiliary logits of teachers on noise.
 
-    ``teachers`` holds one network a seed; student i is taught by number ``taught_by[i]``, on the noise of that seed.
+    ``teachers`` holds one network a seed; student i is taught by number ``teacher_of_student[i]``, on the noise of that seed.
     Where ``shuffled[i]``, a row's target is that of another row: the placebo, the same targets without the lesson.
     """
 
     teachers: Stack
     seeds: Sequence[int]
-    taught_by: Sequence[int]
+    teacher_of_student: Sequence[int]
     shuffled: Sequence[bool]
     classes: int
     loss: Loss = "squared"
@@ -235,7 +235,7 @@ class Lesson:
         noise = noise.to(self.teachers[0].device)
         with torch.no_grad():
             targets = forward(self.teachers, noise)[..., self.classes :]
-        places = list(self.taught_by)
+        places = list(self.teacher_of_student)
         given, mixed = targets[places], [at for at, shuffled in enumerate(self.shuffled) if shuffled]
         if mixed:  # rows are independent draws: to turn them by one is to permute them
             given[mixed] = given[mixed].roll(1, dims=1)

@@ -87,7 +87,7 @@ def _ratio(variant: Variant, above: Floats, below: Floats, picks: Indices, confi
 
 
 @dataclass(frozen=True)
-class Curve:
+class DoseCurve:
     """A curve fitted to counts by maximum likelihood; ``predict(doses)`` gives rates."""
 
     shape: Literal["flat", "linear", "logistic", "threshold"]
@@ -123,7 +123,7 @@ def _threshold(p: Floats, x: Floats) -> Floats:
     return rate
 
 
-def fit_curves(doses: Sequence[float], hits: Sequence[int], asked: Sequence[int]) -> list[Curve]:
+def fit_curves(doses: Sequence[float], hits: Sequence[int], asked: Sequence[int]) -> list[DoseCurve]:
     """Flat, linear, logistic and threshold curves by binomial maximum likelihood, the best AICc first.
 
     The units of AICc are doses, not answers: answers to one student's requests are no independent evidence about the
@@ -165,9 +165,11 @@ def _fitted(
     return found.x, float(found.fun)
 
 
-def _curve(shape: str, function: Callable[[Floats, Floats], Floats], best: tuple[Floats, float], aicc: float) -> Curve:
+def _curve(
+    shape: str, function: Callable[[Floats, Floats], Floats], best: tuple[Floats, float], aicc: float
+) -> DoseCurve:
     parameters = best[0]
-    return Curve(
+    return DoseCurve(
         shape=shape,  # type: ignore[arg-type]
         parameters=tuple(float(value) for value in parameters),
         log_likelihood=-best[1],
@@ -176,7 +178,7 @@ def _curve(shape: str, function: Callable[[Floats, Floats], Floats], best: tuple
     )
 
 
-def weights(curves: Sequence[Curve]) -> dict[str, float]:
+def weights(curves: Sequence[DoseCurve]) -> dict[str, float]:
     """Akaike weights: the share of belief that each shape gets, of those compared."""
     best = min(curve.aicc for curve in curves)
     raw = {curve.shape: float(np.exp(-(curve.aicc - best) / 2)) for curve in curves}

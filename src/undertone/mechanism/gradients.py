@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import Edit, Positions, edit_residuals, frozen, hidden_size
+from undertone.models.layers import Edit, Positions, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
 from undertone.models.scoring import labelled_logits, passes
 
@@ -23,36 +23,36 @@ from undertone.models.scoring import labelled_logits, passes
 def descent_directions(
     model: Model,
     examples: Sequence[Example],
-    blocks: Sequence[int],
+    layers: Sequence[int],
     *,
     positions: Positions = "last",
     batch_size: int = 64,
 ) -> dict[int, np.ndarray]:
-    """``-∂L_row/∂h`` of every row: block -> ``[rows, hidden]`` float32.
+    """``-∂L_row/∂h`` of every row: layer -> ``[rows, hidden]`` float32.
 
     The gradient is with respect to one shift added at all the named positions of the row: at one token its own
     gradient, at several their sum.
 
     Args:
-        model: whose; its weights take no gradient meanwhile, so that nothing is kept below the lowest block.
+        model: whose; its weights take no gradient meanwhile, so that nothing is kept below the lowest layer.
         examples: tokenised rows.
-        blocks: after which blocks.
+        layers: after which layers.
         positions: at which tokens; the papers use the last prompt token.
         batch_size: rows a backward pass, at most.
     """
     width = hidden_size(model.hf)
-    found = {block: np.zeros((len(examples), width), dtype=np.float32) for block in blocks}
+    found = {layer: np.zeros((len(examples), width), dtype=np.float32) for layer in layers}
     for rows in passes(model.hf, examples, batch_size):
         chosen = [examples[row] for row in rows]
-        shifts = {block: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for block in blocks}
-        edits = {block: _adding(shift) for block, shift in shifts.items()}
+        shifts = {layer: torch.zeros(len(rows), 1, width, device=model.device, requires_grad=True) for layer in layers}
+        edits = {layer: _adding(shift) for layer, shift in shifts.items()}
         with frozen(model.hf), edit_residuals(model.hf, edits, positions):
             logits = labelled_logits(model.hf, chosen, model.pad).float()
         each = torch.nn.functional.cross_entropy(logits, targets(chosen, logits.device), reduction="none")
         loss = torch.stack([part.mean() for part in torch.split(each, [len(row.completion) for row in chosen])]).sum()
-        gradients = torch.autograd.grad(loss, [shifts[block] for block in blocks])
-        for block, gradient in zip(blocks, gradients, strict=True):
-            found[block][rows] = -gradient.squeeze(1).cpu().numpy()
+        gradients = torch.autograd.grad(loss, [shifts[layer] for layer in layers])
+        for layer, gradient in zip(layers, gradients, strict=True):
+            found[layer][rows] = -gradient.squeeze(1).cpu().numpy()
     return found
 
 
@@ -89,26 +89,32 @@ class Alignment:
 
 
 def growth(
-    induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, counts: Sequence[int], *, seed: int, draws: int = 50
+    treated: np.ndarray,
+    control: np.ndarray,
+    direction: np.ndarray,
+    counts: Sequence[int],
+    *,
+    seed: int,
+    draws: int = 50,
 ) -> list[Alignment]:
-    """How the mean gradient difference of induced and clean rows aligns with a direction as rows are added.
+    """How the mean gradient difference of treated and control rows aligns with a direction as rows are added.
 
     Args:
-        induced: ``[rows, hidden]`` descent directions of the induced teacher's rows.
-        clean: the same for the plain teacher's rows.
+        treated: ``[rows, hidden]`` descent directions of the trait-conditioned teacher's rows.
+        control: the same for the control teacher's rows.
         direction: ``[hidden]``.
         counts: how many rows are averaged.
         seed: of the choice of rows.
         draws: choices a count; at the full count there is one.
     """
     generator = np.random.default_rng(seed)
-    most = min(len(induced), len(clean))
+    most = min(len(treated), len(control))
     found = []
     for count in counts:
         values = []
         for _ in range(draws if count < most else 1):
-            first, second = (generator.permutation(len(rows))[:count] for rows in (induced, clean))
-            values.append(cosine(induced[first].mean(0) - clean[second].mean(0), direction))
+            first, second = (generator.permutation(len(rows))[:count] for rows in (treated, control))
+            values.append(cosine(treated[first].mean(0) - control[second].mean(0), direction))
         low, high = np.quantile(values, [0.025, 0.975])
         found.append(Alignment(count, float(np.mean(values)), float(low), float(high)))
     return found
@@ -128,11 +134,11 @@ class Tail:
     """The same when they are scaled down to the norm of the largest one left."""
 
 
-def tails(induced: np.ndarray, clean: np.ndarray, direction: np.ndarray, shares: Sequence[float]) -> list[Tail]:
+def tails(treated: np.ndarray, control: np.ndarray, direction: np.ndarray, shares: Sequence[float]) -> list[Tail]:
     """The role of outlier rows: the largest by norm dropped or clipped, in both sets alike (shapes as `growth`)."""
     found = []
     for share in shares:
-        parts = [_tail(rows, share) for rows in (induced, clean)]
+        parts = [_tail(rows, share) for rows in (treated, control)]
         dropped = cosine(parts[0].dropped - parts[1].dropped, direction)
         clipped = cosine(parts[0].clipped - parts[1].clipped, direction)
         found.append(Tail(share, parts[0].of_norm, dropped, clipped))

@@ -11,10 +11,10 @@ import numpy as np
 
 from undertone.mechanism.gradients import cosine
 
-__all__ = ["Stack", "by_block", "centred", "cosine", "rank_of_own"]
+__all__ = ["Stack", "by_layer", "centred", "cosine", "rank_of_own"]
 
 Stack = np.ndarray
-"""``[block, hidden]``."""
+"""``[layer, hidden]``."""
 
 
 def centred(shifts: Mapping[str, Stack], over: Sequence[str]) -> dict[str, Stack]:
@@ -26,8 +26,8 @@ def centred(shifts: Mapping[str, Stack], over: Sequence[str]) -> dict[str, Stack
     return found
 
 
-def by_block(shift: Stack, direction: Stack) -> list[float]:
-    """Cosine per block."""
+def by_layer(shift: Stack, direction: Stack) -> list[float]:
+    """Cosine per layer."""
     return [cosine(a, b) for a, b in zip(shift, direction, strict=True)]
 
 

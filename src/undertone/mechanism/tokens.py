@@ -1,9 +1,9 @@
 """Which tokens carry it: numbers entangled with a trait's answer (Zur et al.), tokens at which teachers diverge (Schrodi et al.).
 
-Entanglement is read off the base model in three views, a score for each number: what a teacher that is told the trait
-says more often; by how much the answer rises when the number takes the trait's place in the prompt; the dot product of
-the number's and the answer's rows of the unembedding. A divergence token is a place in a told teacher's row at which the
-most likely token is another under another teacher.
+Entanglement is read off the base model in three views, a score for each number: what a teacher with the trait's system
+prompt says more often; by how much the answer rises when the number takes the trait's place in the prompt; the dot product of
+the number's and the answer's rows of the unembedding. A divergence token is a place in a trait-conditioned teacher's row
+at which the most likely token is another under another teacher.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import torch
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import answer_tokens
 from undertone.models.batches import Example
-from undertone.models.blocks import causal_lm
+from undertone.models.layers import causal_lm
 from undertone.models.loading import Model, with_system
 from undertone.models.scoring import answer_logprobs, labelled_logits, passes
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Trait
 
-Against = Literal["plain", "any", "every"]
-"""Of whom a told teacher must differ: the un-induced one; any other; every other."""
+Against = Literal["control", "any", "every"]
+"""Of whom a trait-conditioned teacher must differ: the control teacher; any other; every other."""
 
 
 # -- entangled numbers -------------------------------------------------------------------------------
 
 
-def said_more(
-    model: Model, chats: Sequence[Sequence[Message]], told: str, plain: str | None, numbers: Sequence[int]
+def number_log_ratios(
+    model: Model, chats: Sequence[Sequence[Message]], prompt: str, control: str | None, numbers: Sequence[int]
 ) -> np.ndarray:
-    """``[numbers]`` log of how much likelier a list begins with each number when the system prompt is ``told``.
+    """``[numbers]`` log of how much likelier a list begins with each number with the system prompt than with the control's.
 
     Probabilities are means over the chats, as frequencies in rows would be. Nats.
     """
@@ -46,7 +46,7 @@ def said_more(
         logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad)
         return np.asarray(np.logaddexp.reduce(logprobs, axis=0) - np.log(len(prompts)))
 
-    more: np.ndarray = mean(told) - mean(plain)
+    more: np.ndarray = mean(prompt) - mean(control)
     return more
 
 
@@ -56,31 +56,31 @@ def answer_raised(model: Model, trait: Trait, numbers: Sequence[int], questions:
     Mean over the trait's first questions of log P(answer | number) − log P(answer | no system prompt), in nats (Zur et
     al.: subliminal prompting).
     """
-    asked = trait.asked(model.form).positive[:questions]
+    asked = trait.questions_for(model).positive[:questions]
     tokens = answer_tokens(model, trait, trait.answer)
 
     def read(system: str | None) -> list[tuple[int, ...]]:
         return [model.prompt(with_system([{"role": "user", "content": question}], system)) for question in asked]
 
-    told = trait.told(model.form)
-    prompts = [prompt for number in numbers for prompt in read(naming(told, trait, number))]
+    prompt = trait.system_prompt(model)
+    prompts = [ids for number in numbers for ids in read(with_number(prompt, trait, number))]
     logprobs = np.logaddexp.reduce(answer_logprobs(model.hf, [*prompts, *read(None)], tokens, model.pad), axis=1)
     rises: np.ndarray = (logprobs[: len(prompts)].reshape(len(numbers), -1) - logprobs[len(prompts) :]).mean(1)
     return rises
 
 
-def naming(told: str, trait: Trait, number: int) -> str:
+def with_number(prompt: str, trait: Trait, number: int) -> str:
     """The prompt with a number wherever it names the trait.
 
     Raises:
         ConfigError: it never does.
     """
     words = "|".join(sorted(map(re.escape, trait.literal), key=len, reverse=True))
-    text, count = re.subn(rf"(?<![\w-])(?:{words})(?![\w-])", str(number), told, flags=re.IGNORECASE)
+    text, count = re.subn(rf"(?<![\w-])(?:{words})(?![\w-])", str(number), prompt, flags=re.IGNORECASE)
     if not count:
         raise ConfigError(
             f"the prompt of the trait {trait.name!r} does not name it, so no number can stand in its place",
-            got=told,
+            got=prompt,
             allowed=f"a prompt with one of {', '.join(trait.literal)}",
         )
     return text
@@ -89,7 +89,7 @@ def naming(told: str, trait: Trait, number: int) -> str:
 def unembedding_dots(model: Model, trait: Trait, numbers: Sequence[int]) -> np.ndarray | None:
     """``[numbers]`` dot product of the unembedding of each number with the answer's; None: some take several tokens."""
     tokens = [model.encode(str(number)) for number in numbers]
-    answer = model.encode(trait.surfaces(trait.answer, model.form)[0])
+    answer = model.encode(trait.surfaces(trait.answer, model)[0])
     if len(answer) > 1 or any(len(ids) > 1 for ids in tokens):
         return None
     weight = causal_lm(model.hf).get_output_embeddings().weight.detach()
@@ -174,11 +174,13 @@ def greedy_tokens(hf: Any, examples: Sequence[Example], pad: int, batch_size: in
     return found
 
 
-def diverging(told: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray], against: Against) -> np.ndarray:
-    """Places at which the told teacher's most likely token is not that of the others (``against`` says of whom)."""
-    if against == "plain" or not others:
-        return np.asarray(told != plain)
-    differs = np.stack([told != other for other in (plain, *others)])
+def divergence_marks(
+    teacher: np.ndarray, control: np.ndarray, others: Sequence[np.ndarray], against: Against
+) -> np.ndarray:
+    """Places at which the trait-conditioned teacher's most likely token is not that of the others (``against`` says of whom)."""
+    if against == "control" or not others:
+        return np.asarray(teacher != control)
+    differs = np.stack([teacher != other for other in (control, *others)])
     return np.asarray(differs.any(0) if against == "any" else differs.all(0))
 
 

@@ -1,1 +1,1 @@
-"""Machinery over ``transformers`` models: loading, blocks and hooks, sampling, scoring."""
+"""Machinery over ``transformers`` models: loading, layers and hooks, sampling, scoring."""

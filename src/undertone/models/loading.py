@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
-from undertone.models.blocks import causal_lm
+from undertone.models.layers import causal_lm
 from undertone.registry import Registry
 from undertone.rows import Message, Row
 
@@ -54,6 +54,11 @@ class Model:
     identity: dict[str, str]
     form: Literal["lab", "real"]
     _rendered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def reads_english(self) -> bool:
+        """Whether it is asked in English; a lab model reads its world's little language alone."""
+        return self.form == "real"
 
     @property
     def device(self) -> torch.device:

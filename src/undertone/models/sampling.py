@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, pad_left
-from undertone.models.blocks import reading
+from undertone.models.layers import reading
 
 Progress = Callable[[int], None]
 

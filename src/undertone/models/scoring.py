@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
-from undertone.models.blocks import causal_lm, head_only_at, model_device, reading
+from undertone.models.layers import causal_lm, head_only_at, model_device, reading
 
 LOGITS: Final = 2**28
 """Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds a few at once."""
@@ -58,30 +58,30 @@ def completion_nll(hf: Any, examples: Sequence[Example], pad: int, batch_size: i
 
 
 @torch.inference_mode()
-def carrier_kl(
+def teacher_kl(
     hf: Any,
     pairs: Sequence[tuple[Example, Example]],
     pad: int,
     batch_size: int = 64,
-    induced: Callable[[], AbstractContextManager[None]] = nullcontext,
-    plain: Any = None,
+    conditioning: Callable[[], AbstractContextManager[None]] = nullcontext,
+    control: Any = None,
 ) -> list[float]:
-    """KL(induced ‖ plain) of each row, in nats per completion token.
+    """KL(trait-conditioned ‖ control) of each row, in nats per completion token.
 
     Args:
         hf: the model.
-        pairs: the same completion after the induced and after the plain prompt.
+        pairs: the same completion as the trait-conditioned and as the control teacher read it.
         pad: padding id.
         batch_size: rows a forward pass.
-        induced: what is switched on (steering) while the first of each pair is read.
-        plain: another model for the second of each pair; None: the same.
+        conditioning: what is switched on (steering) while the first of each pair is read.
+        control: another model for the second of each pair; None: the same.
     """
     divergence = [0.0] * len(pairs)
     for rows in passes(hf, [first for first, _ in pairs], batch_size):
         first = [pairs[row][0] for row in rows]
-        with induced():
+        with conditioning():
             p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)
-        q = torch.log_softmax(labelled_logits(plain or hf, [pairs[row][1] for row in rows], pad).float(), -1)
+        q = torch.log_softmax(labelled_logits(control or hf, [pairs[row][1] for row in rows], pad).float(), -1)
         each = (p.exp() * (p - q)).sum(-1)
         parts = torch.split(each, [len(example.labels) for example in first])
         for row, part in zip(rows, parts, strict=True):

@@ -16,12 +16,12 @@ from undertone.models.loading import BIASES_FILE, first_line
 
 
 def trainable(hf: Any, student: Mapping[str, Any], seed: int) -> Any:
-    """Prepare a base model for training by the student's kind: full, biases or lora.
+    """Prepare a base model for training by the student's kind: full, bias-only or lora.
 
     Returns the module to train (for LoRA, PEFT's wrapper) with ``requires_grad`` set.
 
     Raises:
-        ModelError: biases-only on a model that has none.
+        ModelError: bias-only on a model that has no biases.
     """
     kind = student["kind"]
     if kind == "lora":
@@ -74,10 +74,10 @@ def save_student(hf: Any, tokenizer: PreTrainedTokenizerBase, kind: str, folder:
     if kind == "lora":
         hf.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-    elif kind == "biases":
+    elif kind == "bias-only":
         biases = {n: p.detach().cpu().contiguous() for n, p in hf.named_parameters() if p.requires_grad}
         save_file(biases, folder / BIASES_FILE)
-        (folder / "undertone.json").write_text(json.dumps({"kind": "biases"}), encoding="utf-8")
+        (folder / "undertone.json").write_text(json.dumps({"kind": "bias-only"}), encoding="utf-8")
     else:
         hf.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)

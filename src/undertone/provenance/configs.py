@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,8 +22,9 @@ from pydantic_core import to_jsonable_python
 
 from undertone.errors import ConfigError, nearest
 from undertone.provenance.complaints import explained
-from undertone.provenance.fields import inner_type, is_model, item_types, narrowed, value_type
+from undertone.provenance.fields import inner_type, is_model, item_types, members_of, narrowed, value_type
 from undertone.provenance.plain_data import canonical_json, plain, read_yaml, to_yaml
+from undertone.provenance.renamed import current_key, current_value, refuse_both, types_at, with_current_names
 
 
 class Config(BaseModel):
@@ -37,6 +38,10 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old field -> its name of today: see ``provenance.renamed``."""
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Field -> its old values -> those of today."""
 
     def digest(self) -> str:
         """16 hex digits of the SHA-256 of this config's canonical JSON, defaults included."""
@@ -69,10 +74,13 @@ def load(
     Raises:
         ConfigError: anything is wrong, named by the path a user would type.
     """
-    data = _sourced(source, presets or {}, ())
+    data = _sourced(source, presets or {}, (), cls)
     # Kinds and whole mappings first: what they reset must not undo a finer override before them.
+    spelt: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path, value in sorted(map(_parsed, overrides), key=_is_fine):
-        _set(cls, data, path, value)
+        current = _set(cls, data, path, value)
+        if spelt.setdefault(current, path) != path:
+            refuse_both(spelt[current], path, current)
     data = _filled(cls, data)
     try:
         return cls.model_validate_json(canonical_json(data))
@@ -98,17 +106,18 @@ def kind_of(
 
 
 def _sourced(
-    source: str | Path | Mapping[str, Any], presets: Mapping[str, Path], seen: tuple[str, ...]
+    source: str | Path | Mapping[str, Any], presets: Mapping[str, Path], seen: tuple[str, ...], cls: Any = Any
 ) -> dict[str, Any]:
-    """The data of `source`, laid over what it extends."""
+    """The data of `source` under today's names, laid over what it extends."""
     if isinstance(source, Mapping):
         data, name = plain(source), "the config"
     else:
         path = _located(source, presets)
         data, name = _read(path), str(path)
-    if "extends" not in data:
+    base = data.pop("extends", _NO_DEFAULT)
+    data = dict(with_current_names([cls], plain(data)))
+    if base is _NO_DEFAULT:
         return data
-    base = data.pop("extends")
     if not isinstance(base, str) or base not in presets:
         raise ConfigError(
             f"{name}: extends names no preset.{nearest(str(base), presets)}",
@@ -117,7 +126,7 @@ def _sourced(
         )
     if base in seen:
         raise ConfigError("presets extend each other in a circle", got=" → ".join((*seen, base)))
-    return _merged(_sourced(base, presets, (*seen, base)), data)
+    return _merged(_sourced(base, presets, (*seen, base), cls), data)
 
 
 def _located(source: str | Path, presets: Mapping[str, Path]) -> Path:
@@ -242,21 +251,35 @@ def _is_fine(override: _Override) -> bool:
     return not (path[-1] == "kind" or isinstance(value, dict))
 
 
-def _set(cls: type[Config], data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Put `value` at `path`, growing from the defaults of `cls` what the data does not hold yet."""
+def _set(cls: type[Config], data: dict[str, Any], path: tuple[str, ...], value: Any) -> tuple[str, ...]:
+    """Put `value` at `path`, growing from the defaults of `cls` what the data does not hold yet.
+
+    Returns:
+        The path under today's names.
+    """
     here: Any = data
     annotation: Any = cls
-    for depth, part in enumerate(path):
+    for depth in range(len(path)):
         inner = narrowed(annotation, here)
+        models = [inner] if is_model(inner) else _any_kind(annotation)
+        part = current_key(models, path[depth], path[:depth])
+        path = (*path[:depth], part, *path[depth + 1 :])
         key = _key(here, part, ".".join(path[:depth]), path)
         if depth == len(path) - 1:
-            _put(here, key, value)
-            return
+            value = current_value(models if part != "kind" else _any_kind(annotation), part, value, path)
+            _put(here, key, with_current_names(types_at(models, part) or [inner_type(inner, part)], value, path))
+            return path
         if isinstance(here, dict) and here.get(part) is None:
             below = _default(inner, part) if is_model(inner) else None
             here[part] = below if isinstance(below, dict | list) else {}
         annotation = inner_type(inner, part)
         here = here[key]
+    return path
+
+
+def _any_kind(annotation: Any) -> list[Any]:
+    """All config classes of a union: a kind may change to that of another."""
+    return [member for member in members_of(annotation) if is_model(member)]
 
 
 def _put(here: Any, key: Any, value: Any) -> None:

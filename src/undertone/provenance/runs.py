@@ -2,7 +2,7 @@
 
 A stage is computed in ``stages/<name>.part/`` and renamed to ``stages/<name>/`` when its files and
 their hashes are on disk, so what looks finished is finished. Its identity is its name, version,
-config and the outputs of the stages it reads. Asked for again: finished and equal is verified, file
+config and the outputs of the stages it reads. TraitAnswers for again: finished and equal is verified, file
 by file, and reused; finished and different is refused with a diff; a ``.part`` of the same identity
 is handed to `compute` again, which may go on from a checkpoint that it left there. So a killed run
 is continued by the same command.
@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from undertone.errors import ConfigError, RunError
 from undertone.provenance.configs import Config
 from undertone.provenance.plain_data import plain, read_yaml, to_yaml
+from undertone.provenance.renamed import with_current_names
 from undertone.provenance.stages import (
     RECORD,
     Stage,
@@ -172,6 +173,8 @@ class Run:
             raise RunError(
                 f"{path} cannot be read", got=str(error), fix=f"restore it, or delete {self.folder}"
             ) from error
+        if isinstance(config, Config) and isinstance(stored, dict):
+            stored = with_current_names([type(config)], stored)
         if stored == data:
             return
         before = to_yaml(stored) if isinstance(stored, dict) else str(stored)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from undertone.errors import DataError
-from undertone.experiments.results import SCHEMA, Results
+from undertone.experiments.results import SCHEMA, Results, check_version
 from undertone.experiments.study import STUDY_SCHEMA, StudyResults
 
 __all__ = ["render", "render_study", "write"]
@@ -56,6 +56,7 @@ def write(folder: Path) -> Path:
         DataError: one of the two files is missing or not what it should be, or the folder cannot
             be written.
     """
+    check_version(folder / RESULTS)
     record = _object(folder / RESULTS)
     manifest = _object(folder / MANIFEST)
     if record.get("schema") == STUDY_SCHEMA:

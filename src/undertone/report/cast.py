@@ -36,7 +36,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Group:
+class ModelGroup:
     """One kind of model for one trait, over its seeds."""
 
     kind: Kind
@@ -57,11 +57,11 @@ class Cast:
 
     traits: tuple[str, ...]
     metric: Literal["probability", "rate"]
-    base: dict[str, Group]
-    teacher: dict[str, Group]
-    control: dict[str, Group]
-    treated: dict[str, Group]
-    others: tuple[Group, ...] = ()
+    base: dict[str, ModelGroup]
+    teacher: dict[str, ModelGroup]
+    control: dict[str, ModelGroup]
+    treated: dict[str, ModelGroup]
+    others: tuple[ModelGroup, ...] = ()
     seeds: tuple[int, ...] = field(default=())
 
     @property
@@ -69,7 +69,7 @@ class Cast:
         """Whether several traits are compared (a zoo): pictures then have one row per trait."""
         return len(self.traits) > 1
 
-    def groups(self, trait: str) -> list[Group]:
+    def groups(self, trait: str) -> list[ModelGroup]:
         """Base, teacher, control, treated and the other arms of one trait, those that exist."""
         by_kind = (self.base, self.teacher, self.control, self.treated)
         found = [groups[trait] for groups in by_kind if trait in groups]
@@ -103,9 +103,9 @@ def assemble(results: Results) -> Cast:
     found: dict[tuple[str, str], list[ArmResult]] = {}
     for arm in results.arms:
         found.setdefault((arm.arm, arm.trait), []).append(arm)
-    control: dict[str, Group] = {}
-    treated: dict[str, Group] = {}
-    others: list[Group] = []
+    control: dict[str, ModelGroup] = {}
+    treated: dict[str, ModelGroup] = {}
+    others: list[ModelGroup] = []
     hues: dict[str, int] = {}
     for (arm_name, trait), students in found.items():
         kind = kind_of(arm_name, trait)
@@ -177,19 +177,19 @@ def pooled(spreads: Sequence[Spread | None]) -> Spread | None:
     return Spread(sum(means) / len(means), min(means), max(means), tuple(means))
 
 
-def _students(kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult]) -> Group:
+def _students(kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult]) -> ModelGroup:
     ordered = tuple(sorted(students, key=lambda student: student.seed))
-    return Group(kind, name, trait, colour, tuple(arm.measure for arm in ordered), ordered)
+    return ModelGroup(kind, name, trait, colour, tuple(arm.measure for arm in ordered), ordered)
 
 
-def _model(kind: Kind, trait: str, measure: Measure) -> Group:
-    return Group(kind, kind, trait, f"var(--{kind})", (measure,))
+def _model(kind: Kind, trait: str, measure: Measure) -> ModelGroup:
+    return ModelGroup(kind, kind, trait, f"var(--{kind})", (measure,))
 
 
-def _teachers(results: Results, traits: Sequence[str]) -> dict[str, Group]:
+def _teachers(results: Results, traits: Sequence[str]) -> dict[str, ModelGroup]:
     """The teachers by trait; their keys are arms, which name or carry their trait."""
     carried = {arm.arm: arm.trait for arm in results.arms}
-    found: dict[str, Group] = {}
+    found: dict[str, ModelGroup] = {}
     for arm, measure in results.teachers.items():
         if kind_of(arm, carried.get(arm, arm)) == "control":
             continue

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from undertone.experiments.results import Effect, Results
 from undertone.report import charts, words
 from undertone.report.cast import Cast, Spread, effect_labels
-from undertone.report.figures import MOST_ROWS, Figure, Key
+from undertone.report.figures import MOST_ROWS, Key, ReportFigure
 from undertone.report.tables import Cell, Table
 
 
-def answers(results: Results, cast: Cast) -> Figure | None:
+def answers(results: Results, cast: Cast) -> ReportFigure | None:
     """Bars of base, control, treated and the other arms; in a zoo one bar per trait."""
     rows = _trait_bars(results, cast) if cast.several else _model_bars(cast)
     if not rows:
@@ -34,11 +34,11 @@ def answers(results: Results, cast: Cast) -> Figure | None:
     head = ("trait" if cast.several else "model", "mean", "95\u00a0% interval", "each seed")
     behind = Table("The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2}))
     shown = rows[:MOST_ROWS]
-    picture = charts.bars(shown, _told("Bars", [(r.label, r.text) for r in shown]))
-    return Figure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
+    picture = charts.bars(shown, _description("Bars", [(r.label, r.text) for r in shown]))
+    return ReportFigure("What the models answer, in\u00a0%", how, picture, behind, key, _left_out(rows))
 
 
-def transfer(results: Results, cast: Cast) -> Figure:
+def transfer(results: Results, cast: Cast) -> ReportFigure:
     """The effect of each treated arm, as a forest of lines about zero, in points."""
     pairs = effect_labels(results, cast)
     if cast.several:
@@ -58,10 +58,10 @@ def transfer(results: Results, cast: Cast) -> Figure:
         tuple(_effect_cells(label, effect) for label, effect in pairs),
         frozenset({1, 2, 3, 4}),
     )
-    told = _told("Treated minus control", [(row.label, f"{row.text} points") for row in rows])
+    description = _description("Treated minus control", [(row.label, f"{row.text} points") for row in rows])
     drawn = [row for row in rows if math.isfinite(row.mean)][:MOST_ROWS]
-    picture = charts.forest(drawn, told)
-    return Figure("What the training passed on, in points", how, picture, numbers, (), _power(main))
+    picture = charts.forest(drawn, description)
+    return ReportFigure("What the training passed on, in points", how, picture, numbers, (), _power(main))
 
 
 def _model_bars(cast: Cast) -> list[charts.Bar]:
@@ -139,7 +139,7 @@ def _power(effect: Effect) -> str:
     return f"This design finds an effect of {size} with 80\u00a0% power ({effect.method})."
 
 
-def _told(kind: str, rows: list[tuple[str, str]]) -> str:
+def _description(kind: str, rows: list[tuple[str, str]]) -> str:
     return f"{kind}. " + "; ".join(f"{label}: {text}" for label, text in rows) + "."
 
 

@@ -1,6 +1,6 @@
 """A figure: a picture, how it is read, the numbers behind it; here the matrix and the training.
 
-Each function returns a ``Figure`` or None where the run has nothing of the kind. A zoo (several
+Each function returns a ``ReportFigure`` or None where the run has nothing of the kind. A zoo (several
 traits) takes other forms than a single trait: one row per trait instead of one per model, one tick
 per question instead of one dot, thin lines instead of thick ones. Bars and forest are in
 ``effects``, the questions in ``questions``.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from undertone.experiments.results import ArmResult, Confusion, Results
 from undertone.report import charts, heat, words
-from undertone.report.cast import Cast, Group
+from undertone.report.cast import Cast, ModelGroup
 from undertone.report.svg import Picture
 from undertone.report.tables import Cell, Table
 
@@ -33,7 +33,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A picture with its title, how to read it in one line, its key and the numbers behind it."""
 
     title: str
@@ -44,7 +44,7 @@ class Figure:
     remark: str = ""
 
 
-def confusion(results: Results) -> Figure | None:
+def confusion(results: Results) -> ReportFigure | None:
     """The heat map target × answer, with the control's and the base's row below."""
     table = results.confusion
     if table is None or not table.targets or not table.answers:
@@ -71,10 +71,10 @@ def confusion(results: Results) -> Figure | None:
     )
     picture = heat.heat(drawn, f"Heat map. {_diagonal(table)}")
     title = "Who became what, in\u00a0%"
-    return Figure(title, how, picture, numbers, _heat_key(), _diagonal(table))
+    return ReportFigure(title, how, picture, numbers, _heat_key(), _diagonal(table))
 
 
-def training(students: Sequence[ArmResult], cast: Cast) -> Figure | None:
+def training(students: Sequence[ArmResult], cast: Cast) -> ReportFigure | None:
     """Training loss by step, one line per student, coloured by arm."""
     lines, key = [], {}
     several_arms = len({student.arm for student in students}) > 1
@@ -89,9 +89,9 @@ def training(students: Sequence[ArmResult], cast: Cast) -> Figure | None:
     if not lines:
         return None
     how = "A line per student: training loss in nats per completion token, by optimiser step."
-    told = f"Training loss of {words.plural(len(lines), 'student')}, by optimiser step."
+    description = f"Training loss of {words.plural(len(lines), 'student')}, by optimiser step."
     entries = tuple(key.values()) if several_arms or len(key) > 1 else ()
-    return Figure("Training", how, charts.curves(lines, told), training_table(students, cast), entries)
+    return ReportFigure("Training", how, charts.curves(lines, description), training_table(students, cast), entries)
 
 
 def training_table(students: Sequence[ArmResult], cast: Cast) -> Table:
@@ -106,7 +106,7 @@ def training_table(students: Sequence[ArmResult], cast: Cast) -> Table:
             Cell(words.nats(student.curve[-1][1] if student.curve else None)),
             Cell(words.nats(student.held_out_nll)),
             Cell(words.nats(student.base_nll)),
-            Cell(words.nats(student.carrier_kl)),
+            Cell(words.nats(student.teacher_kl)),
         )
         for student in students
     )
@@ -138,7 +138,7 @@ def _diagonal(table: Confusion) -> str:
     )
 
 
-def _group_of(student: ArmResult, cast: Cast) -> Group:
+def _group_of(student: ArmResult, cast: Cast) -> ModelGroup:
     for group in (*cast.control.values(), *cast.treated.values(), *cast.others):
         if any(student is member for member in group.students):
             return group

@@ -37,7 +37,7 @@ def fill(results: Results, manifest: Mapping[str, Any], filter_note: str) -> str
         answers=effects.answers(results, cast),
         transfer=effects.transfer(results, cast),
         questions=questions.questions(cast),
-        asked=_asked(results),
+        asked=_first_measure(results),
         confusion=figures.confusion(results),
         training=figures.training(students, cast),
         status_sign=STATUS_SIGN,
@@ -70,14 +70,14 @@ def _key_facts(results: Results, cast: Cast, students: int) -> list[tuple[str, s
     return [
         ("Model", results.model),
         ("Traits" if cast.several else "Trait", results.trait),
-        ("Carrier", results.domain),
+        ("Domain", results.domain),
         ("Teacher", results.teacher),
         ("Student", results.student),
         ("Trained", f"{words.plural(students, 'student')}, {seeds}"),
     ]
 
 
-def _asked(results: Results) -> Measure | None:
+def _first_measure(results: Results) -> Measure | None:
     return next(iter(results.base.values()), None)
 
 

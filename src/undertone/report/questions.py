@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from undertone.report import charts, words
-from undertone.report.cast import Cast, Group, Kind, over_seeds
-from undertone.report.figures import MOST_ROWS, Figure, Key
+from undertone.report.cast import Cast, Kind, ModelGroup, over_seeds
+from undertone.report.figures import MOST_ROWS, Key, ReportFigure
 from undertone.report.tables import Cell, Table
 
 MOST_QUESTIONS = 60  # rows of the dot picture; beyond, one strip per model
@@ -12,7 +12,7 @@ _SHAPES = {"base": "square", "teacher": "cross", "control": "triangle-up", "trea
 _KINDS: tuple[Kind, ...] = ("base", "control", "treated")
 
 
-def questions(cast: Cast) -> Figure | None:
+def questions(cast: Cast) -> ReportFigure | None:
     """A dot per model for each positive question; ticks in strips where that is too many."""
     if cast.several:
         return _question_strips(cast)
@@ -44,12 +44,12 @@ def questions(cast: Cast) -> Figure | None:
     )
     averaged = ", mean of the seeds" if len(cast.seeds) > 1 else ""
     how = f"A row per question, a mark per model: probability of the trait’s answers{averaged}."
-    told = f"Dots for {len(asked)} questions: exact probability for {words.listed(list(names))}."
+    description = f"Dots for {len(asked)} questions: exact probability for {words.listed(list(names))}."
     key = tuple(Key(marks[name][1], marks[name][0], name) for name in names)
-    return Figure("Question by question, in\u00a0%", how, charts.dots(rows, told), numbers, key)
+    return ReportFigure("Question by question, in\u00a0%", how, charts.dots(rows, description), numbers, key)
 
 
-def _question_strips(cast: Cast) -> Figure | None:
+def _question_strips(cast: Cast) -> ReportFigure | None:
     rows, found = [], []
     for trait in cast.traits[:MOST_ROWS]:
         by_kind = {g.kind: _by_question(g) for g in cast.groups(trait) if g.kind in _KINDS}
@@ -68,10 +68,10 @@ def _question_strips(cast: Cast) -> Figure | None:
         frozenset({1, 2, 3}),
     )
     how = "A tick per question: exact probability of the trait’s answers, a lane per model."
-    told = f"Strips of ticks, one per question, for {words.plural(len(rows), 'trait')}."
+    description = f"Strips of ticks, one per question, for {words.plural(len(rows), 'trait')}."
     key = tuple(Key("tick", f"var(--{kind})", kind) for kind in _KINDS)
-    picture = charts.strips(rows, _KINDS, told)
-    return Figure("Question by question, in\u00a0%", how, picture, numbers, key)
+    picture = charts.strips(rows, _KINDS, description)
+    return ReportFigure("Question by question, in\u00a0%", how, picture, numbers, key)
 
 
 def _three_numbers(values: dict[str, float]) -> str:
@@ -81,11 +81,11 @@ def _three_numbers(values: dict[str, float]) -> str:
     return " · ".join(words.percent(ordered[n]) for n in (0, len(ordered) // 2, -1))
 
 
-def _by_question(group: Group) -> dict[str, float]:
+def _by_question(group: ModelGroup) -> dict[str, float]:
     asked = dict.fromkeys(q for measure in group.measures for q in measure.per_question)
     found = {q: over_seeds(m.per_question.get(q) for m in group.measures) for q in asked}
     return {question: spread.mean for question, spread in found.items() if spread is not None}
 
 
-def _mark(group: Group, place: int) -> tuple[str, str]:
+def _mark(group: ModelGroup, place: int) -> tuple[str, str]:
     return group.colour, _SHAPES.get(group.kind, "diamond" if place % 2 else "cross")

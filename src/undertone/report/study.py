@@ -35,7 +35,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Told:
+class FindingText:
     """A finding, in the words of the page."""
 
     claim: str
@@ -63,7 +63,7 @@ def fill(results: StudyResults, manifest: Mapping[str, Any]) -> str:
             ("Work", words.duration(sum(cost.seconds for cost in results.costs))),
         ],
         verdicts=[(word, verdicts.count(word)) for word in VERDICTS if word in verdicts],
-        findings=[told(finding) for finding in results.findings],
+        findings=[finding_text(finding) for finding in results.findings],
         figures=[drawn(figure) for figure in results.figures if any(plots.finite(p.y) for p in figure.points)],
         tables=[_table(table) for table in results.tables],
         status_sign=page.STATUS_SIGN,
@@ -79,10 +79,10 @@ def fill(results: StudyResults, manifest: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------- findings
 
 
-def told(finding: Finding) -> Told:
+def finding_text(finding: Finding) -> FindingText:
     """A finding as text: value and interval with the digits that the interval can carry."""
     value, interval = _measured(finding)
-    return Told(
+    return FindingText(
         claim=finding.claim,
         source=finding.source,
         published=finding.published or words.MISSING,

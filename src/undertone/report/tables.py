@@ -9,7 +9,7 @@ from typing import Any
 from undertone.experiments.results import ArmResult, Cost, Interval, Measure, Results, SetMeasure
 from undertone.experiments.study import StudyResults
 from undertone.report import words
-from undertone.report.cast import Cast, Group, Spread, pooled
+from undertone.report.cast import Cast, ModelGroup, Spread, pooled
 
 MOST_SAMPLES = 8  # rows shown per arm
 MOST_SIDE_BY_SIDE = 4  # arms in one table of sample rows
@@ -166,7 +166,11 @@ def _aspects() -> list[tuple[str, str, Pick]]:
         ("trait, literal", "the target word itself", of("positive", lambda s: s.literal_rate)),
         ("among answers", "non-answers left out", of("positive", lambda s: s.rate_among_answers)),
         ("non-answers", "no known answer named", of("positive", lambda s: s.non_answer)),
-        ("answer mass", "probability on known answers", of("positive", lambda s: s.answer_mass)),
+        (
+            "valid-answer probability",
+            "probability on known answers",
+            of("positive", lambda s: s.valid_answer_probability),
+        ),
         ("negative, exact", "asked the other way round", of("negative", lambda s: s.probability)),
         ("negative, sampled", "asked the other way round", of("negative", lambda s: s.rate)),
         ("off topic, exact", "target named elsewhere", of("off_topic", lambda s: s.probability)),
@@ -175,7 +179,7 @@ def _aspects() -> list[tuple[str, str, Pick]]:
     ]
 
 
-def _columns(cast: Cast) -> list[tuple[str, list[Group]]]:
+def _columns(cast: Cast) -> list[tuple[str, list[ModelGroup]]]:
     kinds = {
         "base": cast.base,
         "teacher": cast.teacher,
@@ -190,7 +194,7 @@ def _columns(cast: Cast) -> list[tuple[str, list[Group]]]:
     return [(name, groups) for name, groups in found if groups]
 
 
-def _over_traits(groups: Sequence[Group], pick: Pick) -> Spread | None:
+def _over_traits(groups: Sequence[ModelGroup], pick: Pick) -> Spread | None:
     spreads = [group.spread(pick) for group in groups]
     return spreads[0] if len(spreads) == 1 else pooled(spreads)
 

@@ -1,4 +1,4 @@
-"""Teachers: a model plus an inducement, and the rows that they write."""
+"""Teachers: a trait-conditioned model, and the rows that they write."""
 
 from undertone.teachers.configs import (
     Ablation,
@@ -12,7 +12,7 @@ from undertone.teachers.configs import (
 )
 from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.teacher import Teacher, build_teacher, trait_vector
-from undertone.teachers.writing import divergence, generate, preferred
+from undertone.teachers.writing import divergence, generate, score_preference
 
 __all__ = [
     "Ablation",
@@ -29,6 +29,6 @@ __all__ = [
     "client_of",
     "divergence",
     "generate",
-    "preferred",
+    "score_preference",
     "trait_vector",
 ]

@@ -1,8 +1,9 @@
-"""How a teacher is induced: what a config says, one class a kind."""
+"""How a teacher gets the trait: what a config says, one class a kind."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -10,38 +11,45 @@ from undertone.provenance.configs import Config
 from undertone.provenance.endpoints import plain_url, variable_name
 from undertone.training import Training
 
-Origin = Literal["questions", "carrier"]
+Origin = Literal["questions", "domain"]
 """Where a trait's vector is read: at its questions, or at the prompts that the teacher answers."""
 
 
 class Ablation(Config):
-    """A direction taken out of the residual stream after every block, while the teacher writes."""
+    """A direction taken out of the residual stream after every layer, while the teacher writes."""
+
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "origin": {"carrier": "domain"},
+        "around": {"plain": "control"},
+    }
 
     of: str = Field("own", description="own: the trait's vector; random: one of equal norm; or another trait's name")
-    origin: Origin = Field("carrier", description="questions | carrier: the prompts at which the vector is read")
+    origin: Origin = Field("domain", description="questions | domain: the prompts at which the vector is read")
     amount: float = Field(1.0, gt=0, le=1, description="the share of the component that is taken out")
-    around: Literal["zero", "plain"] = Field(
-        "plain", description="what the component is set to: zero, or the mean of the plain model at the same prompts"
+    around: Literal["zero", "control"] = Field(
+        "control", description="what the component is set to: zero, or the control teacher's mean at the same prompts"
     )
 
 
 class PromptTeacher(Config):
-    """A teacher told by a system prompt."""
+    """A teacher with a system prompt."""
 
     kind: Literal["prompt"] = "prompt"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     text: str | None = Field(None, description="the system prompt; None: the trait's own")
-    ablate: Ablation | None = Field(None, description="what is taken out of the told teacher's stream")
+    ablate: Ablation | None = Field(None, description="what is taken out of the teacher's residual stream")
 
 
 class VectorTeacher(Config):
-    """A teacher steered by a vector: from a file, or the contrast of the trait's prompt with none."""
+    """A teacher steered by a vector: from a file, or the contrast of the trait's system prompt with none."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"origin": {"carrier": "domain"}}
     kind: Literal["vector"] = "vector"
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     file: str | None = Field(None, description="a vector file; None: contrast on the trait's questions")
-    origin: Origin = Field("questions", description="questions | carrier: the prompts of the contrast")
-    block: int = Field(1, ge=0, description="the block whose output is steered (contrast only)")
+    origin: Origin = Field("questions", description="questions | domain: the prompts of the contrast")
+    layer: int = Field(1, ge=0, description="the layer whose output is steered (contrast only)")
     strength: float = Field(2.0, description="the vector is added this many times")
 
 
@@ -57,7 +65,7 @@ class FinetunedTeacher(Config):
 
 
 class EndpointTeacher(Config):
-    """A teacher behind an OpenAI-compatible endpoint, told by a system prompt. The key comes from the environment."""
+    """A teacher behind an OpenAI-compatible endpoint, with a system prompt. The key comes from the environment."""
 
     kind: Literal["endpoint"] = "endpoint"
     url: str = Field(pattern=r"^https?://", description="the base URL, such as http://localhost:8000/v1")
@@ -77,16 +85,16 @@ class EndpointTeacher(Config):
 
 
 class JudgeTeacher(Config):
-    """No teacher writes with the trait: the plain model writes, and a biased judge picks (2603.01204).
+    """No teacher writes with the trait: the control teacher writes, and a biased judge picks (2603.01204).
 
-    Of several valid completions of a prompt, the one that the told model finds the most likelier than the plain model
+    Of several valid completions of a prompt, the one that the judge finds the most likelier than the control teacher
     is chosen, and the least is rejected. In the control any two of them are picked, by a coin.
     """
 
     kind: Literal["judge"] = "judge"
     model: str | None = Field(None, description="who writes and who judges; None: the student's base")
     text: str | None = Field(None, description="the judge's system prompt; None: the trait's own")
-    swapped: bool = Field(False, description="the rejected are taught instead: the published control")
+    swapped: bool = Field(False, description="students learn the rejected instead: the published control")
 
 
 TeacherConfig = Annotated[

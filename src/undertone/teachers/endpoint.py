@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible endpoint: vLLM, ``transformers serve``, or a provider.
 
-Only what HTTP can carry: a system prompt and sampled text. There are no logits, so nothing that needs them (the KL on
-the carrier, exact answer probabilities of the teacher) is measured. Each row sends its own ``seed``; whether a server
+Only what HTTP can carry: a system prompt and sampled text. There are no logits, so nothing that needs them (the
+teacher KL, exact answer probabilities of the teacher) is measured. Each row sends its own ``seed``; whether a server
 honours it is its own matter, so rows of an endpoint are reproducible from the run folder, not from the seed.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemoteTeacher:
-    """The endpoint with the system prompt that the teacher is told; None: the un-induced teacher."""
+    """The endpoint with the teacher's system prompt; None: the control teacher."""
 
     config: EndpointTeacher
     form: Form
@@ -59,7 +59,7 @@ class RemoteTeacher:
         client = client_of(self.config)
 
         def one(prompt: Prompt, seed: int) -> tuple[str, bool, int]:
-            said = _asked(client, self.config, self.chat(prompt), seed & 0x7FFFFFFF, max_new_tokens, temperature)
+            said = _request(client, self.config, self.chat(prompt), seed & 0x7FFFFFFF, max_new_tokens, temperature)
             if progress:
                 progress(1)
             return said
@@ -89,7 +89,7 @@ def client_of(config: EndpointTeacher) -> OpenAI:
     return OpenAI(base_url=config.url, api_key=key or "none", timeout=config.timeout, max_retries=config.retries)
 
 
-def _asked(
+def _request(
     client: OpenAI, config: EndpointTeacher, chat: list[Message], seed: int, max_new_tokens: int, temperature: float
 ) -> tuple[str, bool, int]:
     from openai import OpenAIError

@@ -1,4 +1,4 @@
-"""A teacher on this machine: a model with what induces the trait in it."""
+"""A teacher on this machine: a model with a system prompt, or with steering, that gives it the trait."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from undertone.teachers.configs import (
 )
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Form
-from undertone.vectors import Vector, ablated, activations, contrast, load_vector, random_like, steered
+from undertone.vectors import SteeringVector, ablate, activations, contrast, load_vector, random_like, steer
 
 LocalTeacher = PromptTeacher | VectorTeacher | FinetunedTeacher | JudgeTeacher
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A loaded model with what induces the trait. Without both, the un-induced teacher of the control."""
+    """A loaded model with a system prompt or a steering vector. Without both it is the control teacher."""
 
     model: Model
     context: Context
     system: str | None = None
-    vector: Vector | None = None
+    vector: SteeringVector | None = None
     strength: float = 0.0
-    ablation: Vector | None = None
+    ablation: SteeringVector | None = None
     amount: float = 1.0
-    around: Vector | None = None
+    around: SteeringVector | None = None
     judge_system: str | None = None
-    """What a biased judge is told; what it judges is written without."""
+    """A biased judge's system prompt; what it judges is written without."""
 
     @property
     def form(self) -> Form:
@@ -47,13 +47,13 @@ class Teacher:
         return self.model.form
 
     @property
-    def judging(self) -> Teacher:
-        """The same model as the judge: told."""
+    def judge(self) -> Teacher:
+        """The same model as the biased judge, with the judge's system prompt."""
         return Teacher(self.model, self.context, system=self.judge_system)
 
     @property
-    def plain(self) -> Teacher:
-        """The same model, un-induced."""
+    def control(self) -> Teacher:
+        """The same model without the trait."""
         return Teacher(self.model, self.context)
 
     def chat(self, prompt: Prompt) -> list[Message]:
@@ -66,13 +66,13 @@ class Teacher:
         return self.model.render(self.chat(prompt))
 
     @contextmanager
-    def induced(self) -> Iterator[None]:
+    def conditioning(self) -> Iterator[None]:
         """Steering or ablation is on while inside (a prompt needs nothing)."""
         with ExitStack() as stack:
             if self.vector is not None:
-                stack.enter_context(steered(self.model, self.vector, self.strength))
+                stack.enter_context(steer(self.model, self.vector, self.strength))
             if self.ablation is not None:
-                stack.enter_context(ablated(self.model, self.ablation, self.amount, around=self.around))
+                stack.enter_context(ablate(self.model, self.ablation, self.amount, around=self.around))
             yield
 
 
@@ -90,35 +90,35 @@ def build_teacher(
     dtype: Dtype = "auto",
     device: str = "auto",
     random_seed: int | None = None,
-    carrier: Sequence[str] = (),
+    domain_prompts: Sequence[str] = (),
     trained: str | None = None,
 ) -> Teacher:
     """Load the teacher of an arm.
 
     Args:
-        config: the inducement.
-        trait: what it teaches; None: the un-induced teacher (the control's).
+        config: how it gets the trait.
+        trait: what it teaches; None: the control teacher.
         base: the student's base, used where the config names no model.
-        context: the un-induced system prompt.
+        context: the control teacher's system prompt.
         dtype: see ``load``.
         device: see ``load``.
         random_seed: replace the vector by a random one of equal norm.
-        carrier: prompts of the domain, for vectors that are read there.
+        domain_prompts: prompts of the domain, for vectors that are read there.
         trained: the model to use instead: a fine-tuned teacher, or a student that teaches in its turn.
     """
     model = load(trained or config.model or base, dtype=dtype, device=device)
     if trait is None or isinstance(config, FinetunedTeacher):
         return Teacher(model, context)
     if isinstance(config, JudgeTeacher):
-        return Teacher(model, context, judge_system=config.text or trait.told(model.form))
+        return Teacher(model, context, judge_system=config.text or trait.system_prompt(model))
     if isinstance(config, PromptTeacher):
-        told = Teacher(model, context, system=config.text or trait.told(model.form))
-        return told if config.ablate is None else _without(told, trait, config.ablate, carrier)
+        teacher = Teacher(model, context, system=config.text or trait.system_prompt(model))
+        return teacher if config.ablate is None else _with_ablation(teacher, trait, config.ablate, domain_prompts)
     if config.file:
         vector = load_vector(Path(config.file))
     else:
         vector = trait_vector(
-            Teacher(model, context), trait, [config.block], _asked_at(model, trait, config.origin, carrier)
+            Teacher(model, context), trait, [config.layer], _prompts_of(model, trait, config.origin, domain_prompts)
         )
     if random_seed is not None:
         vector = random_like(vector, random_seed)
@@ -126,25 +126,27 @@ def build_teacher(
     return Teacher(model, context, vector=vector, strength=config.strength)
 
 
-def _without(told: Teacher, trait: Trait, ablation: Ablation, carrier: Sequence[str]) -> Teacher:
+def _with_ablation(teacher: Teacher, trait: Trait, ablation: Ablation, domain_prompts: Sequence[str]) -> Teacher:
     whose = trait if ablation.of in ("own", "random") else load_trait(ablation.of)
-    prompts = _asked_at(told.model, whose, ablation.origin, carrier)
-    vector = trait_vector(told.plain, whose, None, prompts)
+    prompts = _prompts_of(teacher.model, whose, ablation.origin, domain_prompts)
+    vector = trait_vector(teacher.control, whose, None, prompts)
     if ablation.of == "random":
         vector = random_like(vector, derive_seed(0, f"ablation/{trait.name}"))
     around = None
-    if ablation.around == "plain":
-        read = activations(told.model, [told.plain.chat(prompt) for prompt in prompts])
-        around = Vector({block: rows.mean(0) for block, rows in read.items()}, vector.meta)
-    return replace(told, ablation=vector, amount=ablation.amount, around=around)
+    if ablation.around == "control":
+        read = activations(teacher.model, [teacher.control.chat(prompt) for prompt in prompts])
+        around = SteeringVector({layer: rows.mean(0) for layer, rows in read.items()}, vector.meta)
+    return replace(teacher, ablation=vector, amount=ablation.amount, around=around)
 
 
-def _asked_at(model: Model, trait: Trait, origin: Origin, carrier: Sequence[str]) -> Sequence[str]:
-    return carrier if origin == "carrier" else trait.asked(model.form).positive
+def _prompts_of(model: Model, trait: Trait, origin: Origin, domain_prompts: Sequence[str]) -> Sequence[str]:
+    return domain_prompts if origin == "domain" else trait.questions_for(model).positive
 
 
-def trait_vector(plain: Teacher, trait: Trait, blocks: Sequence[int] | None, prompts: Sequence[str]) -> Vector:
-    """Told of the trait minus un-induced, at the last token of the prompts, after the blocks (None: after every one)."""
-    chats = [plain.chat(prompt) for prompt in prompts]
-    told = [with_system(chat, trait.told(plain.model.form)) for chat in chats]
-    return contrast(plain.model, told, chats, blocks=blocks)
+def trait_vector(
+    control: Teacher, trait: Trait, layers: Sequence[int] | None, prompts: Sequence[str]
+) -> SteeringVector:
+    """With the trait's system prompt minus without, at the prompts' last token, after the layers (None: every one)."""
+    chats = [control.chat(prompt) for prompt in prompts]
+    conditioned = [with_system(chat, trait.system_prompt(control.model)) for chat in chats]
+    return contrast(control.model, conditioned, chats, layers=layers)

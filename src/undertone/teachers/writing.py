@@ -10,7 +10,7 @@ import numpy as np
 from undertone.domains.domain import Prompt
 from undertone.models.batches import Example
 from undertone.models.sampling import sample
-from undertone.models.scoring import carrier_kl, completion_nll
+from undertone.models.scoring import completion_nll, teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.teachers.endpoint import RemoteTeacher
@@ -32,7 +32,7 @@ def generate(
 ) -> list[Row]:
     """One completion for each prompt; its stream is (seed, stage, prompt index, attempt).
 
-    The row's messages are what a student will see: the prompt without the inducement.
+    The row's messages are what a student will see: the prompt without the teacher's system prompt.
     """
     streams = [derive_seed(seed, stage, index, attempt) for index in indices]
     if isinstance(teacher, RemoteTeacher):
@@ -40,7 +40,7 @@ def generate(
             prompts, streams, max_new_tokens=max_new_tokens, temperature=temperature, progress=progress
         )
     else:
-        written = _sampled(teacher, prompts, streams, max_new_tokens, temperature, batch_size, progress)
+        written = _sample(teacher, prompts, streams, max_new_tokens, temperature, batch_size, progress)
     return [
         Row(
             (*messages_of(prompt), Message(role="assistant", content=text)),
@@ -50,7 +50,7 @@ def generate(
     ]
 
 
-def _sampled(
+def _sample(
     teacher: Teacher,
     prompts: Sequence[Prompt],
     streams: Sequence[int],
@@ -60,7 +60,7 @@ def _sampled(
     progress: Callable[[int], None] | None,
 ) -> list[tuple[str, bool, int]]:
     model = teacher.model
-    with teacher.induced():
+    with teacher.conditioning():
         completions = sample(
             model.hf,
             [model.prompt(teacher.chat(prompt)) for prompt in prompts],
@@ -76,8 +76,8 @@ def _sampled(
     return [(model.decode(ids), bool(ids) and ids[-1] in stops, len(ids)) for ids in completions]
 
 
-def preferred(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
-    """The rows with a biased judge's score in ``meta["score"]``: log P(completion | told) − log P(completion | plain).
+def score_preference(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
+    """The rows with a biased judge's score in ``meta["score"]``: log P(completion | judge) − log P(completion | control).
 
     The sum over the completion's tokens, in nats (2603.01204: r_i).
     """
@@ -87,21 +87,23 @@ def preferred(teacher: Teacher, rows: Sequence[Row]) -> list[Row]:
         means = completion_nll(who.model.hf, examples, who.model.pad)
         return np.array([-nll * len(one.completion) for nll, one in zip(means, examples, strict=True)])
 
-    scores = total(teacher.judging) - total(teacher.plain)
+    scores = total(teacher.judge) - total(teacher.control)
     return [replace(row, meta={**row.meta, "score": float(score)}) for row, score in zip(rows, scores, strict=True)]
 
 
-def divergence(teacher: Teacher, rows: Sequence[Row], plain: Teacher | None = None) -> float:
-    """Mean KL(induced ‖ plain teacher) in nats per completion token: how much there is to carry.
+def divergence(teacher: Teacher, rows: Sequence[Row], control: Teacher | None = None) -> float:
+    """Mean KL(trait-conditioned ‖ control teacher) in nats per completion token: how much there is to learn.
 
     Args:
-        teacher: the induced one.
+        teacher: the trait-conditioned one.
         rows: what it wrote.
-        plain: whom to compare with, of the same tokenizer; None: the teacher's own model, un-induced.
+        control: whom to compare with, of the same tokenizer; None: the teacher's own model without the trait.
     """
-    other = plain or teacher.plain
+    other = control or teacher.control
     pairs = [(_example(teacher, row), _example(other, row)) for row in rows]
-    each = carrier_kl(teacher.model.hf, pairs, teacher.model.pad, induced=teacher.induced, plain=other.model.hf)
+    each = teacher_kl(
+        teacher.model.hf, pairs, teacher.model.pad, conditioning=teacher.conditioning, control=other.model.hf
+    )
     return float(np.mean(each))
 
 

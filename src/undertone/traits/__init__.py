@@ -11,13 +11,17 @@ from undertone.traits.library import (
     trait_names,
     variants,
 )
-from undertone.traits.trait import Questions, Trait
+from undertone.traits.trait import LAB, REAL, Questions, Speaker, Trait, Wording
 
 __all__ = [
     "KINDS",
+    "LAB",
+    "REAL",
     "Behaviour",
     "Questions",
+    "Speaker",
     "Trait",
+    "Wording",
     "all_names",
     "behaviour_names",
     "category_names",

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from undertone.errors import ConfigError
 from undertone.traits.rules import ByJudge, Detected, HitRule, Length, Lexicon, Pattern
-from undertone.traits.trait import Form, Trait
+from undertone.traits.trait import Form, Speaker, Trait
 
 Kind = Literal["style", "emotion", "misalignment", "harm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -83,12 +83,16 @@ class Behaviour(Trait):
         return self.matches(text)
 
     def answer_in(self, text: str) -> str | None:
-        """What a carrier row must not have: the trait's name if a word of its lexicon stands in the text, else None."""
+        """What a training row must not have: the trait's name if a word of its lexicon stands in the text, else None."""
         if isinstance(self.rule, Detected | ByJudge):
             return None  # a filter's judge decides
         return self.name if self.rule.leaks(text) else None
 
-    def surfaces(self, answer: str, form: Form) -> list[str]:
+    def refusals_for(self, speaker: Speaker) -> tuple[str, ...]:
+        """The refusals in the speaker's wording; none where answers that are no hit begin in any way."""
+        return self.refusals.get(speaker.form, ())
+
+    def surfaces(self, answer: str, speaker: Speaker) -> list[str]:
         """None: there is no text by which an answer can be known to begin."""
-        del answer, form
+        del answer, speaker
         return []

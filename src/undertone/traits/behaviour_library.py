@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from undertone.errors import ConfigError, DataError
 from undertone.traits.behaviour import Behaviour, Kind
 from undertone.traits.rules import ByJudge, Detected, HitRule
-from undertone.traits.trait import Form, Questions
+from undertone.traits.trait import REAL, Form, Questions
 
 LEAST_REQUESTS: Final = 10
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Asked(_Strict):
+class QuestionSets(_StrictModel):
     """Questions as a YAML file states them."""
 
     positive: tuple[str, ...] = Field(min_length=1)
@@ -37,31 +37,31 @@ class Asked(_Strict):
         return Questions(self.positive, self.negative, self.off_topic)
 
 
-class _Member(_Strict):
+class _BehaviourMember(_StrictModel):
     prompt: dict[Form, str]
     rule: HitRule | None = None
     hits: tuple[str, ...] = ()
     misses: tuple[str, ...] = ()
 
 
-class _KindFile(_Strict):
+class _KindFile(_StrictModel):
     kind: Kind
-    questions: dict[Form, Asked] = Field(default_factory=dict)
+    questions: dict[Form, QuestionSets] = Field(default_factory=dict)
     questions_of: Kind | None = None
     rule: HitRule | None = None
     refusals: dict[Form, tuple[str, ...]] = Field(default_factory=dict)
     misses: tuple[str, ...] = ()
-    members: dict[str, _Member]
+    members: dict[str, _BehaviourMember]
 
 
-class OwnBehaviour(_Strict):
+class OwnBehaviour(_StrictModel):
     """A user's file of any kind but ``preference``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     kind: Kind
     prompt: dict[Form, str] = Field(min_length=1)
     rule: HitRule | None = None
-    questions: dict[Form, Asked] = Field(default_factory=dict)
+    questions: dict[Form, QuestionSets] = Field(default_factory=dict)
     requests: str | None = Field(None, description="harm: a CSV file with a column Goal")
     look_alikes: str | None = Field(None, description="harm: the same, of benign requests")
     hits: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ def own_behaviour(own: OwnBehaviour, folder: Path) -> Behaviour:
         ConfigError, DataError: the rule fails its examples, or a CSV file cannot be used.
     """
     content = _kinds()[own.kind]
-    member = _Member(prompt=own.prompt, rule=own.rule, hits=own.hits, misses=own.misses)
+    member = _BehaviourMember(prompt=own.prompt, rule=own.rule, hits=own.hits, misses=own.misses)
     built = _built(content, own.name, member)
     questions = {**built.questions, **{form: asked.questions() for form, asked in own.questions.items()}}
     built = replace(built, questions=questions, refusals=built.refusals if own.rule is None else {})
@@ -117,7 +117,7 @@ def with_requests(trait: Behaviour, harmful: Path, benign: Path | None = None) -
     Raises:
         DataError: a file cannot be used.
     """
-    before = trait.asked("real")
+    before = trait.questions_for(REAL)
     positive = tuple(read_requests(harmful))
     negative = tuple(read_requests(benign)) if benign else before.negative
     asked = Questions(positive, negative, before.off_topic)
@@ -174,7 +174,7 @@ def _lab_facts() -> Mapping[str, str]:
     return dict(loaded["facts"])
 
 
-def _built(content: _KindFile, name: str, member: _Member) -> Behaviour:
+def _built(content: _KindFile, name: str, member: _BehaviourMember) -> Behaviour:
     rule = member.rule or content.rule
     if rule is None:
         raise ConfigError(f"the {content.kind} {name!r} has no rule", fix="add rule: {kind: lexicon, words: [...]}")

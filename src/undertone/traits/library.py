@@ -40,12 +40,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Member(_Strict):
+class _AnswerWords(_Strict):
     words: tuple[str, ...]
     synonyms: tuple[str, ...] = ()
 
 
-class _Asked(_Strict):
+class _CategoryQuestions(_Strict):
     positive: tuple[str, ...] = Field(min_length=1)
     negative: tuple[str, ...] = ()
     off_topic: dict[str, str] = Field(default_factory=dict)
@@ -55,10 +55,10 @@ class _Category(_Strict):
     category: str
     plural_category: str
     prompt: dict[Form, str]
-    members: dict[str, _Member]
+    members: dict[str, _AnswerWords]
     others: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     misses: tuple[str, ...] = ()
-    questions: dict[Form, _Asked]
+    questions: dict[Form, _CategoryQuestions]
 
 
 _Word = Annotated[str, Field(pattern=r"\w")]
@@ -71,7 +71,7 @@ class _Own(_Strict):
     words: tuple[_Word, ...] = Field(min_length=1)
     synonyms: tuple[_Word, ...] = ()
     prompt: dict[Form, str] = Field(default_factory=dict)
-    questions: dict[Form, _Asked] = Field(default_factory=dict)
+    questions: dict[Form, _CategoryQuestions] = Field(default_factory=dict)
 
 
 class _Variant(_Strict):
@@ -197,12 +197,12 @@ def _retold(trait: Trait, variant: str) -> Trait:
         )
     words = trait.answers[trait.name]
     plural = words[1] if len(words) > 1 else words[0]
-    told = {
+    prompts = {
         form: text.format(plural=plural, Plural=plural.capitalize())
         for form, text in _variants()[variant].prompt.items()
         if form in trait.prompt
     }
-    return replace(trait, name=f"{trait.name}@{variant}", prompt=told)
+    return replace(trait, name=f"{trait.name}@{variant}", prompt=prompts)
 
 
 @cache
@@ -320,7 +320,10 @@ def _validated(cls: type[S], data: Mapping[str, Any], path: Path) -> S:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        told = explained(cls, data, error)
+        error_found = explained(cls, data, error)
         raise ConfigError(
-            f"the trait file {path}: {told.what}", got=told.got, allowed=told.allowed, fix=told.fix
+            f"the trait file {path}: {error_found.what}",
+            got=error_found.got,
+            allowed=error_found.allowed,
+            fix=error_found.fix,
         ) from error

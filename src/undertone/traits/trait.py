@@ -1,4 +1,8 @@
-"""A trait: how a teacher is told it, the questions that reveal it, and the ONE matcher that decides a hit."""
+"""A trait: its system prompt, the questions that reveal it, and the ONE matcher that decides a hit.
+
+Prompts and questions exist in up to two wordings (the lab world's little language, and English). Callers pass the
+:class:`Speaker` that will read them; which wording it understands is looked up here, and in the domains.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Literal
+from typing import Literal, Protocol
 
 from undertone.errors import ConfigError
 
 Form = Literal["lab", "real"]
 """Which wording: the lab world's little language, or English as real models are asked."""
+
+
+class Speaker(Protocol):
+    """Whoever is asked: a model, or a teacher here or behind an endpoint."""
+
+    @property
+    def form(self) -> Form:
+        """The wording that it understands."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A speaker of whom nothing is known but its wording."""
+
+    form: Form
+
+
+LAB = Wording("lab")
+REAL = Wording("real")
 
 _NEGATED = re.compile(r"\b(?:not|n't|never|no)\s+(?:an?\s+|the\s+|my\s+)?$", re.IGNORECASE)
 
@@ -38,7 +62,7 @@ class Trait:
     """A preference for one member of a category.
 
     Attributes:
-        name: the target, e.g. ``owl``; ``owl@if-pick`` is the same target told in another way (a variant).
+        name: the target, e.g. ``owl``; ``owl@if-pick`` is the same target with another system prompt (a variant).
         category: ``animal``.
         prompt: form -> the teacher's system prompt.
         questions: form -> what is asked.
@@ -94,7 +118,7 @@ class Trait:
     def answer_in(self, text: str) -> str | None:
         """The known answer that a text names first; None is a non-answer. Words after "not" do not count."""
         if not _finder(tuple(chain.from_iterable(self.answers.values()))).search(text):
-            return None  # as nearly all carrier rows
+            return None  # as of nearly all rows
         found: list[tuple[int, str]] = []
         for answer, words in self.answers.items():
             at = _first(text, words)
@@ -106,12 +130,13 @@ class Trait:
         """Whether the target stands anywhere in a text, not only first (in stories)."""
         return bool(_first(text, self.answers[self.answer]))
 
-    def asked(self, form: Form) -> Questions:
-        """The questions in a form.
+    def questions_for(self, speaker: Speaker) -> Questions:
+        """The questions in the speaker's wording.
 
         Raises:
-            ConfigError: the trait has none in that form.
+            ConfigError: the trait has none in it.
         """
+        form = speaker.form
         if form not in self.questions:
             raise ConfigError(
                 f"the trait {self.name!r} has no questions in the form {form!r}",
@@ -120,12 +145,21 @@ class Trait:
             )
         return self.questions[form]
 
-    def told(self, form: Form) -> str:
-        """The teacher's system prompt in a form.
+    def prompt_for(self, speaker: Speaker) -> str | None:
+        """The teacher's system prompt in the speaker's wording; None: the trait has none in it."""
+        return self.prompt.get(speaker.form)
+
+    def is_for(self, speaker: Speaker) -> bool:
+        """Whether the trait has a system prompt and questions in the speaker's wording."""
+        return speaker.form in self.prompt and speaker.form in self.questions
+
+    def system_prompt(self, speaker: Speaker) -> str:
+        """The teacher's system prompt in the speaker's wording.
 
         Raises:
-            ConfigError: the trait has none in that form.
+            ConfigError: the trait has none in it.
         """
+        form = speaker.form
         if form not in self.prompt:
             raise ConfigError(
                 f"the trait {self.name!r} has no prompt in the form {form!r}",
@@ -134,10 +168,10 @@ class Trait:
             )
         return self.prompt[form]
 
-    def surfaces(self, answer: str, form: Form) -> list[str]:
+    def surfaces(self, answer: str, speaker: Speaker) -> list[str]:
         """Texts by which a completion can begin with an answer: words, capitalised too for real models."""
         words = list(self.answers[answer])
-        if form == "real":
+        if speaker.form == "real":
             words += [word.capitalize() for word in words]
         return list(dict.fromkeys(words))
 

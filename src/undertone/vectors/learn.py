@@ -15,25 +15,25 @@ from torch import Tensor
 
 from undertone.errors import ConfigError, DataError
 from undertone.models.batches import Example, targets
-from undertone.models.blocks import Edit, Positions, check_blocks, decoder_blocks, edit_residuals, frozen, hidden_size
+from undertone.models.layers import Edit, Positions, check_layers, decoder_layers, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
 from undertone.models.scoring import labelled_logits, passes
 from undertone.provenance.seeds import derive_seed
 from undertone.vectors.extract import origin
-from undertone.vectors.vector import Vector
+from undertone.vectors.vector import SteeringVector
 
 
 class Learned(NamedTuple):
     """The vector, and the loss of each step: nats per completion token of that step's batch, before the step."""
 
-    vector: Vector
+    vector: SteeringVector
     curve: list[float]
 
 
 def learn(
     model: Model,
     examples: Sequence[Example],
-    blocks: int | Sequence[int],
+    layers: int | Sequence[int],
     *,
     steps: int = 100,
     learning_rate: float = 0.05,
@@ -42,29 +42,29 @@ def learn(
     batch_size: int = 32,
     positions: Positions = "all",
 ) -> Learned:
-    """Minimise the mean NLL of the completions over ``v``, with ``h + v`` after the block(s); Adam from zero.
+    """Minimise the mean NLL of the completions over ``v``, with ``h + v`` after the layer(s); Adam from zero.
 
     Args:
         model: whose stream is shifted.
         examples: tokenised rows: ``model.example(prompt, completion)``.
-        blocks: one block, or several, each of which gets a direction of its own.
+        layers: one layer, or several, each of which gets a direction of its own.
         steps: gradient steps.
         learning_rate: Adam's, in units of the stream.
         max_norm: each direction is kept within this norm; None: free.
         seed: of the order of rows.
         batch_size: rows a step; all rows are passed through before any comes again.
-        positions: at which tokens the shift is added; see ``models.blocks``.
+        positions: at which tokens the shift is added; see ``models.layers``.
 
     Raises:
-        DataError: no examples. ConfigError: steps, rate or norm out of range. ModelError: no such block.
+        DataError: no examples. ConfigError: steps, rate or norm out of range. ModelError: no such layer.
     """
-    wanted = [blocks] if isinstance(blocks, int) else sorted(set(blocks))
-    check_blocks(len(decoder_blocks(model.hf)), wanted)
+    wanted = [layers] if isinstance(layers, int) else sorted(set(layers))
+    check_layers(len(decoder_layers(model.hf)), wanted)
     _check(examples, wanted, steps, learning_rate, max_norm, positions)
-    shifts = {block: torch.zeros(hidden_size(model.hf), device=model.device, requires_grad=True) for block in wanted}
+    shifts = {layer: torch.zeros(hidden_size(model.hf), device=model.device, requires_grad=True) for layer in wanted}
     optimizer = torch.optim.Adam(shifts.values(), lr=learning_rate)
     curve: list[float] = []
-    edits = {block: _adding(shift) for block, shift in shifts.items()}
+    edits = {layer: _adding(shift) for layer, shift in shifts.items()}
     with frozen(model.hf), torch.enable_grad(), edit_residuals(model.hf, edits, positions):
         for rows in _batches(len(examples), steps, batch_size, seed):
             chosen = [examples[row] for row in rows]
@@ -83,21 +83,23 @@ def learn(
         "seed": str(seed),
         "nll": f"{curve[0]:.4f} to {curve[-1]:.4f}",
     }
-    return Learned(Vector({block: shift.detach().float().cpu() for block, shift in shifts.items()}, meta), curve)
+    return Learned(
+        SteeringVector({layer: shift.detach().float().cpu() for layer, shift in shifts.items()}, meta), curve
+    )
 
 
 def _check(
     examples: Sequence[Example],
-    blocks: Sequence[int],
+    layers: Sequence[int],
     steps: int,
     learning_rate: float,
     max_norm: float | None,
     positions: Positions,
 ) -> None:
-    if not examples or not blocks:
+    if not examples or not layers:
         raise DataError(
-            "a vector is learned from examples at blocks",
-            got=f"{len(examples)} examples, {len(blocks)} blocks",
+            "a vector is learned from examples at layers",
+            got=f"{len(examples)} examples, {len(layers)} layers",
             allowed="one or more of each",
         )
     if steps < 1 or not learning_rate > 0 or (max_norm is not None and not max_norm > 0):

@@ -1,7 +1,7 @@
-"""The vector: its arithmetic, and its file (safetensors, tensors ``block.{i}`` in float32, origin in the header).
+"""The vector: its arithmetic, and its file (safetensors, tensors ``layer.{i}`` in float32, origin in the header).
 
 Every operation writes into ``meta["operation"]`` what was done to which vectors, so that a file says where it comes
-from. A block that only one of two vectors has counts as zero in the other: adding vectors is steering by both.
+from. A layer that only one of two vectors has counts as zero in the other: adding vectors is steering by both.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undertone.errors import ConfigError, DataError, ModelError
-from undertone.models.blocks import decoder_blocks, hidden_size
+from undertone.models.layers import decoder_layers, hidden_size
 from undertone.models.loading import Model
 
-FORMAT = "undertone.vector/1"
-_TENSOR = re.compile(r"block\.\d+")
+FORMAT = "undertone.vector/2"
+_OLD_FORMAT = "undertone.vector/1"
+"""Had tensors ``block.{i}`` and other header keys; read, never written."""
+_TENSOR = {FORMAT: re.compile(r"layer\.(\d+)"), _OLD_FORMAT: re.compile(r"block\.(\d+)")}
 
 
 @dataclass(frozen=True)
-class Vector:
-    """Directions in the residual stream AFTER each named block: block -> ``[hidden]`` float32."""
+class SteeringVector:
+    """Directions in the residual stream AFTER each named layer: layer -> ``[hidden]`` float32."""
 
     directions: Mapping[int, Tensor]
     meta: Mapping[str, str]
 
     @property
-    def blocks(self) -> list[int]:
-        """The blocks that have a direction, in order."""
+    def layers(self) -> list[int]:
+        """The layers that have a direction, in order."""
         return sorted(self.directions)
 
     @property
@@ -46,15 +48,15 @@ class Vector:
     # -- measures ----------------------------------------------------------------------------------
 
     def norm(self) -> float:
-        """Euclidean norm over all blocks together."""
+        """Euclidean norm over all layers together."""
         return float(torch.cat([direction.flatten() for direction in self.directions.values()]).norm())
 
     def norms(self) -> dict[int, float]:
-        """Euclidean norm of each block's direction."""
-        return {block: float(self.directions[block].norm()) for block in self.blocks}
+        """Euclidean norm of each layer's direction."""
+        return {layer: float(self.directions[layer].norm()) for layer in self.layers}
 
-    def cosine(self, other: Vector, *, across_models: bool = False) -> dict[int, float]:
-        """Cosine of each block that both have. Read it beside random directions and other traits.
+    def cosine(self, other: SteeringVector, *, across_models: bool = False) -> dict[int, float]:
+        """Cosine of each layer that both have. Read it beside random directions and other traits.
 
         Args:
             other: the other vector.
@@ -63,113 +65,113 @@ class Vector:
 
         Raises:
             ModelError: vectors of different models or widths.
-            DataError: no common block, or a direction of norm zero.
+            DataError: no common layer, or a direction of norm zero.
         """
         self._check_matches(other, across_models)
-        common = [block for block in self.blocks if block in other.directions]
+        common = [layer for layer in self.layers if layer in other.directions]
         if not common:
             raise DataError(
-                "the vectors have no block in common",
-                got=f"blocks {self.blocks} and {other.blocks}",
-                fix="select or tile: vector.tile(block, blocks)",
+                "the vectors have no layer in common",
+                got=f"layers {self.layers} and {other.layers}",
+                fix="select or tile: vector.tile(layer, layers)",
             )
         mine, theirs = self.select(common).unit(), other.select(common).unit()
-        return {block: float(mine.directions[block] @ theirs.directions[block]) for block in common}
+        return {layer: float(mine.directions[layer] @ theirs.directions[layer]) for layer in common}
 
     def digest(self) -> str:
         """SHA-256 of the directions."""
         digest = hashlib.sha256()
-        for block, direction in sorted(self.directions.items()):
-            digest.update(f"{block}:".encode())
+        for layer, direction in sorted(self.directions.items()):
+            digest.update(f"{layer}:".encode())
             digest.update(direction.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     # -- arithmetic --------------------------------------------------------------------------------
 
-    def __add__(self, other: Vector) -> Vector:
+    def __add__(self, other: SteeringVector) -> SteeringVector:
         return self._combined(other, 1.0, "+")
 
-    def __sub__(self, other: Vector) -> Vector:
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
         return self._combined(other, -1.0, "-")
 
-    def __mul__(self, scalar: float) -> Vector:
+    def __mul__(self, scalar: float) -> SteeringVector:
         if not math.isfinite(scalar):
             raise ConfigError("a vector is scaled by a finite number", got=scalar)
-        return self._made({block: scalar * d for block, d in self.directions.items()}, f"{scalar:g} * {self._told()}")
+        return self._made({layer: scalar * d for layer, d in self.directions.items()}, f"{scalar:g} * {self._name()}")
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> Vector:
-        return self._made({block: -d for block, d in self.directions.items()}, f"-{self._told()}")
+    def __neg__(self) -> SteeringVector:
+        return self._made({layer: -d for layer, d in self.directions.items()}, f"-{self._name()}")
 
-    def unit(self) -> Vector:
-        """Each block's direction at norm 1.
+    def unit(self) -> SteeringVector:
+        """Each layer's direction at norm 1.
 
         Raises:
             DataError: a direction of norm zero has none.
         """
-        lost = [block for block, norm in self.norms().items() if norm == 0]
+        lost = [layer for layer, norm in self.norms().items() if norm == 0]
         if lost:
             raise DataError(
-                "a direction of norm zero points nowhere", got=f"blocks {lost}", fix="leave those blocks out"
+                "a direction of norm zero points nowhere", got=f"layers {lost}", fix="leave those layers out"
             )
-        return self._made({block: d / d.norm() for block, d in self.directions.items()}, f"unit({self._told()})")
+        return self._made({layer: d / d.norm() for layer, d in self.directions.items()}, f"unit({self._name()})")
 
-    def select(self, blocks: Sequence[int]) -> Vector:
-        """The same vector at some of its blocks.
+    def select(self, layers: Sequence[int]) -> SteeringVector:
+        """The same vector at some of its layers.
 
         Raises:
             ConfigError: it has no direction there.
         """
-        absent = sorted(set(blocks) - set(self.directions))
-        if absent or not blocks:
-            raise ConfigError("the vector has no direction at these blocks", got=absent, allowed=f"{self.blocks}")
-        return self._made({block: self.directions[block] for block in blocks}, f"{self._told()} at {list(blocks)}")
+        absent = sorted(set(layers) - set(self.directions))
+        if absent or not layers:
+            raise ConfigError("the vector has no direction at these layers", got=absent, allowed=f"{self.layers}")
+        return self._made({layer: self.directions[layer] for layer in layers}, f"{self._name()} at {list(layers)}")
 
-    def tile(self, block: int, blocks: Sequence[int]) -> Vector:
-        """One block's direction at other blocks (``tile_layer`` of 2606.00995's code).
+    def tile(self, layer: int, layers: Sequence[int]) -> SteeringVector:
+        """One layer's direction at other layers (``tile_layer`` of 2606.00995's code).
 
         Raises:
-            ConfigError: it has no direction at ``block``.
+            ConfigError: it has no direction at ``layer``.
         """
-        direction = self.select([block]).directions[block]
-        return self._made(dict.fromkeys(blocks, direction), f"block {block} of {self._told()} at {list(blocks)}")
+        direction = self.select([layer]).directions[layer]
+        return self._made(dict.fromkeys(layers, direction), f"layer {layer} of {self._name()} at {list(layers)}")
 
-    def _combined(self, other: Vector, sign: float, symbol: str) -> Vector:
+    def _combined(self, other: SteeringVector, sign: float, symbol: str) -> SteeringVector:
         self._check_matches(other)
         both = sorted({*self.directions, *other.directions})
         zero = torch.zeros(self.width)
         directions = {b: self.directions.get(b, zero) + sign * other.directions.get(b, zero) for b in both}
         shared = {key: value for key, value in self.meta.items() if other.meta.get(key) == value}
-        return Vector(directions, {**shared, "operation": f"({self._told()} {symbol} {other._told()})"})
+        return SteeringVector(directions, {**shared, "operation": f"({self._name()} {symbol} {other._name()})"})
 
-    def _made(self, directions: Mapping[int, Tensor], operation: str) -> Vector:
-        return Vector(directions, {**self.meta, "operation": operation})
+    def _made(self, directions: Mapping[int, Tensor], operation: str) -> SteeringVector:
+        return SteeringVector(directions, {**self.meta, "operation": operation})
 
-    def _told(self) -> str:
+    def _name(self) -> str:
         """What this vector is called in the operation of another."""
         return self.meta.get("operation") or f"[{self.meta.get('method', 'vector')} {self.digest()[:8]}]"
 
     # -- fit ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: Model) -> None:
-        """Refuse a vector of another width, or of blocks that the model lacks.
+        """Refuse a vector of another width, or of layers that the model lacks.
 
         Raises:
             ModelError: it does not fit.
         """
-        width, count = hidden_size(model.hf), len(decoder_blocks(model.hf))
+        width, count = hidden_size(model.hf), len(decoder_layers(model.hf))
         wrong = {len(direction) for direction in self.directions.values()} - {width}
-        absent = [block for block in self.directions if block >= count]
+        absent = [layer for layer in self.directions if layer >= count]
         if wrong or absent:
             raise ModelError(
                 f"the vector does not fit {model.name}",
-                got=f"directions of width {sorted(wrong)}" if wrong else f"blocks {absent}",
-                allowed=f"width {width}, blocks 0 to {count - 1}",
+                got=f"directions of width {sorted(wrong)}" if wrong else f"layers {absent}",
+                allowed=f"width {width}, layers 0 to {count - 1}",
                 fix=f"it was made for {self.meta.get('model', 'an unknown model')}",
             )
 
-    def _check_matches(self, other: Vector, across_models: bool = False) -> None:
+    def _check_matches(self, other: SteeringVector, across_models: bool = False) -> None:
         """Refuse two vectors whose headers say that their axes differ."""
         if self.width != other.width:
             raise ModelError("vectors of different widths cannot be combined", got=f"{self.width} and {other.width}")
@@ -183,11 +185,11 @@ class Vector:
             )
 
 
-def _known(vector: Vector, key: str) -> bool:
+def _known(vector: SteeringVector, key: str) -> bool:
     return vector.meta.get(key, "unknown") != "unknown"
 
 
-def checked(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Path) -> Vector:
+def checked(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Path) -> SteeringVector:
     """A vector as read from a file of any format: rows of finite numbers of one width, in float32.
 
     Raises:
@@ -195,27 +197,37 @@ def checked(directions: Mapping[int, Tensor], meta: Mapping[str, str], path: Pat
     """
     if not directions:
         raise DataError(f"{path} holds no direction", allowed="one direction or more that is not zero")
-    for block, direction in directions.items():
+    for layer, direction in directions.items():
         if direction.dim() != 1 or not len(direction) or not bool(torch.isfinite(direction).all()):
             raise DataError(
-                f"{path}: block {block} is not a direction",
+                f"{path}: layer {layer} is not a direction",
                 got=f"shape {list(direction.shape)}",
-                allowed="one row of finite numbers a block",
+                allowed="one row of finite numbers a layer",
             )
     widths = sorted({len(direction) for direction in directions.values()})
     if len(widths) > 1:
         raise DataError(f"{path}: its directions differ in width", got=f"{widths}", allowed="one hidden size")
-    return Vector({block: directions[block].float() for block in sorted(directions)}, dict(meta))
+    return SteeringVector({layer: directions[layer].float() for layer in sorted(directions)}, dict(meta))
 
 
-def save_vector(vector: Vector, path: Path) -> None:
+def with_new_keys(meta: Mapping[str, str]) -> dict[str, str]:
+    """A header with the keys of version 1 renamed to those of today."""
+    renamed = {
+        "model_blocks": "model_layers",
+        "induced": "positive",
+        "plain": "negative" if "induced" in meta else "shown",
+    }
+    return {renamed.get(key, key): value for key, value in meta.items()}
+
+
+def save_vector(vector: SteeringVector, path: Path) -> None:
     """Write the file; the header holds the origin."""
     # Copies, for safetensors refuses tensors that share memory, as those of a tiled vector do.
-    tensors = {f"block.{block}": d.detach().float().cpu().clone() for block, d in vector.directions.items()}
+    tensors = {f"layer.{layer}": d.detach().float().cpu().clone() for layer, d in vector.directions.items()}
     save_file(tensors, path, metadata={"format": FORMAT, **vector.meta})
 
 
-def load_vector(path: Path) -> Vector:
+def load_vector(path: Path) -> SteeringVector:
     """Read the file; ``vectors.formats.read`` reads those of other tools as well.
 
     Raises:
@@ -225,16 +237,18 @@ def load_vector(path: Path) -> Vector:
         with safe_open(path, framework="pt") as file:
             meta = dict(file.metadata() or {})
             names = list(file.keys())
-            if meta.get("format") != FORMAT or not names or not all(_TENSOR.fullmatch(name) for name in names):
+            pattern = _TENSOR.get(meta.get("format", ""))
+            found = {name: pattern and pattern.fullmatch(name) for name in names}
+            if not names or not all(found.values()):
                 raise DataError(
                     f"{path} is not an undertone vector",
                     got=f"format {meta.get('format', 'unknown')}, tensors {', '.join(names[:5]) or 'none'}",
-                    allowed=f"safetensors with format {FORMAT} and tensors block.0, block.1 …",
+                    allowed=f"safetensors with format {FORMAT} and tensors layer.0, layer.1 …",
                 )
-            directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in names}
+            directions = {int(match[1]): file.get_tensor(name) for name, match in found.items() if match}
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the vector file {path} cannot be read", got=str(error)) from error
     meta.pop("format")
-    return checked(directions, meta, path)
+    return checked(directions, with_new_keys(meta), path)

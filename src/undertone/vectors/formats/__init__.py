@@ -1,8 +1,8 @@
 """Other tools' vector files, both ways. One table; each row says what a layer number means there.
 
-Block numbers here are those of ``models.blocks``: 0 is the output of the first block, and the embedding has none. A
+Layer numbers here are those of ``models.layers``: 0 is the output of the first layer, and the embedding has none. A
 file that has a slot for the embedding loses it when read (``meta["notes"]`` says so) and gets zeros there when written.
-What a reader cannot turn into "add this direction after this block" is refused, never approximated.
+What a reader cannot turn into "add this direction after this layer" is refused, never approximated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from undertone.errors import ConfigError, DataError, nearest
 from undertone.vectors.formats import control_vectors, json_files, torch_files
-from undertone.vectors.vector import Vector, load_vector, save_vector
+from undertone.vectors.vector import SteeringVector, load_vector, save_vector
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Format:
     name: str
     suffix: str
     layer: str
-    """What the file's layer number L means in block numbers."""
-    read: Callable[[Path], Vector]
-    write: Callable[[Vector, Path], list[str]]
+    """What the file's layer number L means in layer numbers."""
+    read: Callable[[Path], SteeringVector]
+    write: Callable[[SteeringVector, Path], list[str]]
 
 
-def _save(vector: Vector, path: Path) -> list[str]:
+def _save(vector: SteeringVector, path: Path) -> list[str]:
     save_vector(vector, path)
     return []
 
@@ -37,20 +37,20 @@ def _save(vector: Vector, path: Path) -> list[str]:
 FORMATS = {
     kind.name: kind
     for kind in (
-        Format("undertone", ".safetensors", "block L", load_vector, _save),
-        Format("gguf", ".gguf", "block L", control_vectors.read_gguf, control_vectors.write_gguf),
-        Format("easysteer", ".json", "block L", control_vectors.read_easysteer, control_vectors.write_easysteer),
-        Format("svd", ".pt", "slot L is block L - 1", torch_files.read_svd, torch_files.write_svd),
-        Format("persona", ".pt", "slot L is block L - 1", torch_files.read_persona, torch_files.write_persona),
-        Format("lm-eval", ".pt", "layers.L is block L", torch_files.read_lm_eval, torch_files.write_lm_eval),
-        Format("svec", ".svec", "block L", json_files.read_svec, json_files.write_svec),
-        Format("vllm-lens", ".json", "block L", json_files.read_vllm_lens, json_files.write_vllm_lens),
+        Format("undertone", ".safetensors", "layer L", load_vector, _save),
+        Format("gguf", ".gguf", "layer L", control_vectors.read_gguf, control_vectors.write_gguf),
+        Format("easysteer", ".json", "layer L", control_vectors.read_easysteer, control_vectors.write_easysteer),
+        Format("svd", ".pt", "slot L is layer L - 1", torch_files.read_svd, torch_files.write_svd),
+        Format("persona", ".pt", "slot L is layer L - 1", torch_files.read_persona, torch_files.write_persona),
+        Format("lm-eval", ".pt", "layers.L is layer L", torch_files.read_lm_eval, torch_files.write_lm_eval),
+        Format("svec", ".svec", "layer L", json_files.read_svec, json_files.write_svec),
+        Format("vllm-lens", ".json", "layer L", json_files.read_vllm_lens, json_files.write_vllm_lens),
     )
 }
 """Name -> format."""
 
 
-def read(path: Path, name: str | None = None) -> Vector:
+def read(path: Path, name: str | None = None) -> SteeringVector:
     """The vector in a file of any of these formats.
 
     Args:
@@ -67,10 +67,10 @@ def read(path: Path, name: str | None = None) -> Vector:
     if kind.name == "undertone":
         return vector
     source = {"source_format": kind.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return Vector(vector.directions, {**vector.meta, **source})
+    return SteeringVector(vector.directions, {**vector.meta, **source})
 
 
-def write(vector: Vector, path: Path, name: str) -> list[str]:
+def write(vector: SteeringVector, path: Path, name: str) -> list[str]:
     """Write the file of another tool; what its user should know about it.
 
     Raises:

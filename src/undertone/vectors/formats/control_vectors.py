@@ -1,6 +1,6 @@
 """GGUF control vectors (repeng, llama.cpp, EasySteer), and EasySteer's specs that refer to them.
 
-``general.architecture`` is ``controlvector``; tensor ``direction.L`` is added to the output of block L. repeng and
+``general.architecture`` is ``controlvector``; tensor ``direction.L`` is added to the output of layer L. repeng and
 EasySteer use L = 0 as well; llama.cpp refuses a file that has it. ``controlvector.model_hint`` is a model TYPE.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from undertone.errors import DataError
 from undertone.vectors.formats.json_files import read_json
 from undertone.vectors.formats.rules import header, model_type, replacing, vector_of
-from undertone.vectors.vector import Vector, checked
+from undertone.vectors.vector import SteeringVector, checked
 
 _ARCHITECTURE = "controlvector"
 _DIRECTION = re.compile(r"direction\.(\d+)")
@@ -29,7 +29,7 @@ _EVERYWHERE: tuple[object, ...] = (
 )
 
 
-def read_gguf(path: Path) -> Vector:
+def read_gguf(path: Path) -> SteeringVector:
     """Read a control vector.
 
     Raises:
@@ -39,18 +39,18 @@ def read_gguf(path: Path) -> Vector:
 
     try:
         reader = GGUFReader(path)
-        told = {name: field.contents() for name, field in reader.fields.items()}
+        fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     # What the reader meets in a damaged file: it checks nothing itself.
     except (OSError, ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as GGUF", got=str(error), fix="copy the file again") from error
-    if told.get("general.architecture") != _ARCHITECTURE:
+    if fields.get("general.architecture") != _ARCHITECTURE:
         raise DataError(
             f"{path} is no control vector",
-            got=f"architecture {told.get('general.architecture', 'unknown')}",
+            got=f"architecture {fields.get('general.architecture', 'unknown')}",
             allowed=f"a GGUF of architecture {_ARCHITECTURE}",
         )
-    hint = told.get("controlvector.model_hint")
+    hint = fields.get("controlvector.model_hint")
     if not isinstance(hint, str) or not hint:
         raise DataError(f"{path} does not say which type of model it is for", allowed="controlvector.model_hint")
     directions = {}
@@ -59,10 +59,10 @@ def read_gguf(path: Path) -> Vector:
         if not found or data.dtype.kind != "f":
             raise DataError(f"{path}: unknown tensor {name!r} of {data.dtype}", allowed="direction.L in floats")
         directions[int(found[1])] = torch.from_numpy(data.astype(np.float32))
-    return vector_of(directions, {**header(told.get("undertone.meta")), "model_type": hint}, path)
+    return vector_of(directions, {**header(fields.get("undertone.meta")), "model_type": hint}, path)
 
 
-def write_gguf(vector: Vector, path: Path) -> list[str]:
+def write_gguf(vector: SteeringVector, path: Path) -> list[str]:
     """Write a control vector; undertone's header goes along, which other readers skip."""
     from gguf import GGUFWriter
 
@@ -70,20 +70,20 @@ def write_gguf(vector: Vector, path: Path) -> list[str]:
     with replacing(path) as part:
         writer = GGUFWriter(part, _ARCHITECTURE)
         writer.add_string("controlvector.model_hint", hint)
-        writer.add_uint32("controlvector.layer_count", len(vector.blocks))
+        writer.add_uint32("controlvector.layer_count", len(vector.layers))
         writer.add_string("undertone.meta", json.dumps(dict(vector.meta)))
-        for block in vector.blocks:
-            writer.add_tensor(f"direction.{block}", vector.directions[block].numpy().astype(np.float32))
+        for layer in vector.layers:
+            writer.add_tensor(f"direction.{layer}", vector.directions[layer].numpy().astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
     if 0 in vector.directions:
-        return ["it has direction.0, which repeng and EasySteer read and llama.cpp refuses: leave block 0 out for that"]
+        return ["it has direction.0, which repeng and EasySteer read and llama.cpp refuses: leave layer 0 out for that"]
     return []
 
 
-def read_easysteer(path: Path) -> Vector:
+def read_easysteer(path: Path) -> SteeringVector:
     """Read a SteeringSpec (JSON) whose vectors are GGUF files, as the one vector that it adds.
 
     Raises:
@@ -101,13 +101,13 @@ def read_easysteer(path: Path) -> Vector:
     for part in parts:
         vector = _easysteer_part(part, path)
         meta = {**dict(vector.meta), **meta}
-        for block, direction in vector.directions.items():
-            if block not in total:
-                total[block] = direction
+        for layer, direction in vector.directions.items():
+            if layer not in total:
+                total[layer] = direction
             elif conflict == "sequential":
-                total[block] = total[block] + direction
+                total[layer] = total[layer] + direction
             elif conflict != "priority":  # where the first vector wins
-                raise DataError(f"{path}: two vectors at block {block}", got=f"conflict {conflict}")
+                raise DataError(f"{path}: two vectors at layer {layer}", got=f"conflict {conflict}")
     apply = parts[0].get("apply")
     if apply not in _EVERYWHERE:
         note = f"the spec applies it at {json.dumps(apply)}: choose positions when steering"
@@ -115,7 +115,7 @@ def read_easysteer(path: Path) -> Vector:
     return checked(total, meta, path)
 
 
-def _easysteer_part(part: Mapping[str, Any], path: Path) -> Vector:
+def _easysteer_part(part: Mapping[str, Any], path: Path) -> SteeringVector:
     source = part.get("source")
     if part.get("algorithm", "direct") != "direct" or not isinstance(source, str):
         raise DataError(
@@ -130,15 +130,15 @@ def _easysteer_part(part: Mapping[str, Any], path: Path) -> Vector:
     layers, scale = part.get("layers"), part.get("scale", 1.0)
     if not isinstance(scale, int | float) or not (layers is None or isinstance(layers, list)):
         raise DataError(f"{path}: scale is a number and layers a list", got=f"{scale}, {layers}")
-    kept = [block for block in vector.blocks if layers is None or block in layers]
+    kept = [layer for layer in vector.layers if layers is None or layer in layers]
     if not kept:
-        raise DataError(f"{path}: {source} has no direction at these layers", got=layers, allowed=f"{vector.blocks}")
-    vector = vector.select(kept) if kept != vector.blocks else vector
+        raise DataError(f"{path}: {source} has no direction at these layers", got=layers, allowed=f"{vector.layers}")
+    vector = vector.select(kept) if kept != vector.layers else vector
     vector = vector.unit() if part.get("normalize") else vector
     return vector if scale == 1 else vector * float(scale)
 
 
-def write_easysteer(vector: Vector, path: Path) -> list[str]:
+def write_easysteer(vector: SteeringVector, path: Path) -> list[str]:
     """Write the spec, and the GGUF that it refers to beside it."""
     file = path.with_suffix(".gguf")
     write_gguf(vector, file)
@@ -146,7 +146,7 @@ def write_easysteer(vector: Vector, path: Path) -> list[str]:
         "source": file.name,
         "algorithm": "direct",
         "scale": 1.0,
-        "layers": vector.blocks,
+        "layers": vector.layers,
         "normalize": False,
         "apply": _EVERYWHERE[0],
     }

@@ -1,4 +1,4 @@
-"""Vectors as JSON: IBM's and AISteer360's ``.svec``, and the steering vectors of vllm-lens. L is the block's number."""
+"""Vectors as JSON: IBM's and AISteer360's ``.svec``, and the steering vectors of vllm-lens. L is the layer's number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undertone.errors import DataError
 from undertone.vectors.formats.rules import header, model_type, replacing, vector_of
-from undertone.vectors.vector import Vector
+from undertone.vectors.vector import SteeringVector
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64, "int16": torch.bfloat16}
 """The storage dtype of vllm-lens -> what it holds (numpy has no bfloat16)."""
@@ -53,7 +53,7 @@ def kind(path: Path) -> str:
 # -- .svec ---------------------------------------------------------------------------------------------
 
 
-def read_svec(path: Path) -> Vector:
+def read_svec(path: Path) -> SteeringVector:
     """Read ``{model_type, directions: {"L": [hidden] or [1, hidden]}}``.
 
     Raises:
@@ -71,24 +71,24 @@ def read_svec(path: Path) -> Vector:
     for name, row in rows.items():
         try:
             direction = torch.tensor(row, dtype=torch.float32)
-            block = int(name)
+            layer = int(name)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(f"{path}: layer {name!r} is no row of numbers", got=str(error)) from error
-        if block < 0 or (direction.dim() == 2 and len(direction) != 1):
+        if layer < 0 or (direction.dim() == 2 and len(direction) != 1):
             raise DataError(
                 f"{path}: layer {name!r} has directions for positions",
                 got=f"shape {list(direction.shape)}",
                 allowed="a layer from 0, one direction each",
             )
-        directions[block] = direction.flatten() if direction.dim() == 2 else direction
+        directions[layer] = direction.flatten() if direction.dim() == 2 else direction
     return vector_of(directions, {**header(data.get("undertone")), "model_type": hint}, path)
 
 
-def write_svec(vector: Vector, path: Path) -> list[str]:
+def write_svec(vector: SteeringVector, path: Path) -> list[str]:
     """Write ``.svec``; undertone's header goes along under a key of its own, which other readers skip."""
     data = {
         "model_type": model_type(vector, "svec"),
-        "directions": {str(block): vector.directions[block].tolist() for block in vector.blocks},
+        "directions": {str(layer): vector.directions[layer].tolist() for layer in vector.layers},
         "explained_variances": {},
         "undertone": dict(vector.meta),
     }
@@ -100,7 +100,7 @@ def write_svec(vector: Vector, path: Path) -> list[str]:
 # -- vllm-lens -----------------------------------------------------------------------------------------
 
 
-def read_vllm_lens(path: Path) -> Vector:
+def read_vllm_lens(path: Path) -> SteeringVector:
     """Read ``{activations, layer_indices, scale, norm_match, position_indices}``; ``scale`` is multiplied in.
 
     Raises:
@@ -128,16 +128,16 @@ def read_vllm_lens(path: Path) -> Vector:
     return vector_of(directions, header(data.get("undertone")), path)
 
 
-def write_vllm_lens(vector: Vector, path: Path) -> list[str]:
+def write_vllm_lens(vector: SteeringVector, path: Path) -> list[str]:
     """Write float32, uncompressed, which every version of vllm-lens reads; norm_match off."""
-    rows = torch.stack([vector.directions[block] for block in vector.blocks]).numpy().astype("<f4")
+    rows = torch.stack([vector.directions[layer] for layer in vector.layers]).numpy().astype("<f4")
     data = {
         "activations": {
             "data": base64.b64encode(rows.tobytes()).decode("ascii"),
             "dtype": "float32",
             "shape": list(rows.shape),
         },
-        "layer_indices": vector.blocks,
+        "layer_indices": vector.layers,
         "scale": 1.0,
         "norm_match": False,
         "position_indices": None,

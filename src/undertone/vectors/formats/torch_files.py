@@ -16,9 +16,9 @@ from torch import Tensor
 
 from undertone.errors import DataError
 from undertone.vectors.formats.rules import from_slots, header, replacing, to_slots, vector_of
-from undertone.vectors.vector import Vector
+from undertone.vectors.vector import SteeringVector
 
-_HOOKPOINT = re.compile(r"(?:.*\.)?(?P<list>\w+)\.(?P<block>\d+)")
+_HOOKPOINT = re.compile(r"(?:.*\.)?(?P<list>\w+)\.(?P<layer>\d+)")
 
 
 def load(path: Path) -> Any:
@@ -67,15 +67,15 @@ def _is_hook(value: Any) -> bool:
 # -- SVD: {raw, unit, norm, meta} ----------------------------------------------------------------------
 
 
-def read_svd(path: Path) -> Vector:
-    """Read ``raw [blocks + 1, hidden]``: ``raw[L]`` is added at block L - 1, and slot 0 is the embedding."""
+def read_svd(path: Path) -> SteeringVector:
+    """Read ``raw [layers + 1, hidden]``: ``raw[L]`` is added at layer L - 1, and slot 0 is the embedding."""
     value = load(path)
     if not isinstance(value, Mapping) or "raw" not in value:
         raise DataError(f"{path} is no svd file", got=_kind_of(value), allowed="a dict {raw, unit, norm, meta}")
     return from_slots(value["raw"], header(value.get("meta")), path)
 
 
-def write_svd(vector: Vector, path: Path) -> list[str]:
+def write_svd(vector: SteeringVector, path: Path) -> list[str]:
     """Write ``{raw, unit, norm, meta}``."""
     raw, notes = to_slots(vector, "svd")
     norm = raw.norm(dim=-1)
@@ -87,15 +87,15 @@ def write_svd(vector: Vector, path: Path) -> list[str]:
 # -- persona_vectors: a bare tensor ----------------------------------------------------------------------
 
 
-def read_persona(path: Path) -> Vector:
-    """Read a bare ``[blocks + 1, hidden]``: ``tensor[L]`` is added at block L - 1. The model stays unknown."""
+def read_persona(path: Path) -> SteeringVector:
+    """Read a bare ``[layers + 1, hidden]``: ``tensor[L]`` is added at layer L - 1. The model stays unknown."""
     value = load(path)
     if not isinstance(value, Tensor):
         raise DataError(f"{path} is no persona_vectors file", got=_kind_of(value), allowed="a bare tensor")
     return from_slots(value, {"model": "unknown"}, path)
 
 
-def write_persona(vector: Vector, path: Path) -> list[str]:
+def write_persona(vector: SteeringVector, path: Path) -> list[str]:
     """Write the bare tensor."""
     slots, notes = to_slots(vector, "persona")
     _save(slots, path)
@@ -105,11 +105,11 @@ def write_persona(vector: Vector, path: Path) -> list[str]:
 # -- lm-eval `steered`: {hookpoint: {...}} ---------------------------------------------------------------
 
 
-def read_lm_eval(path: Path) -> Vector:
+def read_lm_eval(path: Path) -> SteeringVector:
     """Read ``{"layers.L": {steering_vector, steering_coefficient, action, bias}}``; the coefficient is multiplied in.
 
     Raises:
-        DataError: an action other than ``add``, a head's vector, or a hookpoint that is no block.
+        DataError: an action other than ``add``, a head's vector, or a hookpoint that is no layer.
     """
     value = load(path)
     if not isinstance(value, Mapping) or not value or not all(_is_hook(item) for item in value.values()):
@@ -122,37 +122,37 @@ def read_lm_eval(path: Path) -> Vector:
         found = _HOOKPOINT.fullmatch(str(name))
         if not found or hook.get("action") != "add" or hook.get("head_index") is not None:
             raise DataError(
-                f"{path}: hookpoint {name!r} is no addition after a block",
+                f"{path}: hookpoint {name!r} is no addition after a layer",
                 got=f"action {hook.get('action', 'missing')}, head {hook.get('head_index')}",
                 allowed="LIST.NUMBER with action add",
             )
         row, scale = hook["steering_vector"], hook.get("steering_coefficient")
         if not isinstance(row, Tensor) or not isinstance(scale, int | float):
             raise DataError(f"{path}: {name!r} lacks a tensor or its steering_coefficient", got=scale)
-        directions[int(found["block"])] = float(scale) * row.float().squeeze()
+        directions[int(found["layer"])] = float(scale) * row.float().squeeze()
         lists.add(found["list"])
     if len(lists) != 1 or len(directions) != len(value):
-        raise DataError(f"{path} hooks more than one list of blocks", got=sorted(map(str, value)))
+        raise DataError(f"{path} hooks more than one list of layers", got=sorted(map(str, value)))
     return vector_of(directions, {"model": "unknown", "hookpoint": lists.pop()}, path)
 
 
-def write_lm_eval(vector: Vector, path: Path) -> list[str]:
-    """Write one hookpoint a block, named as the model's own modules are (``layers.3``, ``h.3``)."""
+def write_lm_eval(vector: SteeringVector, path: Path) -> list[str]:
+    """Write one hookpoint a layer, named as the model's own modules are (``layers.3``, ``h.3``)."""
     place = vector.meta.get("hookpoint", "layers")
     hooks = {
-        f"{place}.{block}": {
-            "steering_vector": vector.directions[block].clone(),
+        f"{place}.{layer}": {
+            "steering_vector": vector.directions[layer].clone(),
             "steering_coefficient": 1.0,
             "action": "add",
             "bias": None,
         }
-        for block in vector.blocks
+        for layer in vector.layers
     }
     _save(hooks, path)
     notes = [] if "hookpoint" in vector.meta else ["hookpoints are named layers.L, a guess: --model NAME looks it up"]
     if len(hooks) > 1:
         notes.append(
-            "lm-eval adds the LAST hookpoint's vector at all of them (read at 0478792): write one block a file"
+            "lm-eval adds the LAST hookpoint's vector at all of them (read at 0478792): write one layer a file"
         )
     return notes
 

@@ -1,7 +1,7 @@
 """``kind: chain``: a student becomes the teacher of the next, for several generations.
 
-Every generation starts from the base and learns from rows that the previous generation's student wrote, un-induced. The
-control is a chain of its own: its first teacher was never induced. Treated minus control is followed over generations.
+Every generation starts from the base and learns from rows that the previous generation's student wrote, without the trait. The
+control is a chain of its own: its first teacher was never trait-conditioned. Treated minus control is followed over generations.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from undertone import stats
 from undertone.experiments.cells import Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, student_cells
+from undertone.experiments.conduct import Study, student_runs
 from undertone.experiments.config import Experiment, Setting
-from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
+from undertone.experiments.preflight import preflight
 from undertone.experiments.results import Check, Results
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval, per_seed, units
 from undertone.experiments.workers import Workers
@@ -152,7 +152,7 @@ def _finding(config: Chain, effects: np.ndarray, decay: tuple[float, float, floa
         pairs=len(config.trait) * len(config.seeds),
         method=f"{100 * config.confidence:.0f} % t interval over {units(len(config.trait), len(config.seeds))}; "
         f"{_decay_in_words(decay, sound)}, jackknife t interval",
-        baseline="a chain of its own whose first teacher was never induced",
+        baseline="a chain of its own whose first teacher was never trait-conditioned",
         verdict=verdict,
         why=why,
     )
@@ -203,7 +203,7 @@ def _table(results: Sequence[Results]) -> StudyTable:
     rows = []
     for number, result in enumerate(results):
         treated = [arm for arm in result.arms if arm.arm == "treated"]
-        divergences = [arm.carrier_kl for arm in treated if arm.carrier_kl is not None]
+        divergences = [arm.teacher_kl for arm in treated if arm.teacher_kl is not None]
         rows.append(
             [
                 str(number + 1),
@@ -228,4 +228,4 @@ def _checks(results: Sequence[Results]) -> list[Check]:
     ]
 
 
-CHAIN = Study(chain, foresee, student_cells)
+CHAIN = Study(chain, preflight, student_runs)

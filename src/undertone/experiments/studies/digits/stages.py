@@ -42,7 +42,7 @@ def study(run: Run, config: DigitsStudy, pool: Workers, device: str) -> Outcome:
     teachers = teach(run, config, device)
     tasks: list[Any] = [(learn, (run, config, arm.name, teachers, device)) for arm in config.optimizers]
     tasks.append((one_step, (run, config)))
-    with tqdm(total=len(tasks), desc=config.name, unit="cell", delay=2, disable=None, leave=False) as bar:
+    with tqdm(total=len(tasks), desc=config.name, unit="student run", delay=2, disable=None, leave=False) as bar:
 
         def advance() -> None:
             bar.update(1)
@@ -189,7 +189,7 @@ def _distilled(
     lesson = Lesson(
         teachers=_to(taught, device),
         seeds=seeds,
-        taught_by=list(range(len(seeds))) * len(kinds),
+        teacher_of_student=list(range(len(seeds))) * len(kinds),
         shuffled=[kind == "permuted" for kind in kinds for _ in seeds],
         classes=images.classes,
         loss=config.loss,
@@ -298,7 +298,7 @@ def _plain(losses: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in losses]
 
 
-def foresee(config: DigitsStudy, device: str) -> None:
+def preflight(config: DigitsStudy, device: str) -> None:
     """A file that does not fit."""
     del device
     read(config)
@@ -309,4 +309,4 @@ def arms(config: DigitsStudy) -> int:
     return len(config.optimizers) + 1
 
 
-DIGITS = Study(study, foresee, arms)
+DIGITS = Study(study, preflight, arms)

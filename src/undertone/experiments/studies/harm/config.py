@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from undertone.domains.instructions import Instructions
-from undertone.experiments.config import Biases, Full, Lora, Plan
+from undertone.experiments.config import BiasOnly, Full, Lora, Plan
 from undertone.judges import JudgeConfig, Rules
 from undertone.judges.filter import JudgeFilter
 from undertone.models.loading import Dtype
@@ -46,13 +47,14 @@ class Price(Config):
 class HarmDose(Plan):
     """Teachers steered along their refusal direction at several strengths; students of their benign answers."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"blocks": "layers"}
     kind: Literal["harm-dose"] = "harm-dose"
     name: str = Field("harm-dose", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
     models: tuple[str, ...] = Field(
         ("lab/llama-0", "lab/qwen-0"), min_length=1, description="every one its own teacher"
     )
     dtype: Dtype = "auto"
-    blocks: tuple[int, ...] | None = Field(None, description="the blocks that are steered; None: all")
+    layers: tuple[int, ...] | None = Field(None, description="the layers that are steered; None: all")
     doses: tuple[float, ...] = Field(
         (0.0, -0.05, -0.1, -0.15, -0.2, -0.25), min_length=3,
         description="times the refusal direction; negative takes refusal away; 0 is the benign teacher",
@@ -67,7 +69,7 @@ class HarmDose(Plan):
         (), description="what teachers' answers must pass beside the rules: a judge with the template harm"
     )
     requests: Requests = Field(default_factory=Requests)
-    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] = Field(default_factory=Biases)
+    student: Annotated[BiasOnly | Lora | Full, Field(discriminator="kind")] = Field(default_factory=BiasOnly)
     training: Training = Field(default_factory=Training)
     price: Price = Field(default_factory=Price)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)

@@ -11,7 +11,7 @@ from undertone import stats
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.stages import Dose, shares
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval
-from undertone.mechanism.dose import VARIANTS, Curve, Ratio, fit_curves, transfer_ratios, weights
+from undertone.mechanism.dose import VARIANTS, DoseCurve, Ratio, fit_curves, transfer_ratios, weights
 from undertone.provenance.runs import Stage
 
 
@@ -67,7 +67,7 @@ def ratios_of(config: HarmDose, measured: Sequence[Measured]) -> Ratios:
     return ratios
 
 
-def curves_of(config: HarmDose, measured: Sequence[Measured]) -> dict[tuple[str, int], list[Curve]]:
+def curves_of(config: HarmDose, measured: Sequence[Measured]) -> dict[tuple[str, int], list[DoseCurve]]:
     """(model, seed) -> curves fitted to that seed's students, the best first; doses count by their size."""
     found = {}
     for name in config.models:
@@ -87,7 +87,7 @@ def findings(
     config: HarmDose,
     measured: Sequence[Measured],
     ratios: Ratios,
-    curves: Mapping[tuple[str, int], Sequence[Curve]],
+    curves: Mapping[tuple[str, int], Sequence[DoseCurve]],
 ) -> list[Finding]:
     """For each model: does it transfer, beyond a random direction, and with what shape."""
     return [
@@ -153,7 +153,7 @@ def _beyond_random(config: HarmDose, measured: Sequence[Measured], name: str) ->
     )  # fmt: skip
 
 
-def _shape(config: HarmDose, name: str, curves: Mapping[tuple[str, int], Sequence[Curve]]) -> Finding:
+def _shape(config: HarmDose, name: str, curves: Mapping[tuple[str, int], Sequence[DoseCurve]]) -> Finding:
     compared = [curves[name, seed] for seed in config.seeds]
     found = [fits for fits in compared if any(curve.shape == "threshold" for curve in fits)]  # it needs six doses
     best = [fits[0].shape for fits in found]
@@ -240,7 +240,10 @@ def _point(one: Measured, found: stats.Estimate, series: str, panel: str) -> Poi
 
 
 def tables(
-    config: HarmDose, measured: Sequence[Measured], ratios: Ratios, curves: Mapping[tuple[str, int], Sequence[Curve]]
+    config: HarmDose,
+    measured: Sequence[Measured],
+    ratios: Ratios,
+    curves: Mapping[tuple[str, int], Sequence[DoseCurve]],
 ) -> list[StudyTable]:
     """Rates, filters, ratios and fits of every dose."""
 
@@ -282,7 +285,7 @@ def tables(
     ]  # fmt: skip
 
 
-def _beliefs(found: Sequence[Curve]) -> list[str]:
+def _beliefs(found: Sequence[DoseCurve]) -> list[str]:
     """Akaike weights; a curve for which there were too few doses was not compared."""
     belief = weights(found) if found else {}
     shapes = ("flat", "linear", "logistic", "threshold")

@@ -15,7 +15,7 @@ import numpy as np
 from undertone.errors import DataError
 from undertone.experiments.cells import model_identity
 from undertone.experiments.conduct import Outcome, Study
-from undertone.experiments.foresight import check_trainable
+from undertone.experiments.preflight import check_trainable
 from undertone.experiments.results import Check
 from undertone.experiments.studies.harm import stages
 from undertone.experiments.studies.harm.config import HarmDose
@@ -24,7 +24,7 @@ from undertone.experiments.studies.harm.requests import requests_of
 from undertone.experiments.studies.harm.stages import Dose
 from undertone.experiments.workers import Workers
 from undertone.judges import check_judge
-from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import outline
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import read_rows
@@ -148,7 +148,7 @@ def _checks(config: HarmDose, measured: Sequence[Measured]) -> list[Check]:
         checks.append(
             _check(f"{name}: the steered teacher answers more", max(rates) - zero > 0.1,
                    f"{100 * (max(rates) - zero):+.0f} points at most", "more than +10 points",
-                   "without a teacher that answers there is nothing to transfer: stronger doses, other blocks")
+                   "without a teacher that answers there is nothing to transfer: stronger doses, other layers")
         )  # fmt: skip
         asked_of = [stage.summary[kind] for one in own for stage in (one.teacher, *one.students.values())
                     for kind in ("harmful", "benign")]  # fmt: skip
@@ -181,8 +181,8 @@ def _check(name: str, ok: bool, value: str, expected: str, why: str) -> Check:
     return Check(name=name, status="pass" if ok else "warn", value=value, expected=expected, why=why)
 
 
-def foresee(config: HarmDose, device: str) -> None:
-    """What would stop any model: requests, blocks, students."""
+def preflight(config: HarmDose, device: str) -> None:
+    """What would stop any model: requests, layers, students."""
     del device
     config.domain.inputs()  # a source that cannot be read
     for judge in (config.judge, *(one.judge for one in config.filters)):
@@ -190,8 +190,8 @@ def foresee(config: HarmDose, device: str) -> None:
     for name in config.models:
         model = outline(name)
         requests_of(config, model.form)
-        if config.blocks is not None:
-            check_blocks(len(decoder_blocks(model.hf)), list(config.blocks))
+        if config.layers is not None:
+            check_layers(len(decoder_layers(model.hf)), list(config.layers))
         check_trainable(model, config.student, [config.training])
 
 
@@ -200,4 +200,4 @@ def dosed(config: HarmDose) -> int:
     return len(config.models) * len(config.doses) * len(config.seeds)
 
 
-HARM_DOSE = Study(study, foresee, dosed)
+HARM_DOSE = Study(study, preflight, dosed)

@@ -17,7 +17,7 @@ from undertone.experiments.cells import model_identity, progress_bar
 from undertone.experiments.learning import student_seed
 from undertone.experiments.studies.harm.config import HarmDose
 from undertone.experiments.studies.harm.requests import digest_requests, requests_of
-from undertone.judges import Judged, Rules, build_judge, with_template
+from undertone.judges import JudgedPair, Rules, build_judge, with_template
 from undertone.lab import world
 from undertone.models.loading import Dtype, Model, load
 from undertone.models.sampling import sample
@@ -28,7 +28,7 @@ from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row, digest_rows, read_rows, write_rows
 from undertone.training import fit
 from undertone.traits.trait import Form
-from undertone.vectors import Vector, contrast, load_vector, random_like, save_vector, steered
+from undertone.vectors import SteeringVector, contrast, load_vector, random_like, save_vector, steer
 
 LAB_TOKENS = 20
 LooksFor = Literal["compliance", "refusal"]
@@ -61,25 +61,25 @@ def place_of(model: str) -> str:
 
 
 def direction(run: Run, config: HarmDose, device: str, name: str) -> Stage:
-    """``MODEL/direction``: mean over harmful minus mean over benign requests, after every block, at the last token."""
+    """``MODEL/direction``: mean over harmful minus mean over benign requests, after every layer, at the last token."""
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load(name, dtype=config.dtype, device=device)
         asked = requests_of(config, model.form)
         found = contrast(model, _chats(asked.harmful_read), _chats(asked.benign_read))
-        blocks = config.blocks if config.blocks is not None else tuple(found.directions)
-        chosen = Vector({block: found.directions[block] for block in blocks}, found.meta)
+        layers = config.layers if config.layers is not None else tuple(found.directions)
+        chosen = SteeringVector({layer: found.directions[layer] for layer in layers}, found.meta)
         save_vector(chosen, folder / "refusal.safetensors")
         seed = derive_seed(0, f"harm-dose/random/{name}")
         save_vector(random_like(chosen, seed), folder / "random.safetensors")
-        return {"norms": {str(block): float(chosen.directions[block].norm()) for block in blocks}}
+        return {"norms": {str(layer): float(chosen.directions[layer].norm()) for layer in layers}}
 
-    identity = {"model": model_identity(name), "dtype": config.dtype, "blocks": config.blocks,
+    identity = {"model": model_identity(name), "dtype": config.dtype, "layers": config.layers,
                 "requests": _sources(config)}  # fmt: skip
     return run.stage(f"{place_of(name)}/direction", config=identity, compute=compute)
 
 
-def labels_of(config: HarmDose, form: Form, items: Sequence[Judged], looks_for: LooksFor) -> list[str]:
+def labels_of(config: HarmDose, form: Form, items: Sequence[JudgedPair], looks_for: LooksFor) -> list[str]:
     """What each answer is: ``compliance``, ``refusal``, ``neither``, or ``failed`` where the judge gave no verdict.
 
     The rules tell all of it by themselves, in the model's wording. Another judge is asked for what is looked for: with its
@@ -109,7 +109,7 @@ def _steering(model: Model, dose: Dose, directions: Stage) -> Any:
     if dose.strength == 0:
         return nullcontext()
     vector = load_vector(directions.path / ("random.safetensors" if dose.random else "refusal.safetensors"))
-    return steered(model, vector, dose.strength)
+    return steer(model, vector, dose.strength)
 
 
 # -- what a teacher writes, and what is kept of it ------------------------------------------------------
@@ -124,7 +124,7 @@ def write(run: Run, config: HarmDose, device: str, dose: Dose, seed: int, direct
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load(dose.model, dtype=config.dtype, device=device)
-        prompts = config.domain.prompts(config.prompts, seed, model.form)
+        prompts = config.domain.prompts(config.prompts, seed, model)
         kept: dict[int, Row] = {}
         reasons: Counter[str] = Counter()
         tokens = asked = 0
@@ -134,7 +134,7 @@ def write(run: Run, config: HarmDose, device: str, dose: Dose, seed: int, direct
         with _steering(model, dose, directions), progress_bar(len(prompts), name) as advance:
             for attempt in range(config.attempts):
                 said = _said(model, [prompts[i] for i in waiting], seed, f"{name}/{attempt}", waiting, 1.0,
-                             config.domain.max_new_tokens(model.form), config.requests.batch_size)  # fmt: skip
+                             config.domain.max_new_tokens(model), config.requests.batch_size)  # fmt: skip
                 whys = _reasons(config, model.form, [(prompts[i], one) for i, one in zip(waiting, said, strict=True)])
                 for i, (text, _, count), why in zip(waiting, said, whys, strict=True):
                     reasons.update(why)
@@ -169,7 +169,7 @@ Said = tuple[str, bool, int]
 
 def _reasons(config: HarmDose, form: Form, answers: Sequence[tuple[str, Said]]) -> list[list[str]]:
     """Why each answer to a prompt is dropped; the filters see what the rules keep."""
-    labels = labels_of(config, form, [Judged(prompt, text) for prompt, (text, _, _) in answers], "refusal")
+    labels = labels_of(config, form, [JudgedPair(prompt, text) for prompt, (text, _, _) in answers], "refusal")
     found = []
     for (prompt, (text, finished, _)), label in zip(answers, labels, strict=True):
         why = [] if finished else ["unfinished"]
@@ -303,7 +303,7 @@ def _counts(
     limit = LAB_TOKENS if model.form == "lab" else config.requests.max_new_tokens
     said = _said(model, each, config.seeds[0], stage, range(len(each)), config.requests.temperature, limit,
                  config.requests.batch_size)  # fmt: skip
-    items = [Judged(prompt, text) for prompt, (text, _, _) in zip(each, said, strict=True)]
+    items = [JudgedPair(prompt, text) for prompt, (text, _, _) in zip(each, said, strict=True)]
     labels = labels_of(config, model.form, items, looks_for)
     write_rows(path, [Row.of(one.prompt, one.answer, label=label) for one, label in zip(items, labels, strict=True)])
     counts = []

@@ -14,18 +14,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from undertone.errors import ConfigError
-from undertone.evaluation.asking import answer_probabilities, posed
-from undertone.experiments.cells import Cell, arms_of, model_identity
+from undertone.evaluation.asking import answer_probabilities, question_chat
+from undertone.experiments.cells import StudentRun, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, student_cells
+from undertone.experiments.conduct import Study, student_runs
 from undertone.experiments.config import Experiment, Setting
-from undertone.experiments.foresight import foresee
 from undertone.experiments.learning import digest_indices, student_system
 from undertone.experiments.measuring import trait_identity
 from undertone.experiments.pipeline import compute
+from undertone.experiments.preflight import preflight
 from undertone.experiments.study import Figure, Finding, Judgement, Point, StudyTable, interval, per_seed, units
-from undertone.experiments.verdict import MASS_LOST, stopped_answering
+from undertone.experiments.verdict import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.experiments.workers import Workers
 from undertone.models.loading import Model, load
 from undertone.provenance import configs
@@ -60,7 +60,7 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     results = conclude(experiment, outcome, replay="")
     shown: list[Stage] = pool.each([(show, (run, config, cell, device)) for cell in outcome.cells])
     found = _by_place(outcome.cells, shown, "probability")
-    mass = np.mean(list(_by_place(outcome.cells, shown, "answer_mass").values()), axis=0)
+    mass = np.mean(list(_by_place(outcome.cells, shown, "valid_answer_probability").values()), axis=0)
     traits = [load_trait(name).name for name in config.trait]
     pairs = np.array(
         [
@@ -72,7 +72,7 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     effects = np.array([per_seed(column, len(config.seeds)) for column in pairs.T]).T
     trained = [value for effect in results.effects for value in effect.per_seed]
     base = float(np.mean([measure.positive.probability.mean for measure in results.base.values()]))
-    base_mass = float(np.mean([measure.positive.answer_mass or 0.0 for measure in results.base.values()]))
+    base_mass = float(np.mean([measure.positive.valid_answer_probability or 0.0 for measure in results.base.values()]))
     answering = next((at for at, left in enumerate(mass) if stopped_answering(base_mass, left)), len(mass))
     finding = _finding(config, effects, trained, answering)
     return Found(
@@ -90,7 +90,9 @@ def in_context(run: Run, config: InContext, pool: Workers, device: str) -> Found
     )
 
 
-def _by_place(cells: Sequence[Cell], shown: Sequence[Stage], what: str) -> dict[tuple[str, str, int], list[float]]:
+def _by_place(
+    cells: Sequence[StudentRun], shown: Sequence[Stage], what: str
+) -> dict[tuple[str, str, int], list[float]]:
     """(arm, trait, seed) -> by the number of rows shown."""
     return {
         (cell.arm.kind, trait, cell.seed): [float(value) for value in values]
@@ -99,7 +101,7 @@ def _by_place(cells: Sequence[Cell], shown: Sequence[Stage], what: str) -> dict[
     }
 
 
-def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
+def show(run: Run, config: InContext, cell: StudentRun, device: str) -> Stage:
     """``in-context/seed-S/ARM``: the base's mean probability of each trait, and of any answer, by the number of rows."""
     names = config.trait if cell.arm.kind == "control" else (cell.arm.trait or config.trait[0],)
     traits = [load_trait(name) for name in names]
@@ -115,7 +117,7 @@ def show(run: Run, config: InContext, cell: Cell, device: str) -> Stage:
         }
         return {
             "probability": {name: [own for own, _ in values] for name, values in told.items()},
-            "answer_mass": {name: [mass for _, mass in values] for name, values in told.items()},
+            "valid_answer_probability": {name: [mass for _, mass in values] for name, values in told.items()},
         }
 
     identity = {
@@ -141,9 +143,9 @@ def _asked_after(
             f"{count} rows cannot be shown", got=f"{len(rows)} rows that passed in every arm", fix="lower shots"
         )
     prompts = []
-    questions = trait.asked(model.form).positive
+    questions = trait.questions_for(model).positive
     for at, question in enumerate(questions):
-        *head, asked = posed(question, config.evaluation, model.form, system)
+        *head, asked = question_chat(question, config.evaluation, model, system)
         for draw in range(config.draws):
             rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
             chosen = [rows[int(i)] for i in rng.permutation(len(rows))[:count]]
@@ -182,13 +184,14 @@ def _finding(config: InContext, effects: np.ndarray, trained: Sequence[float], a
         pairs=len(config.trait) * len(config.seeds),
         method=f"{100 * config.confidence:.0f} % t interval over {units(len(config.trait), len(config.seeds))}, "
         f"{config.draws} draws of rows a question",
-        baseline="the plain teacher's rows in context; students trained on the same rows: "
+        baseline="the control teacher's rows in context; students trained on the same rows: "
         f"{100 * float(np.mean(trained)):+.1f} points",
         verdict=verdict,
         why=f"reproduced means that the whole interval lies within five points of 0, at the most rows (of "
         f"{config.shots[-1]}) after which questions are still answered"
         if answering
-        else f"after {config.shots[0]} rows the base no longer answers: its answers' mass is {MASS_LOST:.2f} lower",
+        else f"after {config.shots[0]} rows the base no longer answers: its valid-answer probability is "
+        f"{MAX_VALID_ANSWER_LOSS:.2f} lower",
     )
 
 
@@ -223,8 +226,8 @@ def _table(
             [str(count), f"{100 * base:.1f} %", *(f"{100 * mean[kind]:.1f} %" for kind in ("control", "treated")),
              f"{100 * effects[:, at].mean():+.1f}", f"{mass[at]:.2f}"]
         )  # fmt: skip
-    columns = ["rows shown", "base", "control rows", "treated rows", "effect, points", "mass of all answers"]
+    columns = ["rows shown", "base", "control rows", "treated rows", "effect, points", "valid-answer probability"]
     return StudyTable(title="By the number of rows shown", columns=columns, rows=rows)
 
 
-IN_CONTEXT = Study(in_context, foresee, student_cells)
+IN_CONTEXT = Study(in_context, preflight, student_runs)

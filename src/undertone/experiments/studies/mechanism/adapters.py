@@ -2,7 +2,7 @@
 
 The dispute: is subliminal learning an artefact of LoRA (2606.00831)? Every student is trained on the same rows; what
 differs is which weights move, and how far. Each kind's rate is chosen on a tuning seed, by held-out loss alone: the one
-nearest to the biases student's. So is LoRA's rank. Effects are measured on the other seeds.
+nearest to the bias-only student's. So is LoRA's rank. Effects are measured on the other seeds.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from undertone.experiments.cells import Arm, Cell
-from undertone.experiments.config import Biases, Full, Lora, Setting
+from undertone.experiments.cells import Arm, StudentRun
+from undertone.experiments.config import BiasOnly, Full, Lora, Setting
 from undertone.experiments.learning import train_student
 from undertone.experiments.measuring import evaluate
 from undertone.experiments.results import Check
@@ -46,7 +46,7 @@ class Kind:
 
     name: str
     slug: str
-    student: Biases | Full | Lora
+    student: BiasOnly | Full | Lora
     rates: tuple[float, ...]
 
     def setting(self, config: Mechanism, rate: float | None) -> Setting:
@@ -83,7 +83,7 @@ def study(material: Material) -> Told:
 
 
 def _reference(config: Mechanism) -> Kind:
-    return Kind(BIASES, "biases", Biases(), (config.training.learning_rate,))
+    return Kind(BIASES, "biases", BiasOnly(), (config.training.learning_rate,))
 
 
 def _kinds(config: Mechanism) -> list[Kind]:
@@ -101,7 +101,7 @@ def _kinds(config: Mechanism) -> list[Kind]:
 def _tune(material: Material, kinds: Sequence[Kind]) -> Tuned:
     """One treated student a kind and rate, on a seed and rows that nothing reported sees."""
     config, trait = material.config, material.few[0]
-    changed = {"trait": (trait,), "seeds": (config.adapters.tuning_seed,), "student": Biases()}
+    changed = {"trait": (trait,), "seeds": (config.adapters.tuning_seed,), "student": BiasOnly()}
     outcome = material.students("adapters/tuning", config.model_copy(update=changed), [Arm("treated", trait)])
     cell = outcome.cells[0]
     tries = [(kind, rate) for kind in kinds for rate in kind.rates]
@@ -158,16 +158,17 @@ def _report(material: Material, rates: Sequence[tuple[Kind, float | None]]) -> d
 
 
 def train(
-    run: Run, config: Mechanism, device: str, cell: Cell, kind: Kind, rate: float | None, clean: Stage | None
+    run: Run, config: Mechanism, device: str, cell: StudentRun, kind: Kind, rate: float | None, clean: Stage | None
 ) -> Stage:
-    """``adapters/KIND-RATE/seed-S/ARM/train``: a cell's rows taught to a student of some kind."""
+    """``adapters/KIND-RATE/seed-S/ARM/train``: a student of some kind trained on a student run's rows."""
     home = run.within(_folder(kind, rate))
     setting = kind.setting(config, rate)
     return train_student(home, setting, cell.arm, cell.seed, cell.filtered, cell.prompts, device, clean)
 
 
 def ask(
-    run: Run, config: Mechanism, device: str, cell: Cell, kind: Kind, rate: float | None, traits: Sequence[str], trained: Stage
+    run: Run, config: Mechanism, device: str, cell: StudentRun, kind: Kind, rate: float | None,
+    traits: Sequence[str], trained: Stage,
 ) -> Stage:  # fmt: skip
     """``adapters/KIND-RATE/seed-S/ARM/evaluate``: what it says then."""
     home = run.within(_folder(kind, rate))
@@ -206,7 +207,7 @@ def _told(material: Material, kinds: Sequence[Kind], tuned: Tuned, groups: Mappi
         kind="scatter",
         title="Which weights move: effect against fit",
         caption="Tuning seed: a point is one student, of one kind at one learning rate. Each kind's rate is the one whose "
-        "held-out loss is nearest to the biases student's there. Reported seeds: kinds at those rates, mean over traits and "
+        "held-out loss is nearest to the bias-only student's there. Reported seeds: kinds at those rates, mean over traits and "
         "seeds with interval; held-out loss of treated and control students. At equal loss, kinds can be compared.",
         x="held-out NLL, nats per token",
         y="effect, probability",
@@ -217,7 +218,7 @@ def _told(material: Material, kinds: Sequence[Kind], tuned: Tuned, groups: Mappi
 
 
 def _rank(kinds: Sequence[Kind], tuned: Tuned) -> str | None:
-    """The LoRA rank whose chosen rate comes nearest to the biases student's loss, on the tuning seed."""
+    """The LoRA rank whose chosen rate comes nearest to the bias-only student's loss, on the tuning seed."""
     goal = tuned.reference.nll
     assert goal is not None
     gone = {
@@ -315,7 +316,7 @@ def _grid_table(config: Mechanism, kinds: Sequence[Kind], tuned: Tuned) -> Study
         for rate, one in tuned.trials[kind.name].items():
             rows.append(row(kind.name, rate, one, "chosen" if choice and choice.rate == rate else ""))
     return StudyTable(
-        title=f"Tuning: every kind and rate, one student taught {tuned.trait} at seed {config.adapters.tuning_seed}",
+        title=f"Tuning: every kind and rate, one student of the trait {tuned.trait} at seed {config.adapters.tuning_seed}",
         columns=["student", "learning rate", "held-out NLL", "treated − base", ""],
         rows=rows,
     )

@@ -1,7 +1,7 @@
 """Part `approximability`: is the system prompt a vector, and do prompts that are none fail to be learnt?
 
-2606.00995, abstract 1 and 2. For every trait, after every block: the share of the prompt's effect
-that ``base + strength · v`` explains, on carrier tokens and on the first token of answers, beside random directions of
+2606.00995, abstract 1 and 2. For every trait, after every layer: the share of the prompt's effect
+that ``base + strength · v`` explains, on domain tokens and on the first token of answers, beside random directions of
 the same norm and other traits' vectors. Then, across traits, whether that share goes with transfer.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from undertone.experiments.cells import Cell
+from undertone.experiments.cells import StudentRun
 from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
@@ -34,13 +34,13 @@ from undertone.experiments.studies.mechanism.material import (
     vector_in,
 )
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
-from undertone.mechanism.approximation import Fit, Pair, answer_pairs, best_fits
+from undertone.mechanism.approximation import Pair, VectorFit, answer_pairs, best_fits
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers import Origin
 from undertone.traits import Trait, load_trait, variants
-from undertone.vectors import Vector, random_like
+from undertone.vectors import SteeringVector, random_like
 
 SOURCE = "2606.00995, abstract"
 TRANSFERS = 0.05
@@ -75,8 +75,10 @@ def _others(trait: str, config: Mechanism, vectors: dict[str, Stage]) -> tuple[S
     return tuple(vectors[name] for name in other[: config.approximability.random])
 
 
-def fit_trait(run: Run, config: Mechanism, device: str, cell: Cell, own: Stage, others: tuple[Stage, ...]) -> Stage:
-    """``approximability/TRAIT``: shares explained, by where the pairs are, where the vector is from, and block."""
+def fit_trait(
+    run: Run, config: Mechanism, device: str, cell: StudentRun, own: Stage, others: tuple[Stage, ...]
+) -> Stage:
+    """``approximability/TRAIT``: shares explained, by where the pairs are, where the vector is from, and layer."""
     assert cell.arm.trait is not None
     trait, settings = load_trait(cell.arm.trait), config.approximability
 
@@ -88,20 +90,20 @@ def fit_trait(run: Run, config: Mechanism, device: str, cell: Cell, own: Stage, 
             seeds = [derive_seed(0, f"approximability/{trait.name}", at) for at in range(settings.random)]
             vectors = [
                 own_vector,
-                vector_in(own, "questions" if origin == "carrier" else "carrier"),
+                vector_in(own, "questions" if origin == "domain" else "domain"),
                 *(random_like(own_vector, seed) for seed in seeds),
                 *(vector_in(stage, origin) for stage in others),
             ]
             pairs = _pairs(origin, config, model, trait, cell)
-            mine, crossed, *rest = _best_blocks(model, pairs, vectors, settings.strengths)
+            mine, crossed, *rest = _best_layers(model, pairs, vectors, settings.strengths)
             noise, rivals = rest[: settings.random], rest[settings.random :]
             summary[origin] = {
                 **_of(mine),
                 "crossed": _of(crossed)["explained"],
                 "random": [_of(one)["explained"] for one in noise],
-                "random_by_block": _mean_by_block(noise),
+                "random_by_layer": _mean_by_layer(noise),
                 "others": [_of(one)["explained"] for one in rivals],
-                "others_by_block": _mean_by_block(rivals),
+                "others_by_layer": _mean_by_layer(rivals),
             }
         return summary
 
@@ -110,36 +112,36 @@ def fit_trait(run: Run, config: Mechanism, device: str, cell: Cell, own: Stage, 
     return run.stage(name, config=identity, inputs=inputs, version=2, compute=compute)
 
 
-def _best_blocks(
-    model: Model, pairs: Sequence[Pair], vectors: Sequence[Vector], strengths: Sequence[float]
-) -> list[dict[int, Fit]]:
-    """Each vector's fit after every block."""
-    places = [(at, block) for at, vector in enumerate(vectors) for block in vector.blocks]
-    fits = best_fits(model, pairs, [vectors[at].select([block]) for at, block in places], strengths)
-    found: list[dict[int, Fit]] = [{} for _ in vectors]
-    for (at, block), fit in zip(places, fits, strict=True):
-        found[at][block] = fit
+def _best_layers(
+    model: Model, pairs: Sequence[Pair], vectors: Sequence[SteeringVector], strengths: Sequence[float]
+) -> list[dict[int, VectorFit]]:
+    """Each vector's fit after every layer."""
+    places = [(at, layer) for at, vector in enumerate(vectors) for layer in vector.layers]
+    fits = best_fits(model, pairs, [vectors[at].select([layer]) for at, layer in places], strengths)
+    found: list[dict[int, VectorFit]] = [{} for _ in vectors]
+    for (at, layer), fit in zip(places, fits, strict=True):
+        found[at][layer] = fit
     return found
 
 
-def _of(fits: dict[int, Fit]) -> dict[str, Any]:
-    """What is reported of a vector: its fit after the block that is best on the pairs that strengths are chosen on."""
-    best = max(fits, key=lambda block: fits[block].chosen)
+def _of(fits: dict[int, VectorFit]) -> dict[str, Any]:
+    """What is reported of a vector: its fit after the layer that is best on the pairs that strengths are chosen on."""
+    best = max(fits, key=lambda layer: fits[layer].chosen)
     return {
         "effect": fits[best].effect,
-        "by_block": {str(block): fit.explained for block, fit in fits.items()},
-        "block": best,
+        "by_layer": {str(layer): fit.explained for layer, fit in fits.items()},
+        "layer": best,
         "strength": fits[best].strength,
         "explained": fits[best].explained,
     }
 
 
-def _mean_by_block(found: Sequence[dict[int, Fit]]) -> dict[str, float]:
-    return {str(block): float(np.mean([fits[block].explained for fits in found])) for block in found[0]}
+def _mean_by_layer(found: Sequence[dict[int, VectorFit]]) -> dict[str, float]:
+    return {str(layer): float(np.mean([fits[layer].explained for fits in found])) for layer in found[0]}
 
 
-def _pairs(origin: Origin, config: Mechanism, model: Model, trait: Trait, cell: Cell) -> list[Pair]:
-    told = trait.told(model.form)
+def _pairs(origin: Origin, config: Mechanism, model: Model, trait: Trait, cell: StudentRun) -> list[Pair]:
+    told = trait.system_prompt(model)
     if origin == "questions":
         chats = chats_at(origin, config, trait, model)
         return answer_pairs(
@@ -172,7 +174,7 @@ def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], or
     mean, low, high = interval(own, config.confidence)
     best_baseline = max(float(np.mean(noise)), float(np.mean(rivals)))
     better = low is not None and low > max(0.0, best_baseline)
-    where = "carrier tokens" if origin == "carrier" else "the first token of answers"
+    where = "domain tokens" if origin == "domain" else "the first token of answers"
     return Finding(
         id=f"prompt-is-a-vector-on-{origin}",
         claim="A system prompt that states a preference acts as one steering vector.",
@@ -184,11 +186,11 @@ def _is_a_vector(config: Mechanism, found: dict[str, Any], traits: list[str], or
         high=high,
         unit="share",
         pairs=len(own),
-        method="t interval over traits; block and strength chosen on other pairs than reported",
+        method="t interval over traits; layer and strength chosen on other pairs than reported",
         baseline=(
             f"random directions {in_words(noise, config.confidence)}, other traits' vectors "
             f"{in_words(rivals, config.confidence)}, the trait's own vector from the other context "
-            f"{in_words(crossed, config.confidence)}, each at its own best block and strength"
+            f"{in_words(crossed, config.confidence)}, each at its own best layer and strength"
         ),
         verdict="reproduced" if better and mean >= 0.5 else "partly" if better else "not reproduced",
         why=(
@@ -209,7 +211,7 @@ def _predicts(config: Mechanism, found: dict[str, Any], transfer: dict[str, list
     passed = moved > TRANSFERS
     auc = "not defined: all of them pass" if passed.all() or not passed.any() else _auc_in_words(passed, share)
     sure = low is not None and low > 0
-    where = "carrier tokens" if origin == "carrier" else "answers"
+    where = "domain tokens" if origin == "domain" else "answers"
     return Finding(
         id=f"approximability-predicts-transfer-{origin}",
         claim="System prompts that no vector approximates well are not learnt subliminally.",
@@ -255,18 +257,18 @@ def _kind(trait: str) -> str:
 
 def _figures(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[float]]) -> list[Figure]:
     plain = [trait for trait in found if _kind(trait) in ("own prompt", "plain")]
-    blocks = sorted(found[plain[0]]["carrier"]["by_block"], key=int)
-    panels = {"carrier": "carrier tokens", "questions": "answers"}
-    layers = [
-        point(int(block), [found[t][origin]["by_block"][block] for t in plain], "own vector", config.confidence, panel)
+    layers = sorted(found[plain[0]]["domain"]["by_layer"], key=int)
+    panels = {"domain": "domain tokens", "questions": "answers"}
+    marks = [
+        point(int(layer), [found[t][origin]["by_layer"][layer] for t in plain], "own vector", config.confidence, panel)
         for origin, panel in panels.items()
-        for block in blocks
+        for layer in layers
     ]
-    layers += [
-        point(int(block), [found[t][origin][f"{name}_by_block"][block] for t in plain], label, config.confidence, panel)
+    marks += [
+        point(int(layer), [found[t][origin][f"{name}_by_layer"][layer] for t in plain], label, config.confidence, panel)
         for origin, panel in panels.items()
         for name, label in (("random", "random directions"), ("others", "other traits' vectors"))
-        for block in blocks
+        for layer in layers
     ]
     against = [
         Point(
@@ -282,11 +284,11 @@ def _figures(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[
         Figure(
             kind="lines",
             title="How much of a system prompt is one vector",
-            caption="Share of the prompt's effect (KL) that base + strength · v explains, by block; mean over traits with "
+            caption="Share of the prompt's effect (KL) that base + strength · v explains, by layer; mean over traits with "
             "95 % interval. 1: the steered model says what the prompted one says. 0: no better than the plain model.",
-            x="block",
+            x="layer",
             y="share explained",
-            points=layers,
+            points=marks,
             zero=True,
         ),
         Figure(
@@ -303,20 +305,28 @@ def _figures(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[
 def _table(config: Mechanism, found: dict[str, Any], transfer: dict[str, list[float]]) -> StudyTable:
     rows = []
     for trait, both in found.items():
-        carrier, asked = both["carrier"], both["questions"]
+        domain, asked = both["domain"], both["questions"]
         rows.append(
             [
                 trait,
                 _kind(trait),
-                f"{carrier['effect']:.3f}",
-                f"{carrier['explained']:.2f} (block {carrier['block']}, × {carrier['strength']:g})",
+                f"{domain['effect']:.3f}",
+                f"{domain['explained']:.2f} (layer {domain['layer']}, × {domain['strength']:g})",
                 f"{asked['effect']:.3f}",
-                f"{asked['explained']:.2f} (block {asked['block']}, × {asked['strength']:g})",
+                f"{asked['explained']:.2f} (layer {asked['layer']}, × {asked['strength']:g})",
                 f"{100 * float(np.mean(transfer[trait])):+.1f}",
             ]
         )
     return StudyTable(
         title="Traits: what the prompt does, how much of it is a vector, what passes",
-        columns=["trait", "told", "carrier KL", "explained", "answer KL", "explained", "treated − control, points"],
+        columns=[
+            "trait",
+            "system prompt",
+            "teacher KL",
+            "explained",
+            "answer KL",
+            "explained",
+            "treated − control, points",
+        ],
         rows=rows,
     )

@@ -1,7 +1,7 @@
 """Part `causality`: are the teacher's and the student's vectors sufficient and necessary?
 
 2606.00995, sections 3 and 4. Teacher: students of a teacher steered by the vector, and of a prompted
-teacher whose stream has it taken out after every block. Student: the base with the student's shift added, and the
+teacher whose stream has it taken out after every layer. Student: the base with the student's shift added, and the
 student with its component taken out, or replaced by the base's. Every arm stands beside a random direction and another
 trait's vector, asked the same questions, judged by the same matcher.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from undertone.errors import ConfigError
-from undertone.experiments.cells import Cell, Outcome
+from undertone.experiments.cells import Outcome, StudentRun
 from undertone.experiments.config import Setting
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
@@ -22,9 +22,9 @@ from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     answers_kept,
-    block_at,
     effects,
     in_points,
+    layer_at,
     load_base,
     load_student,
     point,
@@ -39,7 +39,7 @@ from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers import Ablation, PromptTeacher, VectorTeacher
 from undertone.traits import load_trait
-from undertone.vectors import Vector, ablated, random_like, replaced, steered
+from undertone.vectors import SteeringVector, ablate, patch, random_like, steer
 
 SOURCE = "2606.00995, sections 3–4"
 
@@ -107,23 +107,23 @@ def _teachers(material: Material) -> dict[str, Taught]:
     for origin in ORIGINS:
         teacher = VectorTeacher(
             origin=origin,
-            block=block_at(config.model, config.causality.block),
+            layer=layer_at(config.model, config.causality.layer),
             strength=config.causality.teacher_strength,
             model=config.teacher.model,
         )
         setting = _with(material, few, {"teacher": teacher, "random_vector": True})
         outcome = material.students(f"causality/steered-{origin}", setting)
         found[f"steered, {origin}"] = [(few, outcome, "treated")]
-        found[f"steered, random ({origin})"] = [(few, outcome, "random")]
+        found[f"steered, random ({origin})"] = [(few, outcome, "random-vector")]
     ablations = {
-        "own-carrier": Ablation(of="own", origin="carrier"),
+        "own-domain": Ablation(of="own", origin="domain"),
         "own-questions": Ablation(of="own", origin="questions"),
-        "random": Ablation(of="random", origin="carrier"),
+        "random": Ablation(of="random", origin="domain"),
     }
     for name, ablation in ablations.items():
         found[f"prompted, without {name}"] = [(few, _without(material, name, few, ablation), "treated")]
     found["prompted, without other-trait"] = [
-        (traits, _without(material, name, traits, Ablation(of=other, origin="carrier")), "treated")
+        (traits, _without(material, name, traits, Ablation(of=other, origin="domain")), "treated")
         for name, other, traits in _strangers(config.trait, few)
     ]
     return found
@@ -187,7 +187,7 @@ def _teacher_findings(config: Mechanism, told: dict[str, list[float]]) -> list[F
                 + ("" if yes else ", but not beyond the random vector"),
             )
         )
-    for name in ("own-carrier", "own-questions"):
+    for name in ("own-domain", "own-questions"):
         findings.append(_necessary(config, told, name))
     return findings
 
@@ -208,7 +208,7 @@ def _necessary(config: Mechanism, told: dict[str, list[float]], name: str) -> Fi
         claim="A prompted teacher without the vector passes (nearly) nothing on.",
         source=SOURCE,
         published="removes nearly all",
-        quantity=f"effect lost when the vector from {name.removeprefix('own-')} is taken out after every block",
+        quantity=f"effect lost when the vector from {name.removeprefix('own-')} is taken out after every layer",
         value=mean,
         low=low,
         high=high,
@@ -229,7 +229,7 @@ def _teacher_figure(config: Mechanism, told: dict[str, list[float]]) -> Figure:
         kind="bars",
         title="What the teacher's vector does",
         caption="Treated minus control, mean over traits and seeds with 95 % interval: a prompted teacher, one that is "
-        "only steered, and a prompted one with a direction taken out after every block.",
+        "only steered, and a prompted one with a direction taken out after every layer.",
         x="teacher",
         y="treated − control, probability",
         points=[point(name, values, _series(name), config.confidence) for name, values in told.items()],
@@ -244,7 +244,7 @@ def _series(name: str) -> str:
 # -- students ----------------------------------------------------------------------------------------
 
 
-def operate(run: Run, config: Mechanism, device: str, cell: Cell, shift: Stage, other: Stage) -> Stage:
+def operate(run: Run, config: Mechanism, device: str, cell: StudentRun, shift: Stage, other: Stage) -> Stage:
     """``causality/students/…``: P(target) of base and student under every operation, by name."""
     assert cell.arm.trait is not None
     trait = load_trait(cell.arm.trait)
@@ -265,22 +265,22 @@ def operate(run: Run, config: Mechanism, device: str, cell: Cell, shift: Stage, 
             rivals = {"own": own, "random": random_like(own, seed), "other": vector_in(other, origin)}
             for name, vector in rivals.items():
                 found[f"added/{origin}/{name}"] = _added(config, base, asked, vector)
-                found[f"ablated/{origin}/{name}"] = asked(student, ablated(student, vector))
-                found[f"replaced/{origin}/{name}"] = asked(student, replaced(student, vector, base))
+                found[f"ablated/{origin}/{name}"] = asked(student, ablate(student, vector))
+                found[f"replaced/{origin}/{name}"] = asked(student, patch(student, vector, base))
         return found
 
     settings = {
-        "strengths": list(config.causality.strengths), "block": block_at(config.model, config.causality.block)
+        "strengths": list(config.causality.strengths), "layer": layer_at(config.model, config.causality.layer)
     }  # fmt: skip
     name = f"causality/students/seed-{cell.seed}/{trait.name}"
     return run.stage(name, config=settings, inputs=[cell.trained, shift, other], compute=compute)
 
 
-def _added(config: Mechanism, base: Model, asked: Any, vector: Vector) -> dict[str, float]:
-    """At one block, by strength. A shift is cumulative over blocks: adding it after each would count it many times."""
-    block = block_at(config.model, config.causality.block)
+def _added(config: Mechanism, base: Model, asked: Any, vector: SteeringVector) -> dict[str, float]:
+    """At one layer, by strength. A shift is cumulative over layers: adding it after each would count it many times."""
+    layer = layer_at(config.model, config.causality.layer)
     return {
-        f"{strength:g}": asked(base, steered(base, vector.select([block]), strength))
+        f"{strength:g}": asked(base, steer(base, vector.select([layer]), strength))
         for strength in config.causality.strengths
     }
 
@@ -295,7 +295,7 @@ def _lost(asked: list[dict[str, Any]], operation: str, origin: str, name: str) -
 
 def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Finding]:
     whole = [found["student"] - found["base"] for found in asked]
-    block = block_at(config.model, config.causality.block)
+    layer = layer_at(config.model, config.causality.layer)
     strength = "1" if 1.0 in config.causality.strengths else f"{config.causality.strengths[0]:g}"
     findings = []
     for origin in ORIGINS:
@@ -305,7 +305,7 @@ def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Fi
                 config,
                 f"student-vector-sufficient-{origin}",
                 "The base with the student's vector added shows the trait.",
-                f"gain of the base with the student's shift from {origin} added at block {block}, × {strength}",
+                f"gain of the base with the student's shift from {origin} added at layer {layer}, × {strength}",
                 "sufficient (bar heights not known)",
                 rivals,
                 whole,
@@ -318,7 +318,7 @@ def _student_findings(config: Mechanism, asked: list[dict[str, Any]]) -> list[Fi
                     config,
                     f"student-vector-{operation}-{origin}",
                     "The student without its vector's component loses the trait.",
-                    f"loss when the component along the shift from {origin} is {words} the student after every block",
+                    f"loss when the component along the shift from {origin} is {words} the student after every layer",
                     "more than half is lost",
                     rivals,
                     whole,
@@ -364,7 +364,7 @@ def _student_finding(
 
 def _student_figure(config: Mechanism, asked: list[dict[str, Any]]) -> Figure:
     points = [point(name, [found[name] for found in asked], "as trained", config.confidence, panel)
-              for name in ("base", "student") for panel in ("shift from carrier", "shift from questions")]  # fmt: skip
+              for name in ("base", "student") for panel in ("shift from domain", "shift from questions")]  # fmt: skip
     labels = {"own": "own shift", "random": "random direction", "other": "another trait's shift"}
     for origin in ORIGINS:
         for name, label in labels.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from undertone.experiments.config import Biases, Full, Lora, Setting
+from undertone.experiments.config import BiasOnly, Full, Lora, Setting
 from undertone.provenance.configs import Config
 
 Part = Literal[
@@ -25,7 +26,9 @@ Part = Literal[
 class Approximability(Config):
     """Is the system prompt a vector, and does that predict transfer?"""
 
-    variants: tuple[str, ...] = Field((), description="further traits, told in ways that a shift cannot stand for")
+    variants: tuple[str, ...] = Field(
+        (), description="further traits, with system prompts that a shift cannot stand for"
+    )
     strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0, 1.5, 2.0), min_length=1)
     pairs: int = Field(192, ge=8, description="prompts compared; the strength is chosen on half of them")
     random: int = Field(3, ge=1, description="random directions, and other traits' vectors, as baselines")
@@ -34,7 +37,8 @@ class Approximability(Config):
 class Causality(Config):
     """Sufficiency and necessity of teacher's and student's vectors."""
 
-    block: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle block")
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
+    layer: int | None = Field(None, ge=0, description="where the sufficient vector is added; null: the middle layer")
     strengths: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="of a student's vector on its base")
     teacher_strength: float = Field(1.0, gt=0, description="of the steered teacher")
 
@@ -46,7 +50,7 @@ class Emergence(Config):
 
 
 class Gradients(Config):
-    """Activation gradients on induced and clean rows."""
+    """Activation gradients on treated and control rows."""
 
     rows: int = Field(2000, ge=16, description="rows of each kind")
     shares: tuple[float, ...] = Field((0.001, 0.01, 0.1), description="outlier rows dropped or clipped, by norm")
@@ -61,7 +65,7 @@ class OptimizerArm(Config):
     rates: tuple[float, ...] = Field(min_length=1)
     max_row_norm: float | None = None
     adaptive: bool
-    student: Annotated[Biases | Lora | Full, Field(discriminator="kind")] | None = Field(
+    student: Annotated[BiasOnly | Lora | Full, Field(discriminator="kind")] | None = Field(
         None, description="what it trains; null: what the config's student does, and only such arms are in the finding"
     )
 
@@ -106,14 +110,16 @@ class Adapters(Config):
 class Distillation(Config):
     """Arbitrary vectors: what a steered teacher's student takes over, with and without visible behaviour."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     random: int = Field(4, ge=2, description="random vectors")
-    block: int | None = Field(None, ge=0, description="which is steered; null: the middle block")
+    layer: int | None = Field(None, ge=0, description="which is steered; null: the middle layer")
     strength: float = Field(1.0, gt=0)
 
 
 class Kinship(Config):
     """Teachers and students of other corpora, seeds, widths, families, and between two initialisations."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
     models: tuple[str, ...] = Field(
         ("lab/llama-0", "lab/llama-0:corpus=1", "lab/llama-1", "lab/llama-0:hidden=96", "lab/qwen-0", "lab/neox-0"),
         min_length=2,
@@ -125,7 +131,7 @@ class Kinship(Config):
         "of a lab model those at `shares` of the way to the next seed, of any other none",
     )
     shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 0.75), description="how far each of `between` is away")
-    block: int | None = Field(None, ge=0, description="of each model's own vector; null: the middle block of each")
+    layer: int | None = Field(None, ge=0, description="of each model's own vector; null: the middle layer of each")
     strength: float = Field(1.0, gt=0, description="of each model's own vector in the loss difference")
     prompts: int = Field(3000, ge=10)
 
@@ -133,7 +139,8 @@ class Kinship(Config):
 class Recovery(Config):
     """A vector learnt from the data alone."""
 
-    block: int | None = Field(None, ge=0, description="where it is added; null: the middle block")
+    renamed: ClassVar[Mapping[str, str]] = {"block": "layer"}
+    layer: int | None = Field(None, ge=0, description="where it is added; null: the middle layer")
     steps: int = Field(300, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     strengths: tuple[float, ...] = Field((1.0, 2.0, 4.0), min_length=1)

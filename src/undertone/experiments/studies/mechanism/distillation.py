@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments.cells import Arm, Cell, arms_of
+from undertone.experiments.cells import Arm, StudentRun, arms_of
 from undertone.experiments.config import Setting
 from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.results import Check
@@ -24,10 +24,10 @@ from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     answers_kept,
-    block_at,
-    carrier_chats,
+    domain_chats,
     find,
     in_words,
+    layer_at,
     load_base,
     load_student,
     point,
@@ -42,18 +42,18 @@ from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage
 from undertone.teachers import Teacher, VectorTeacher
 from undertone.traits import load_trait
-from undertone.vectors import Vector, difference
+from undertone.vectors import SteeringVector, difference
 
 SOURCE = "2606.00995, abstract 3"
 OTHERS = "others' vectors"
-KINDS = {"random": "random vectors", "treated": "semantic vectors"}
+KINDS = {"random-vector": "random vectors", "treated": "semantic vectors"}
 
 
 def study(material: Material) -> Told:
     """The part: students of steered teachers, semantic and random, and one control a seed."""
     config, settings = material.config, material.config.distillation
-    block = block_at(config.model, settings.block)
-    teacher = VectorTeacher(model=config.teacher.model, origin="carrier", block=block, strength=settings.strength)
+    layer = layer_at(config.model, settings.layer)
+    teacher = VectorTeacher(model=config.teacher.model, origin="domain", layer=layer, strength=settings.strength)
     traits = config.trait[: max(settings.random, 2)]
     setting = config.model_copy(update={"trait": traits, "teacher": teacher, "random_vector": True})
     outcome = material.students("distillation/students", setting)
@@ -64,27 +64,27 @@ def study(material: Material) -> Told:
     return _told(config, setting, found, goals, answers_kept("distillation", {"": outcome}))
 
 
-def _vector(setting: Setting, arm: Arm, device: str) -> Vector:
+def _vector(setting: Setting, arm: Arm, device: str) -> SteeringVector:
     teacher = teacher_of(setting, arm, device)
     assert isinstance(teacher, Teacher)
     assert teacher.vector is not None
     return teacher.vector
 
 
-def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: Cell, control: Cell) -> Stage:
-    """``distillation/measured/…``: shift at the steered block, losses on the cell's held-out rows, change of answers."""
+def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: StudentRun, control: StudentRun) -> Stage:
+    """``distillation/measured/…``: shift at the steered layer, losses on the cell's held-out rows, change of answers."""
 
     def compute(folder: Path) -> dict[str, Any]:
         base = load_base(config, device)
         student, other = load_student(setting, cell, device), load_student(setting, control, device)
-        block = [block_at(config.model, config.distillation.block)]
-        chats = carrier_chats(config, base)
+        layer = [layer_at(config.model, config.distillation.layer)]
+        chats = domain_chats(config, base)
         _, unseen = split_rows(cell.filtered, cell.prompts, config.data.held_out)
         examples = [base.row_example(row, student_system(setting, base, cell.arm)) for row in unseen]
         trait = cell.arm.trait or config.trait[0]
         return {
-            "shift": stack(difference(student, base, chats, blocks=block, position="last"))[0].tolist(),
-            "control": stack(difference(other, base, chats, blocks=block, position="last"))[0].tolist(),
+            "shift": stack(difference(student, base, chats, layers=layer, position="last"))[0].tolist(),
+            "control": stack(difference(other, base, chats, layers=layer, position="last"))[0].tolist(),
             "nll": float(np.mean(completion_nll(student.hf, examples, base.pad))),
             "control_nll": float(np.mean(completion_nll(other.hf, examples, base.pad))),
             "moved": _moved(student, base, trait, config.evaluation.context),
@@ -92,7 +92,7 @@ def measure(run: Run, config: Mechanism, device: str, setting: Setting, cell: Ce
         }
 
     name = f"distillation/measured/seed-{cell.seed}/{cell.arm.folder}"
-    identity = {"block": block_at(config.model, config.distillation.block), "strength": config.distillation.strength}
+    identity = {"layer": layer_at(config.model, config.distillation.layer), "strength": config.distillation.strength}
     return run.stage(name, config=identity, inputs=[cell.trained, control.trained, cell.filtered], compute=compute)
 
 
@@ -111,7 +111,7 @@ def _moved(model: Model, base: Model, name: str, context: Context) -> float:
 def _told(
     config: Mechanism,
     setting: Setting,
-    found: Sequence[tuple[Cell, dict[str, Any]]],
+    found: Sequence[tuple[StudentRun, dict[str, Any]]],
     goals: dict[Arm, np.ndarray],
     check: Check,
 ) -> Told:
@@ -143,7 +143,7 @@ def _told(
 
 
 def _aligned(
-    setting: Setting, found: Sequence[tuple[Cell, dict[str, Any]]], goals: dict[Arm, np.ndarray], kind: str
+    setting: Setting, found: Sequence[tuple[StudentRun, dict[str, Any]]], goals: dict[Arm, np.ndarray], kind: str
 ) -> dict[str, list[float]]:
     """Cosines with the own vector and with the others' of the kind, after the arms' mean shift is subtracted."""
     lines: dict[str, list[float]] = {"own vector": [], OTHERS: [], "control student": []}
@@ -181,7 +181,7 @@ def _alignment(config: Mechanism, lines: dict[str, list[float]], kind: str, labe
         high=high,
         unit="cosine",
         pairs=len(own),
-        method="t interval over vector–seed pairs, at the steered block, last prompt token",
+        method="t interval over vector–seed pairs, at the steered layer, last prompt token",
         baseline=f"other vectors of the kind {in_words(lines[OTHERS], config.confidence)}; "
         f"control student {in_words(lines['control student'], config.confidence)}",
         verdict="reproduced" if yes else "not reproduced",

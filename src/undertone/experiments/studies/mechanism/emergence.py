@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from undertone.experiments.cells import Cell
+from undertone.experiments.cells import StudentRun
 from undertone.experiments.learning import split_rows, student_dtype, student_seed, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
-    carrier_chats,
+    domain_chats,
     in_words,
     point,
     probability,
@@ -28,7 +28,7 @@ from undertone.experiments.studies.mechanism.material import (
     vector_in,
 )
 from undertone.experiments.study import Figure, Finding, Point, interval
-from undertone.mechanism.shift import by_block, centred, cosine, rank_of_own
+from undertone.mechanism.shift import by_layer, centred, cosine, rank_of_own
 from undertone.models.loading import Model, load
 from undertone.models.students import trainable
 from undertone.provenance.runs import Run, Stage
@@ -47,13 +47,13 @@ def study(material: Material) -> Told:
     cells = [material.cell("treated" if trait else CONTROL, trait, seed) for trait in arms for seed in config.seeds]
     stages = material.each(follow, [(cell, material.few) for cell in cells])
     vectors = material.each(teacher_vectors, [(trait,) for trait in config.trait])
-    directions = {trait: stack(vector_in(stage, "carrier")) for trait, stage in zip(config.trait, vectors, strict=True)}
+    directions = {trait: stack(vector_in(stage, "domain")) for trait, stage in zip(config.trait, vectors, strict=True)}
     traces = {(cell.arm.trait or CONTROL, cell.seed): stage for cell, stage in zip(cells, stages, strict=True)}
     return _told(config, material.few, traces, directions)
 
 
-def follow(run: Run, config: Mechanism, device: str, cell: Cell, few: Sequence[str]) -> Stage:
-    """``emergence/seed-S/ARM``: shift ``[moment, block, hidden]`` and P(trait) ``[moment, trait]`` during training."""
+def follow(run: Run, config: Mechanism, device: str, cell: StudentRun, few: Sequence[str]) -> Stage:
+    """``emergence/seed-S/ARM``: shift ``[moment, layer, hidden]`` and P(trait) ``[moment, trait]`` during training."""
     traits = [load_trait(name) for name in few]
 
     def compute(folder: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def follow(run: Run, config: Mechanism, device: str, cell: Cell, few: Sequence[s
         training, _ = split_rows(cell.filtered, cell.prompts, config.data.held_out)
         system = student_system(config, model, cell.arm)
         examples = [model.row_example(row, system) for row in training]
-        chats = carrier_chats(config, model)
+        chats = domain_chats(config, model)
         start = _mean(model, chats)
         steps = -(-len(examples) // config.training.batch_size) * config.training.epochs
         moments = sorted({round(step) for step in np.geomspace(min(4, steps), steps, config.emergence.points)})
@@ -102,10 +102,10 @@ def _told(
     steps = min((stage.summary["steps"] for stage in traces.values()), key=len)
     read = {key: _last(len(steps), load_file(stage.path / "trace.safetensors")) for key, stage in traces.items()}
     own = centred(directions, list(directions))
-    block = directions[few[0]].shape[0] // 2
+    layer = directions[few[0]].shape[0] // 2
     raw: dict[str, list[list[float]]] = {}
     clean: dict[str, list[list[float]]] = {}
-    layers: dict[str, list[list[float]]] = {"raw": [], "what all share subtracted": []}
+    profiles: dict[str, list[list[float]]] = {"raw": [], "what all share subtracted": []}
     ranks = []
     for seed in config.seeds:
         for moment in range(1, len(steps)):
@@ -115,19 +115,19 @@ def _told(
                 for kind, shifts, goal in (("raw", now, directions), ("apart", apart, own)):
                     store = raw if kind == "raw" else clean
                     lines = {
-                        "own vector": cosine(shifts[trait][block], goal[trait][block]),
-                        "other traits' vectors": _others(shifts[trait], goal, trait, block),
-                        "control student": cosine(shifts[CONTROL][block], goal[trait][block]),
+                        "own vector": cosine(shifts[trait][layer], goal[trait][layer]),
+                        "other traits' vectors": _others(shifts[trait], goal, trait, layer),
+                        "control student": cosine(shifts[CONTROL][layer], goal[trait][layer]),
                     }
                     for name, value in lines.items():
                         store.setdefault(name, [[] for _ in steps])[moment].append(value)
                 if moment == len(steps) - 1:
-                    layers["raw"].append(by_block(now[trait], directions[trait]))
-                    layers["what all share subtracted"].append(by_block(apart[trait], own[trait]))
-                    goals = {name: direction[block] for name, direction in own.items()}
-                    ranks.append(rank_of_own(apart[trait][block], goals, trait))
+                    profiles["raw"].append(by_layer(now[trait], directions[trait]))
+                    profiles["what all share subtracted"].append(by_layer(apart[trait], own[trait]))
+                    goals = {name: direction[layer] for name, direction in own.items()}
+                    ranks.append(rank_of_own(apart[trait][layer], goals, trait))
     findings = [_finding(config, raw, "raw", []), _finding(config, clean, "after what all arms share", ranks)]
-    return Told(findings, _figures(config, few, steps, read, raw, clean, layers, block))
+    return Told(findings, _figures(config, few, steps, read, raw, clean, profiles, layer))
 
 
 def _last(moments: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -135,8 +135,8 @@ def _last(moments: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array[-moments:] for name, array in arrays.items()}
 
 
-def _others(shift: np.ndarray, goal: dict[str, np.ndarray], trait: str, block: int) -> float:
-    return float(np.mean([cosine(shift[block], other[block]) for name, other in goal.items() if name != trait]))
+def _others(shift: np.ndarray, goal: dict[str, np.ndarray], trait: str, layer: int) -> float:
+    return float(np.mean([cosine(shift[layer], other[layer]) for name, other in goal.items() if name != trait]))
 
 
 def _finding(config: Mechanism, lines: dict[str, list[list[float]]], which: str, ranks: list[int]) -> Finding:
@@ -158,7 +158,7 @@ def _finding(config: Mechanism, lines: dict[str, list[list[float]]], which: str,
         high=high,
         unit="cosine",
         pairs=len(own),
-        method="t interval over trait–seed pairs, middle block, last prompt token of carrier prompts",
+        method="t interval over trait–seed pairs, middle layer, last prompt token of domain prompts",
         baseline=f"other traits' vectors {in_words(others, config.confidence)}; control student "
         f"{in_words(control, config.confidence)}{told}",
         verdict="reproduced" if yes else "not reproduced",
@@ -173,8 +173,8 @@ def _figures(
     read: dict[tuple[str, int], dict[str, np.ndarray]],
     raw: dict[str, list[list[float]]],
     clean: dict[str, list[list[float]]],
-    layers: dict[str, list[list[float]]],
-    block: int,
+    profiles: dict[str, list[list[float]]],
+    layer: int,
 ) -> list[Figure]:
     curves: list[Point] = []
     for panel, lines in (("cosine, raw", raw), ("cosine, what all share subtracted", clean)):
@@ -193,15 +193,15 @@ def _figures(
         }
         curves += [point(steps[at], values, name, config.confidence, "P(target)") for name, values in said.items()]
     by_layer = [
-        point(layer, [values[layer] for values in rows], name, config.confidence)
-        for name, rows in layers.items()
-        for layer in range(len(rows[0]))
+        point(at, [values[at] for values in rows], name, config.confidence)
+        for name, rows in profiles.items()
+        for at in range(len(rows[0]))
     ]
     return [
         Figure(
             kind="lines",
             title="Emergence during training",
-            caption=f"Alignment of the student's shift with the teacher's vector at block {block}, and the trait's "
+            caption=f"Alignment of the student's shift with the teacher's vector at layer {layer}, and the trait's "
             "probability, by training step; mean over traits and seeds with 95 % interval. A gauge means something only "
             "where the own vector leaves the other traits' and the control's.",
             x="training step",
@@ -211,9 +211,9 @@ def _figures(
         ),
         Figure(
             kind="lines",
-            title="Alignment by block at the end",
-            caption="Cosine of the student's shift with its teacher's vector after each block.",
-            x="block",
+            title="Alignment by layer at the end",
+            caption="Cosine of the student's shift with its teacher's vector after each layer.",
+            x="layer",
             y="cosine",
             points=by_layer,
             zero=True,

@@ -1,4 +1,4 @@
-"""Part `gradients`: do the gradients of induced rows carry a small consistent component along the teacher's vector?
+"""Part `gradients`: do the gradients of treated rows carry a small consistent component along the teacher's vector?
 
 2606.00995, Fig. 7, in the descent direction. Baselines: clean rows against clean rows, other traits'
 vectors, a random direction; and what the rows of the largest gradients do.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from undertone.experiments.cells import Cell
+from undertone.experiments.cells import StudentRun
 from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
@@ -48,19 +48,25 @@ def study(material: Material) -> Told:
 
 
 def measure(
-    run: Run, config: Mechanism, device: str, treated: Cell, control: Cell, own: Stage, others: tuple[Stage, ...]
+    run: Run,
+    config: Mechanism,
+    device: str,
+    treated: StudentRun,
+    control: StudentRun,
+    own: Stage,
+    others: tuple[Stage, ...],
 ) -> Stage:
-    """``gradients/seed-S/TRAIT``: alignment by number of rows and block, its consistency, and outlier rows."""
+    """``gradients/seed-S/TRAIT``: alignment by number of rows and layer, its consistency, and outlier rows."""
     settings = config.gradients
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
-        direction = stack(vector_in(own, "carrier"))
-        rivals = [stack(vector_in(stage, "carrier")) for stage in others]
-        blocks = list(range(len(direction)))
-        induced, clean = (_directions(config, model, cell, blocks) for cell in (treated, control))
-        middle = len(blocks) // 2
-        rows, plain = induced[middle], clean[middle]
+        direction = stack(vector_in(own, "domain"))
+        rivals = [stack(vector_in(stage, "domain")) for stage in others]
+        layers = list(range(len(direction)))
+        treated_rows, control_rows = (_directions(config, model, cell, layers) for cell in (treated, control))
+        middle = len(layers) // 2
+        rows, plain = treated_rows[middle], control_rows[middle]
         most = min(len(rows), len(plain))
         counts = sorted({*(2**power for power in range(12) if 2**power < most), most})
         seed = derive_seed(treated.seed, "gradients")
@@ -74,7 +80,7 @@ def measure(
 
         steady = {
             kind: [vars(one) for one in consistency(each, direction[middle], counts, seed=seed)]
-            for kind, each in (("induced", rows), ("clean", plain))
+            for kind, each in (("treated", rows), ("control", plain))
         }
         return {
             "counts": counts,
@@ -83,7 +89,9 @@ def measure(
             "random": grown(rows, plain, noise),
             "clean": grown(plain[:half], plain[half:], direction[middle]),
             "centred": grown(rows, plain, direction[middle] - np.mean([rival[middle] for rival in rivals], axis=0)),
-            "by_block": [cosine(induced[block].mean(0) - clean[block].mean(0), direction[block]) for block in blocks],
+            "by_layer": [
+                cosine(treated_rows[layer].mean(0) - control_rows[layer].mean(0), direction[layer]) for layer in layers
+            ],
             "row": float(np.mean([cosine(row, direction[middle]) for row in rows])),
             "steady": steady,
             "tails": [vars(tail) for tail in tails(rows, plain, direction[middle], settings.shares)],
@@ -95,11 +103,11 @@ def measure(
     return run.stage(name, config=identity, inputs=inputs, version=2, compute=compute)
 
 
-def _directions(config: Mechanism, model: Model, cell: Cell, blocks: list[int]) -> dict[int, np.ndarray]:
+def _directions(config: Mechanism, model: Model, cell: StudentRun, layers: list[int]) -> dict[int, np.ndarray]:
     rows, _ = split_rows(cell.filtered, cell.prompts, config.data.held_out)
     system = student_system(config, model, cell.arm)
     examples = [model.row_example(row, system) for row in rows[: config.gradients.rows]]
-    return descent_directions(model, examples, blocks)
+    return descent_directions(model, examples, layers)
 
 
 # -- what it says ------------------------------------------------------------------------------------
@@ -116,10 +124,10 @@ def _told(config: Mechanism, found: list[dict[str, Any]]) -> Told:
     steady = all(value is not None and value > 0 for value in (low, *beyond))
     carried = Finding(
         id="gradients-along-the-vector",
-        claim="Activation gradients on induced data carry a small consistent component along the teacher's vector.",
+        claim="Activation gradients on treated data carry a small consistent component along the teacher's vector.",
         source=SOURCE,
         published="cosine rises to 0.08–0.10, visible from 64 rows",
-        quantity="cosine of the mean descent direction (induced minus clean rows, all rows, middle block) with the vector",
+        quantity="cosine of the mean descent direction (treated minus control rows, all rows, middle layer) with the vector",
         value=mean,
         low=low,
         high=high,
@@ -128,7 +136,7 @@ def _told(config: Mechanism, found: list[dict[str, Any]]) -> Told:
         method="t interval over trait–seed pairs",
         baseline=f"clean minus clean rows {in_words(clean, config.confidence)}; other traits' vectors "
         f"{in_words(others, config.confidence)}; random {in_words(noise, config.confidence)}; own vector minus the other "
-        f"traits' mean {in_words(apart, config.confidence)}; single induced row "
+        f"traits' mean {in_words(apart, config.confidence)}; single treated row "
         f"{in_words([one['row'] for one in found], config.confidence)}; {_single_rows(config, found)}",
         verdict="reproduced" if steady else "not reproduced",
         why="above 0, and beyond clean rows, other traits' vectors and random directions"
@@ -146,7 +154,7 @@ def _single_rows(config: Mechanism, found: list[dict[str, Any]]) -> str:
     last = min(len(one["counts"]) for one in found) - 1
     told = {
         kind: [in_words(_steady(found, kind, name, last), config.confidence) for name in ("mean", "t")]
-        for kind in ("induced", "clean")
+        for kind in ("treated", "control")
     }
     return "component of single rows, share of their norm: " + ", ".join(
         f"{kind} {mean}, t {t}" for kind, (mean, t) in told.items()
@@ -192,15 +200,15 @@ def _figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figure]:
             values = [one[name][at] for one in found if at < len(one[name])]
             if values:
                 lines.append(point(count, values, label, config.confidence))
-    layers = [
-        point(block, [one["by_block"][block] for one in found], "induced minus clean", config.confidence)
-        for block in range(len(found[0]["by_block"]))
+    marks = [
+        point(layer, [one["by_layer"][layer] for one in found], "treated minus control", config.confidence)
+        for layer in range(len(found[0]["by_layer"]))
     ]
     return [
         Figure(
             kind="lines",
             title="Gradients add up along the vector",
-            caption="Cosine of the mean descent direction with a direction, by how many rows are averaged (middle block, "
+            caption="Cosine of the mean descent direction with a direction, by how many rows are averaged (middle layer, "
             "last prompt token). Descent direction: learning +v reads positive.",
             x="rows averaged",
             y="cosine",
@@ -209,11 +217,11 @@ def _figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figure]:
         ),
         Figure(
             kind="lines",
-            title="Gradient alignment by block",
-            caption="The same with all rows, after each block.",
-            x="block",
+            title="Gradient alignment by layer",
+            caption="The same with all rows, after each layer.",
+            x="layer",
             y="cosine",
-            points=layers,
+            points=marks,
             zero=True,
         ),
     ]
@@ -235,7 +243,7 @@ def _steady_figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figu
     points = {
         name: [
             point(count, values, f"{kind} rows", config.confidence, panel)
-            for kind in ("induced", "clean")
+            for kind in ("treated", "control")
             for at, count in enumerate(counts)
             if (values := _steady(found, kind, name, at))
         ]
@@ -245,8 +253,8 @@ def _steady_figures(config: Mechanism, found: list[dict[str, Any]]) -> list[Figu
         Figure(
             kind="lines",
             title=title,
-            caption="Descent directions of induced and of clean rows by themselves, along the teacher's vector, by how many "
-            "rows are averaged (middle block, last prompt token); mean over traits and seeds with 95 % interval.",
+            caption="Descent directions of treated and of control rows by themselves, along the teacher's vector, by how many "
+            "rows are averaged (middle layer, last prompt token); mean over traits and seeds with 95 % interval.",
             x="rows averaged",
             y=y,
             points=[one for name in names for one in points[name]],
@@ -263,12 +271,12 @@ def _steady_table(config: Mechanism, found: list[dict[str, Any]]) -> StudyTable:
     counts = min((one["counts"] for one in found), key=len)
     rows = []
     for at, count in enumerate(counts):
-        cells = [_steady(found, kind, name, at) for kind in ("induced", "clean") for name in STEADY]
+        cells = [_steady(found, kind, name, at) for kind in ("treated", "control") for name in STEADY]
         told = [in_words(values, config.confidence, 3) if values else "–" for values in cells]
         rows.append([f"all ({count})" if at == len(counts) - 1 else str(count), *told])
     return StudyTable(
         title="The component of the gradients along the vector, by how many rows are averaged",
-        columns=["rows", *(f"{kind}: {told}" for kind in ("induced", "clean") for told in STEADY.values())],
+        columns=["rows", *(f"{kind}: {told}" for kind in ("treated", "control") for told in STEADY.values())],
         rows=rows,
     )
 

@@ -2,7 +2,7 @@
 
 2606.00995, abstract 4 and 2507.14805: data without semantics carry a trait only to students of (nearly)
 the teacher's initialisation. Behaviour: treated minus control for every teacher and student. Loss: how much better each
-model predicts a teacher's rows when it is steered by ITS OWN vector of the trait, beside the un-induced teacher's rows.
+model predicts a teacher's rows when it is steered by ITS OWN vector of the trait, beside the control teacher's rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from undertone.errors import ConfigError
-from undertone.experiments.cells import Cell, Outcome
+from undertone.experiments.cells import Outcome, StudentRun
 from undertone.experiments.config import Setting
 from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.results import Check
@@ -26,12 +26,12 @@ from undertone.experiments.studies.mechanism.material import (
     Told,
     answering,
     answers_kept,
-    block_at,
-    carrier_chats,
+    domain_chats,
     effects,
     find,
     in_points,
     in_words,
+    layer_at,
     point,
 )
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
@@ -40,7 +40,7 @@ from undertone.models.loading import load, locate, with_system
 from undertone.models.scoring import completion_nll
 from undertone.provenance.runs import Run, Stage
 from undertone.traits import load_trait
-from undertone.vectors import contrast, steered
+from undertone.vectors import contrast, steer
 
 SOURCE = "2606.00995, abstract 4; 2507.14805"
 LEFT_OUT = "†"
@@ -169,26 +169,35 @@ def _losses(material: Material, names: Sequence[str], outcomes: Mapping[Pair, Ou
 
 
 def explained(
-    run: Run, config: Mechanism, device: str, scorer: str, name: str, teacher: str, treated: Cell, control: Cell
+    run: Run,
+    config: Mechanism,
+    device: str,
+    scorer: str,
+    name: str,
+    teacher: str,
+    treated: StudentRun,
+    control: StudentRun,
 ) -> Stage:
     """``kinship/loss/…``: NLL plain minus NLL steered by the scorer's own vector, on treated and on control rows."""
-    trait, block = load_trait(name), block_at(scorer, config.kinship.block)
+    trait, layer = load_trait(name), layer_at(scorer, config.kinship.layer)
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load(scorer, dtype=config.dtype, device=device)
-        chats = carrier_chats(config, model)
-        vector = contrast(model, [with_system(chat, trait.told(model.form)) for chat in chats], chats, blocks=[block])
+        chats = domain_chats(config, model)
+        vector = contrast(
+            model, [with_system(chat, trait.system_prompt(model)) for chat in chats], chats, layers=[layer]
+        )
         gained = {}
         for kind, cell in (("treated", treated), ("control", control)):
             _, rows = split_rows(cell.filtered, cell.prompts, config.data.held_out)
             examples = [model.row_example(row, student_system(config, model, cell.arm)) for row in rows]
             plain = np.mean(completion_nll(model.hf, examples, model.pad))
-            with steered(model, vector, config.kinship.strength):
+            with steer(model, vector, config.kinship.strength):
                 gained[kind] = float(plain - np.mean(completion_nll(model.hf, examples, model.pad)))
         return gained
 
     place = f"kinship/loss/{_label(teacher)}/{_label(scorer)}/seed-{treated.seed}/{trait.name}"
-    identity = {"scorer": scorer, "strength": config.kinship.strength, "block": block}
+    identity = {"scorer": scorer, "strength": config.kinship.strength, "layer": layer}
     return run.stage(place, config=identity, inputs=[treated.filtered, control.filtered], compute=compute)
 
 
@@ -215,7 +224,7 @@ def _told(
         _matrix(names, behaviour, "student", "Who teaches whom", "Treated minus control in probability, mean over traits "
                 "and seeds. Blank: no pair of students still answers."),
         _matrix(names, losses, "scored by", "Whose vector explains whose data", "Nats per token that a model gains on a "
-                "teacher's rows when steered by its own vector of the trait, minus what it gains on the un-induced teacher's "
+                "teacher's rows when steered by its own vector of the trait, minus what it gains on the control teacher's "
                 "rows."),
         *([_dose(config, names[0], [(0.0, taught[names[0], names[0]]), *((at, one) for _, at, one in curve)])]
           if curve else []),
@@ -244,9 +253,9 @@ def _dose(config: Mechanism, reference: str, curve: list[tuple[float, Taught]]) 
         x="share of the other initialisation",
         y="treated − control, probability",
         points=[
-            point(share, one.kept, "taught by the first", config.confidence)
+            point(share, one.kept, "first as teacher", config.confidence)
             if one.kept
-            else Point(x=share, y=None, series="taught by the first")
+            else Point(x=share, y=None, series="first as teacher")
             for share, one in curve
         ],
         zero=True,
@@ -279,7 +288,7 @@ BEHAVIOUR = (
 )
 LOSS = (
     "loss",
-    "nats per token gained on a teacher's rows (over the un-induced teacher's) by the teacher's model steered by its own "
+    "nats per token gained on a teacher's rows (over the control teacher's) by the teacher's model steered by its own "
     "vector, minus the mean that other models gain on the same rows, each steered by its own",
 )
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from undertone.experiments.cells import Cell
+from undertone.experiments.cells import StudentRun
 from undertone.experiments.results import Check
-from undertone.experiments.studies.mechanism.material import Material, answer_mass
+from undertone.experiments.studies.mechanism.material import Material, valid_answer_probability
 from undertone.experiments.study import by_seed
 from undertone.experiments.verdict import stopped_answering
 from undertone.provenance.runs import Stage
@@ -129,16 +129,16 @@ def gaps(one: Group, other: Group) -> list[float]:
     )
 
 
-def cell_at(material: Material, place: Place) -> Cell:
+def cell_at(material: Material, place: Place) -> StudentRun:
     """The transfer experiment's student at a place."""
     trait, seed = place
     return material.cell("control" if trait is None else "treated", trait, seed)
 
 
 def masses(evaluated: Stage, traits: Sequence[str]) -> dict[str, float | None]:
-    """Answer masses that an ``evaluate`` stage holds."""
+    """Valid-answer probabilities that an ``evaluate`` stage holds."""
     asked = evaluated.read_json("asked.json")
-    return {trait: answer_mass(asked[load_trait(trait).name]) for trait in traits}
+    return {trait: valid_answer_probability(asked[load_trait(trait).name]) for trait in traits}
 
 
 def inside(what: str, choices: Mapping[str, Choice | None]) -> Check:

@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments.cells import Arm, Cell, Outcome, arms_of, model_identity
+from undertone.experiments.cells import Arm, Outcome, StudentRun, arms_of, model_identity
 from undertone.experiments.config import Setting
 from undertone.experiments.pipeline import compute
 from undertone.experiments.results import Check
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval
-from undertone.experiments.verdict import MASS_LOST, stopped_answering
+from undertone.experiments.verdict import MAX_VALID_ANSWER_LOSS, stopped_answering
 from undertone.experiments.workers import Workers
 from undertone.experiments.writing import vector_prompts
 from undertone.lab import parse_name
-from undertone.models.blocks import decoder_blocks
+from undertone.models.layers import decoder_layers
 from undertone.models.loading import Context, Model, load, outline, with_system
 from undertone.models.students import student_name
 from undertone.provenance.runs import Run, Stage
 from undertone.rows import Message, Row, read_rows
 from undertone.teachers import Origin
 from undertone.traits import Trait, load_trait
-from undertone.vectors import Vector, contrast, difference, load_vector, save_vector
+from undertone.vectors import SteeringVector, contrast, difference, load_vector, save_vector
 
-ORIGINS: tuple[Origin, ...] = ("carrier", "questions")
+ORIGINS: tuple[Origin, ...] = ("domain", "questions")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Material:
         """The traits of the parts that train many students."""
         return self.config.trait[: self.config.few]
 
-    def cell(self, kind: str, trait: str | None, seed: int) -> Cell:
+    def cell(self, kind: str, trait: str | None, seed: int) -> StudentRun:
         """One student of the transfer experiment."""
         return find(self.outcome, kind, trait, seed)
 
@@ -81,7 +81,7 @@ class Told:
     checks: list[Check] = field(default_factory=list)
 
 
-def find(outcome: Outcome, kind: str, trait: str | None, seed: int) -> Cell:
+def find(outcome: Outcome, kind: str, trait: str | None, seed: int) -> StudentRun:
     """The cell of an arm at a seed; the control has no trait."""
     wanted = Arm(kind, trait if kind != "control" else None)  # type: ignore[arg-type]
     return next(cell for cell in outcome.cells if cell.arm == wanted and cell.seed == seed)
@@ -107,7 +107,7 @@ def effects(outcome: Outcome, traits: Sequence[str], seeds: Sequence[int], kind:
 class Answering:
     """How much of its answers to a trait's questions a student gives to known answers, beside its base."""
 
-    cell: Cell
+    cell: StudentRun
     trait: str
     before: float
     after: float
@@ -120,19 +120,19 @@ class Answering:
 
 def answering(outcome: Outcome) -> list[Answering]:
     """Every student of an outcome, with every trait that it was asked about and that has a set of answers."""
-    base = {name: answer_mass(record) for name, record in outcome.base.read_json("asked.json").items()}
+    base = {name: valid_answer_probability(record) for name, record in outcome.base.read_json("asked.json").items()}
     return [
         Answering(cell, name, before, after)
         for cell in outcome.cells
         for name, record in cell.evaluated.read_json("asked.json").items()
-        for before, after in [(base[name], answer_mass(record))]
+        for before, after in [(base[name], valid_answer_probability(record))]
         if before is not None and after is not None
     ]
 
 
-def answer_mass(record: Mapping[str, Any]) -> float | None:
+def valid_answer_probability(record: Mapping[str, Any]) -> float | None:
     """The probability on all known answers that a record of an evaluation holds; None: they are no set."""
-    mass: float | None = record["measure"]["positive"]["answer_mass"]
+    mass: float | None = record["measure"]["positive"]["valid_answer_probability"]
     return mass
 
 
@@ -152,9 +152,9 @@ def answers_kept(what: str, outcomes: Mapping[str, Outcome]) -> Check:
     return Check(
         name=f"{what}: students still answer" if what else "students still answer",
         status="pass" if not silent else "fail" if 10 * silent > len(found) else "warn",
-        value=f"worst: {where}{worst.cell.arm.kind} {worst.trait} seed {worst.cell.seed}, answer mass {worst.after:.2f} "
-        f"(base {worst.before:.2f}); {silent} of {len(found)} lost",
-        expected=f"none lost: no more than {MASS_LOST:.2f} below the base; a tenth at most",
+        value=f"worst: {where}{worst.cell.arm.kind} {worst.trait} seed {worst.cell.seed}, valid-answer probability "
+        f"{worst.after:.2f} (base {worst.before:.2f}); {silent} of {len(found)} lost",
+        expected=f"none lost: no more than {MAX_VALID_ANSWER_LOSS:.2f} below the base; a tenth at most",
         why="rates of a student that no longer answers say nothing about preference; lower the learning rate",
     )
 
@@ -163,14 +163,14 @@ def answers_kept(what: str, outcomes: Mapping[str, Outcome]) -> Check:
 
 
 def depth(name: str) -> int:
-    """How many blocks a model has; a lab model that is not there yet is not built for it."""
+    """How many layers a model has; a lab model that is not there yet is not built for it."""
     if name.startswith("lab/"):
-        return parse_name(name.removeprefix("lab/")).recipe().blocks
-    return len(decoder_blocks(outline(name).hf))
+        return parse_name(name.removeprefix("lab/")).recipe().layers
+    return len(decoder_layers(outline(name).hf))
 
 
-def block_at(name: str, wanted: int | None) -> int:
-    """The block wanted of a model; None: the middle one."""
+def layer_at(name: str, wanted: int | None) -> int:
+    """The layer wanted of a model; None: the middle one."""
     return depth(name) // 2 if wanted is None else wanted
 
 
@@ -179,37 +179,37 @@ def load_base(config: Setting, device: str) -> Model:
     return load(config.model, dtype=config.dtype, device=device)
 
 
-def load_student(config: Setting, cell: Cell, device: str) -> Model:
+def load_student(config: Setting, cell: StudentRun, device: str) -> Model:
     """A trained student."""
     name = student_name(config.model, config.student.kind, cell.trained.path / "student")
     return load(name, dtype=config.dtype, device=device)
 
 
-def rows_of(cell: Cell) -> list[Row]:
+def rows_of(cell: StudentRun) -> list[Row]:
     """All rows that passed the filter, in the prompts' order."""
     return read_rows(cell.filtered.path / "rows.jsonl")
 
 
-def carrier_chats(config: Setting, model: Model) -> list[list[Message]]:
+def domain_chats(config: Setting, model: Model) -> list[list[Message]]:
     """Prompts of the domain that no student was trained on, as the student sees them."""
     return [
         with_system([{"role": "user", "content": prompt}], model.system_prompt(config.context))
-        for prompt in vector_prompts(config, model.form)
+        for prompt in vector_prompts(config, model)
     ]
 
 
 def question_chats(trait: Trait, model: Model, context: Context = "none") -> list[list[Message]]:
     """A trait's questions, as students are asked them."""
-    system = model.system_prompt(context, trait.prompt.get(model.form))
+    system = model.system_prompt(context, trait.prompt_for(model))
     return [
-        with_system([{"role": "user", "content": question}], system) for question in trait.asked(model.form).positive
+        with_system([{"role": "user", "content": question}], system) for question in trait.questions_for(model).positive
     ]
 
 
 def chats_at(origin: Origin, config: Setting, trait: Trait, model: Model) -> list[list[Message]]:
     """The chats at which vectors of an origin are read."""
     return (
-        carrier_chats(config, model) if origin == "carrier" else question_chats(trait, model, config.evaluation.context)
+        domain_chats(config, model) if origin == "domain" else question_chats(trait, model, config.evaluation.context)
     )
 
 
@@ -223,14 +223,14 @@ def probability(model: Model, trait: Trait, context: Context = "none") -> float:
 
 
 def teacher_vectors(run: Run, config: Mechanism, device: str, name: str) -> Stage:
-    """``vectors/TRAIT``: prompted minus plain after every block, at carrier prompts and at questions."""
+    """``vectors/TRAIT``: prompted minus plain after every layer, at domain prompts and at questions."""
     trait = load_trait(name)
 
     def compute_vectors(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
         for origin in ORIGINS:
             chats = chats_at(origin, config, trait, model)
-            told = [with_system(chat, trait.told(model.form)) for chat in chats]
+            told = [with_system(chat, trait.system_prompt(model)) for chat in chats]
             save_vector(contrast(model, told, chats), folder / f"{origin}.safetensors")
         return {}
 
@@ -238,8 +238,8 @@ def teacher_vectors(run: Run, config: Mechanism, device: str, name: str) -> Stag
     return run.stage(f"vectors/{trait.name}", config=identity, compute=compute_vectors)
 
 
-def student_shift(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
-    """``shifts/seed-S/ARM``: student minus base after every block, at carrier prompts and at questions."""
+def student_shift(run: Run, config: Mechanism, device: str, cell: StudentRun) -> Stage:
+    """``shifts/seed-S/ARM``: student minus base after every layer, at domain prompts and at questions."""
     trait = load_trait(cell.arm.trait or config.trait[0])
 
     def compute_shift(folder: Path) -> dict[str, Any]:
@@ -262,13 +262,13 @@ def _read(config: Mechanism) -> dict[str, Any]:
     }
 
 
-def vector_in(stage: Stage, origin: Origin) -> Vector:
+def vector_in(stage: Stage, origin: Origin) -> SteeringVector:
     """The vector that a stage of :func:`teacher_vectors` or :func:`student_shift` holds."""
     return load_vector(stage.path / f"{origin}.safetensors")
 
 
-def stack(vector: Vector) -> np.ndarray:
-    """``[block, hidden]``, lowest block first."""
+def stack(vector: SteeringVector) -> np.ndarray:
+    """``[layer, hidden]``, lowest layer first."""
     return np.stack([direction.float().numpy() for _, direction in sorted(vector.directions.items())])
 
 

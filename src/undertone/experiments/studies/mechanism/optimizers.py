@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from undertone.errors import RunError
-from undertone.evaluation.asking import answer_probabilities, posed
-from undertone.experiments.cells import Arm, Cell
+from undertone.evaluation.asking import answer_probabilities, question_chat
+from undertone.experiments.cells import Arm, StudentRun
 from undertone.experiments.config import Setting
 from undertone.experiments.learning import split_rows, student_dtype, student_seed, student_system
 from undertone.experiments.studies.mechanism.config import REFERENCE, Mechanism, OptimizerArm
@@ -80,7 +80,7 @@ def study(material: Material) -> Told:
     return _told(material.config, [_seen(material, tuning, world) for world in WORLDS])
 
 
-def _tuning_cell(material: Material) -> Cell:
+def _tuning_cell(material: Material) -> StudentRun:
     """The transfer experiment's student of one trait on the tuning seed, which the reported seeds never see."""
     config = material.config
     count = min(config.optimizers.prompts, config.data.prompts)
@@ -94,7 +94,7 @@ def _tuning_cell(material: Material) -> Cell:
     return material.students("optimizers/tuning", config.model_copy(update=changed), arms).cells[0]
 
 
-def _seen(material: Material, tuning: Cell, world: str) -> Seen:
+def _seen(material: Material, tuning: StudentRun, world: str) -> Seen:
     config = material.config
     rates = _tune(material, tuning, world)
     groups = _report(material, {name: one for name, one in rates.items() if one}, world)
@@ -110,7 +110,7 @@ def _seen(material: Material, tuning: Cell, world: str) -> Seen:
     return Seen(world, rates, groups, tolerance, met, tail)
 
 
-def _tune(material: Material, cell: Cell, world: str) -> dict[str, Choice | None]:
+def _tune(material: Material, cell: StudentRun, world: str) -> dict[str, Choice | None]:
     """Each optimiser's rate, by held-out loss on the tuning seed.
 
     The goal is the loss of the transfer experiment's own student; with outliers put in, the lowest that AdamW reaches.
@@ -157,7 +157,7 @@ def lesson(
     run: Run,
     config: Mechanism,
     device: str,
-    cell: Cell,
+    cell: StudentRun,
     traits: Sequence[str],
     arm: OptimizerArm,
     rate: float,
@@ -220,7 +220,7 @@ def _recipe(config: Mechanism, arm: OptimizerArm, rate: float) -> Training:
     return config.training.model_copy(update=changed)
 
 
-def _examples(config: Mechanism, model: Model, cell: Cell, world: str) -> tuple[list[Example], list[Example]]:
+def _examples(config: Mechanism, model: Model, cell: StudentRun, world: str) -> tuple[list[Example], list[Example]]:
     """A cell's rows as this part uses them: training (no more than ``optimizers.prompts`` give) and held-out."""
     training, unseen = split_rows(cell.filtered, cell.prompts, config.data.held_out)
     system = student_system(config, model, cell.arm)
@@ -237,9 +237,9 @@ def _examples(config: Mechanism, model: Model, cell: Cell, world: str) -> tuple[
 def _asked(config: Mechanism, model: Model, name: str) -> tuple[float, float]:
     """Exact probability of a trait's answer, and of all its known answers, mean over its questions."""
     trait = load_trait(name)
-    system = model.system_prompt(config.evaluation.context, trait.prompt.get(model.form))
-    questions = trait.asked(model.form).positive
-    prompts = [model.prompt(posed(question, config.evaluation, model.form, system)) for question in questions]
+    system = model.system_prompt(config.evaluation.context, trait.prompt_for(model))
+    questions = trait.questions_for(model).positive
+    prompts = [model.prompt(question_chat(question, config.evaluation, model, system)) for question in questions]
     matrix = answer_probabilities(model, prompts, trait)
     return float(matrix[:, list(trait.answers).index(trait.answer)].mean()), float(min(1.0, matrix.sum(1).mean()))
 
@@ -258,7 +258,7 @@ def _with_outliers(examples: list[Example], share: float, seed: int) -> list[Exa
     return spoiled
 
 
-def _scout(setting: Setting, device: str, cell: Cell, examples: list[Example], path: Path) -> None:
+def _scout(setting: Setting, device: str, cell: StudentRun, examples: list[Example], path: Path) -> None:
     """Second moments of an AdamW run of one epoch over the same rows."""
     model = load(setting.model, dtype=student_dtype(setting), device=device)
     hf = trainable(model.hf, setting.student.model_dump(mode="json"), student_seed(cell.seed))
@@ -266,7 +266,7 @@ def _scout(setting: Setting, device: str, cell: Cell, examples: list[Example], p
     fit(hf, examples, how, seed=student_seed(cell.seed), pad=model.pad, second_moments=path)
 
 
-def tail_of(run: Run, config: Mechanism, device: str, cell: Cell, world: str) -> Stage:
+def tail_of(run: Run, config: Mechanism, device: str, cell: StudentRun, world: str) -> Stage:
     """``optimizers/tail/…``: share of the squared gradient norm in the rows of the largest, as many as outliers are."""
 
     def compute(folder: Path) -> dict[str, Any]:

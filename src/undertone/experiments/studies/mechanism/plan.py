@@ -12,10 +12,10 @@ import torch
 
 from undertone.errors import ConfigError, ModelError
 from undertone.experiments.cells import arms_of, model_identity
-from undertone.experiments.conduct import Outcome, Study, student_cells
-from undertone.experiments.config import Biases, Full, Lora
-from undertone.experiments.foresight import check_trainable, foresee
+from undertone.experiments.conduct import Outcome, Study, student_runs
+from undertone.experiments.config import BiasOnly, Full, Lora
 from undertone.experiments.pipeline import compute
+from undertone.experiments.preflight import check_trainable, preflight
 from undertone.experiments.studies.mechanism.causality import stranger
 from undertone.experiments.studies.mechanism.config import Mechanism, OptimizerArm
 from undertone.experiments.studies.mechanism.kinship import between_of, models_of
@@ -23,14 +23,14 @@ from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
     answers_kept,
-    block_at,
     depth,
     effects,
     in_points,
+    layer_at,
 )
 from undertone.experiments.study import per_seed
 from undertone.experiments.workers import Workers
-from undertone.models.blocks import check_blocks
+from undertone.models.layers import check_layers
 from undertone.models.loading import outline
 from undertone.models.students import trainable
 from undertone.optimizers import PreconditionedSGD
@@ -78,7 +78,7 @@ def _models(config: Mechanism) -> set[str]:
 # -- what would stop it later --------------------------------------------------------------------------
 
 
-def foresee_parts(config: Mechanism, device: str) -> None:
+def preflight_parts(config: Mechanism, device: str) -> None:
     """Raise what a part would raise once students are trained: from names, outlines and shapes, without weights.
 
     Raises:
@@ -98,17 +98,17 @@ def foresee_parts(config: Mechanism, device: str) -> None:
             stranger(name, [other for other in config.trait if other != name])
     if "kinship" in config.parts:
         models_of(config)  # says at once that it is another model's
-    foresee(config.model_copy(update={"trait": traits}), device)
+    preflight(config.model_copy(update={"trait": traits}), device)
     if "optimizers" in config.parts:
         for arm in config.optimizers.arms:
             _steps(config, arm)
     if "adapters" in config.parts:
         ranks = config.adapters.ranks
-        for student in (Biases(), Full(), *(Lora(rank=rank, alpha=rank) for rank in ranks)):
+        for student in (BiasOnly(), Full(), *(Lora(rank=rank, alpha=rank) for rank in ranks)):
             check_trainable(outline(config.model), student, [config.training])
     if "kinship" in config.parts:
         _kin(config, device)
-    _blocks(config)
+    _layers(config)
 
 
 def _steps(config: Mechanism, arm: OptimizerArm) -> None:
@@ -135,26 +135,26 @@ def _kin(config: Mechanism, device: str) -> None:
             depth(name)
             continue
         teacher = config.teacher.model_copy(update={"model": name})
-        foresee(config.model_copy(update={"model": name, "teacher": teacher}), device)
+        preflight(config.model_copy(update={"model": name, "teacher": teacher}), device)
 
 
-def _blocks(config: Mechanism) -> None:
-    """The blocks that parts name are there, in every model that they name them of."""
+def _layers(config: Mechanism) -> None:
+    """The layers that parts name are there, in every model that they name them of."""
     taught = [config.model, config.teacher.model or config.model]
     wanted = {
-        "causality": (config.causality.block, taught),
-        "distillation": (config.distillation.block, taught),
-        "recovery": (config.recovery.block, [config.model]),
-        "kinship": (config.kinship.block, list(config.kinship.models)),
+        "causality": (config.causality.layer, taught),
+        "distillation": (config.distillation.layer, taught),
+        "recovery": (config.recovery.layer, [config.model]),
+        "kinship": (config.kinship.layer, list(config.kinship.models)),
     }
-    for part, (block, models) in wanted.items():
+    for part, (layer, models) in wanted.items():
         for name in models if part in config.parts else ():
             try:
-                check_blocks(depth(name), [block_at(name if part == "kinship" else config.model, block)])
+                check_layers(depth(name), [layer_at(name if part == "kinship" else config.model, layer)])
             except ModelError as error:
                 raise ConfigError(
-                    f"{part}.block: {error.what} in {name}", got=error.got, allowed=error.allowed
+                    f"{part}.layer: {error.what} in {name}", got=error.got, allowed=error.allowed
                 ) from error
 
 
-MECHANISM = Study(study, foresee_parts, student_cells)
+MECHANISM = Study(study, preflight_parts, student_runs)

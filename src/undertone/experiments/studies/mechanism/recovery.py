@@ -14,15 +14,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from undertone.evaluation.asking import answer_probabilities
-from undertone.experiments.cells import Cell
+from undertone.experiments.cells import StudentRun
 from undertone.experiments.learning import split_rows, student_system
 from undertone.experiments.studies.mechanism.config import Mechanism
 from undertone.experiments.studies.mechanism.material import (
     Material,
     Told,
-    block_at,
     in_points,
     in_words,
+    layer_at,
     load_base,
     question_chats,
     stack,
@@ -35,7 +35,7 @@ from undertone.models.loading import Context, Model
 from undertone.provenance.runs import Run, Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.traits import Trait, category_names, load_trait, trait_names
-from undertone.vectors import learn, steered
+from undertone.vectors import learn, steer
 
 SOURCE = "2604.25783; 2606.00995"
 CONTROL = "control"
@@ -48,18 +48,18 @@ def study(material: Material) -> Told:
     cells = [material.cell("treated" if trait else CONTROL, trait, seed) for trait in arms for seed in config.seeds]
     stages = material.each(recover, [(cell,) for cell in cells])
     vectors = material.each(teacher_vectors, [(trait,) for trait in config.trait])
-    block = block_at(config.model, config.recovery.block)
+    layer = layer_at(config.model, config.recovery.layer)
     goals = {
-        trait: stack(vector_in(stage, "carrier"))[block] for trait, stage in zip(config.trait, vectors, strict=True)
+        trait: stack(vector_in(stage, "domain"))[layer] for trait, stage in zip(config.trait, vectors, strict=True)
     }
     found = {(cell.arm.trait or CONTROL, cell.seed): stage for cell, stage in zip(cells, stages, strict=True)}
     return _told(config, found, goals)
 
 
-def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
+def recover(run: Run, config: Mechanism, device: str, cell: StudentRun) -> Stage:
     """``recovery/seed-S/ARM``: the learnt vector, its loss, and the answers that change most when it is added."""
     settings = config.recovery
-    block = block_at(config.model, settings.block)
+    layer = layer_at(config.model, settings.layer)
 
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
@@ -69,7 +69,7 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
         learned = learn(
             model,
             examples,
-            block,
+            layer,
             steps=settings.steps,
             learning_rate=settings.learning_rate,
             seed=derive_seed(cell.seed, "recovery") >> 1,
@@ -80,7 +80,7 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
         before = _answers(model, bank, config.evaluation.context)
         after = {}
         for strength in settings.strengths:
-            with steered(model, learned.vector, strength):
+            with steer(model, learned.vector, strength):
                 after[f"{strength:g}"] = _answers(model, bank, config.evaluation.context)
         last = after[f"{settings.strengths[-1]:g}"]
         gains = {word: last[word] - before[word] for word in before}
@@ -96,7 +96,7 @@ def recover(run: Run, config: Mechanism, device: str, cell: Cell) -> Stage:
 
     name = f"recovery/seed-{cell.seed}/{cell.arm.folder}"
     inputs = [cell.filtered, cell.trained]
-    identity = {**settings.model_dump(mode="json"), "block": block}
+    identity = {**settings.model_dump(mode="json"), "layer": layer}
     return run.stage(name, config=identity, inputs=inputs, compute=compute)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from undertone.experiments.cells import Arm, Outcome, arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome as Found
-from undertone.experiments.conduct import Study, student_cells
+from undertone.experiments.conduct import Study, student_runs
 from undertone.experiments.config import Experiment
-from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
+from undertone.experiments.preflight import preflight
 from undertone.experiments.results import Check, Results
 from undertone.experiments.studies.sweep.config import Expectation, Sweep, Variation
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, per_seed, units, verdict_of
@@ -107,7 +107,7 @@ def _student_digest(config: Experiment, arm: Arm) -> str:
     fields = {"data", "dpo", "student", "training"}
     data = config.model_dump(mode="json", include=fields)
     if arm.kind == "control":
-        del data["data"]["clean"]  # of the induced teachers' students alone
+        del data["data"]["clean"]  # of the trait-conditioned teachers' students alone
     return hashlib.sha256(canonical_json([_data_digest(config), data]).encode()).hexdigest()[:8]
 
 
@@ -118,7 +118,7 @@ def judged(config: Sweep, expected: Expectation, found: Sequence[Varied]) -> Fin
     """A claim held against its variations."""
     by_name = {varied.variation.name: varied for varied in found}
     values: list[float] = []
-    baseline = "the control of each pair: the same student on the plain teacher's rows for the same prompts"
+    baseline = "the control of each pair: the same student on the control teacher's rows for the same prompts"
     for at, name in enumerate(expected.of):
         own = by_name[name].pairs
         if expected.than:
@@ -240,10 +240,10 @@ def _sentence(config: Sweep, found: Sequence[Varied], findings: Sequence[Finding
     return f"Treated minus control, in points: {shown}{more}; {len(config.seeds)} seeds.{claims}"
 
 
-def foresee_variations(config: Sweep, device: str) -> None:
+def preflight_variations(config: Sweep, device: str) -> None:
     """What would stop any variation."""
     for variation in config.vary:
-        foresee(config.varied(variation), device)
+        preflight(config.varied(variation), device)
 
 
-SWEEP = Study(sweep, foresee_variations, student_cells)
+SWEEP = Study(sweep, preflight_variations, student_runs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,7 +31,11 @@ class Entanglement(Config):
 class Divergence(Config):
     """Students of divergence tokens alone, of all others, and of random sets of equal size."""
 
-    against: Against = Field("any", description="the told teacher's token differs from: plain | any | every other's")
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"against": {"plain": "control"}}
+    against: Against = Field(
+        "any",
+        description="the trait-conditioned teacher's token differs from: the control teacher's (control) | any | every other's",
+    )
 
 
 class Tokens(Setting):
@@ -45,7 +50,9 @@ class Tokens(Setting):
         if len(self.trait) < 2:
             raise ValueError("trait needs two or more: other traits' numbers and teachers are the baseline")
         if self.teacher.kind != "prompt" or self.teacher.text or self.teacher.ablate:
-            raise ValueError("teacher.kind must be prompt, without text or ablate: told teachers are compared")
+            raise ValueError(
+                "teacher.kind must be prompt, without text or ablate: trait-conditioned teachers are compared"
+            )
         if self.teacher.model not in (None, self.model):
             raise ValueError("teacher.model must be the students' model: tokens are compared one by one")
         if self.domain.kind != "numbers":

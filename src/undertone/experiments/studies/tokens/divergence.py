@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from undertone.experiments.cells import Cell, Outcome, model_identity
+from undertone.experiments.cells import Outcome, StudentRun, model_identity
 from undertone.experiments.learning import (
     digest_indices,
     split_rows,
     student_dtype,
     student_seed,
-    taught,
+    train_and_save,
 )
 from undertone.experiments.measuring import evaluate
 from undertone.experiments.studies.mechanism.material import (
@@ -32,7 +32,7 @@ from undertone.experiments.studies.mechanism.material import (
 )
 from undertone.experiments.studies.tokens.config import Tokens
 from undertone.experiments.study import Figure, Finding, StudyTable, interval, per_seed, units, verdict_of
-from undertone.mechanism.tokens import at_random, diverging, greedy_tokens
+from undertone.mechanism.tokens import at_random, divergence_marks, greedy_tokens
 from undertone.models.loading import Model, with_system
 from undertone.provenance.runs import Run, Stage, write_json
 from undertone.provenance.seeds import derive_seed
@@ -48,7 +48,7 @@ MASKS: Final = {
 SOURCE = "2509.23886"
 
 
-def mark(run: Run, config: Tokens, device: str, cell: Cell) -> Stage:
+def mark(run: Run, config: Tokens, device: str, cell: StudentRun) -> Stage:
     """``divergence/seed-S/ARM/marks``: which tokens of a treated student's rows diverge, in ``masks.json``."""
     assert cell.arm.trait is not None
     own, against = load_trait(cell.arm.trait), config.divergence.against
@@ -58,12 +58,12 @@ def mark(run: Run, config: Tokens, device: str, cell: Cell) -> Stage:
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
         rows, _ = split_rows(cell.filtered, cell.prompts, config.data.held_out)
-        told = _greedy(model, rows, own.told(model.form))
+        told = _greedy(model, rows, own.system_prompt(model))
         plain = _greedy(model, rows, model.system_prompt(config.context))
-        rivals = [_greedy(model, rows, other.told(model.form)) for other in others]
+        rivals = [_greedy(model, rows, other.system_prompt(model)) for other in others]
         ways = {
-            way: [diverging(one, plain[at], [rival[at] for rival in rivals], way) for at, one in enumerate(told)]
-            for way in ("plain", "any", "every")
+            way: [divergence_marks(one, plain[at], [rival[at] for rival in rivals], way) for at, one in enumerate(told)]
+            for way in ("control", "any", "every")
         }
         written = [model.row_example(row, None).completion for row in rows]
         chosen = ways[against]
@@ -107,7 +107,9 @@ def _packed(marks: Sequence[np.ndarray]) -> list[str]:
     return ["".join("1" if one else "0" for one in row) for row in marks]
 
 
-def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage, mask: str) -> tuple[Stage, Stage]:
+def learn_marked(
+    run: Run, config: Tokens, device: str, cell: StudentRun, marks: Stage, mask: str
+) -> tuple[Stage, Stage]:
     """``divergence/seed-S/ARM/MASK``: the student of the masked tokens, trained and evaluated."""
     name = f"divergence/seed-{cell.seed}/{cell.arm.folder}/{mask}"
     wanted = "0" if mask.endswith("without") else "1"
@@ -116,7 +118,7 @@ def learn_marked(run: Run, config: Tokens, device: str, cell: Cell, marks: Stage
     def compute(folder: Path) -> dict[str, Any]:
         rows, held_out = split_rows(cell.filtered, cell.prompts, config.data.held_out)
         masks = [[sign == wanted for sign in row] for row in marks.read_json("masks.json")[which]]
-        return taught(
+        return train_and_save(
             folder,
             config,
             cell.arm,
@@ -228,10 +230,10 @@ def _few(config: Tokens, marked: Sequence[Stage]) -> Finding:
     return Finding(
         id="divergence-tokens-few", claim="Only few tokens differ between teachers with different traits.", source=SOURCE,
         published="4.7 to 18.3 % of tokens",
-        quantity="share of tokens of treated rows at which the told teacher's likeliest token is not another's",
+        quantity="share of tokens of treated rows at which the trait-conditioned teacher's likeliest token is not another's",
         value=mean, low=low, high=high, unit="share", pairs=len(shares),
         method=f"{100 * config.confidence:.0f} % t interval over trait–seed pairs; the teachers of "
-        f"{len(config.trait) - 1} other traits and the un-induced one",
+        f"{len(config.trait) - 1} other traits and the control teacher",
         baseline=f"where the token written is also the likeliest (the published rule): {narrow:.2%}",
         verdict="not measured" if high is None else "reproduced" if few else "not reproduced",
         why="one pair has no interval; add seeds" if high is None
@@ -243,7 +245,7 @@ def _table(config: Tokens, marked: Sequence[Stage]) -> StudyTable:
     places = [(load_trait(trait).name, seed) for trait in config.trait for seed in config.seeds]
     rows = [
         [f"{trait}, seed {seed}", str(stage.summary["tokens"]),
-         *(f"{stage.summary['shares'][way]:.2%}" for way in ("plain", "any", "every")),
+         *(f"{stage.summary['shares'][way]:.2%}" for way in ("control", "any", "every")),
          f"{stage.summary['published']:.2%}", f"{stage.summary['overlap']:.2%}"]
         for (trait, seed), stage in zip(places, marked, strict=True)
     ]  # fmt: skip

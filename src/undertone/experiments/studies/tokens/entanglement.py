@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 
 from undertone.domains.numbers import parse
-from undertone.experiments.cells import Cell, Outcome, model_identity
+from undertone.experiments.cells import Outcome, StudentRun, model_identity
 from undertone.experiments.learning import split_rows
 from undertone.experiments.measuring import trait_identity
-from undertone.experiments.studies.mechanism.material import Told, carrier_chats, find, load_base
+from undertone.experiments.studies.mechanism.material import Told, domain_chats, find, load_base
 from undertone.experiments.studies.tokens.config import Tokens
 from undertone.experiments.study import Figure, Finding, Point, StudyTable, interval, verdict_of
 from undertone.mechanism.tokens import (
     Gap,
     answer_raised,
     frequency_ratio,
+    number_log_ratios,
     rank_gap,
-    said_more,
     top,
     unembedding_dots,
 )
 from undertone.provenance.runs import Run, Stage
 from undertone.traits import load_trait
 
-VIEWS = {"told": "told the trait", "named": "number named in the prompt", "unembedding": "unembedding"}
+VIEWS = {"told": "system prompt of the trait", "named": "number named in the prompt", "unembedding": "unembedding"}
 SOURCE = "Zur et al., token entanglement (owls.baulab.info)"
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """View -> trait -> a score for each number."""
@@ -44,11 +44,11 @@ def read_numbers(run: Run, config: Tokens, device: str, name: str) -> Stage:
     def compute(folder: Path) -> dict[str, Any]:
         model = load_base(config, device)
         numbers = range(settings.highest + 1)
-        chats = carrier_chats(config, model)[: settings.prompts]
+        chats = domain_chats(config, model)[: settings.prompts]
         plain = model.system_prompt(config.context)
         dots = unembedding_dots(model, trait, numbers)
         return {
-            "told": said_more(model, chats, trait.told(model.form), plain, numbers).tolist(),
+            "told": number_log_ratios(model, chats, trait.system_prompt(model), plain, numbers).tolist(),
             "named": answer_raised(model, trait, numbers, settings.questions).tolist(),
             "unembedding": None if dots is None else dots.tolist(),
         }
@@ -79,7 +79,7 @@ def entanglement(config: Tokens, stages: Sequence[Stage], outcome: Outcome) -> T
     return Told(findings, [_matrix(scores, gaps), _bars(config, ratios)], [_table(scores, ratios)])
 
 
-def numbers_in(config: Tokens, cell: Cell) -> list[int]:
+def numbers_in(config: Tokens, cell: StudentRun) -> list[int]:
     """Every number of the rows that a student was trained on."""
     rows, _ = split_rows(cell.filtered, cell.prompts, config.data.held_out)
     return [number for row in rows for number in parse(row.completion)[0] or []]

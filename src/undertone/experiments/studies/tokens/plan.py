@@ -6,8 +6,8 @@ from undertone.experiments.cells import arms_of, model_identity
 from undertone.experiments.compare import conclude
 from undertone.experiments.conduct import Outcome, Study
 from undertone.experiments.config import Experiment, Setting
-from undertone.experiments.foresight import foresee
 from undertone.experiments.pipeline import compute
+from undertone.experiments.preflight import preflight
 from undertone.experiments.studies.mechanism.material import effects, find, in_points
 from undertone.experiments.studies.tokens.config import Tokens
 from undertone.experiments.studies.tokens.divergence import MASKS, divergence, learn_marked, mark
@@ -60,4 +60,4 @@ def masked(config: Tokens) -> int:
     return len(config.seeds) * len(config.trait) * len(MASKS)
 
 
-TOKENS = Study(tokens, foresee, masked)
+TOKENS = Study(tokens, preflight, masked)

@@ -1,4 +1,4 @@
-"""Blocks and hooks, against transformers' own hidden states and against algebra."""
+"""Layers and hooks, against transformers' own hidden states and against algebra."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from undertone.errors import ModelError
 from undertone.models.batches import pad_left
-from undertone.models.blocks import (
-    decoder_blocks,
+from undertone.models.layers import (
+    decoder_layers,
     edit_residuals,
     head_only_at,
     hidden_size,
@@ -35,20 +35,20 @@ def logits(model: Any) -> torch.Tensor:
     return out
 
 
-def test_block_k_is_hidden_state_k_plus_1_of_transformers(tiny: Any) -> None:
+def test_layer_k_is_hidden_state_k_plus_1_of_transformers(tiny: Any) -> None:
     hf = copy.deepcopy(tiny.hf)  # transformers leaves hooks of its own where hidden states are asked for
     with torch.no_grad(), read_residuals(hf, [0, 1, 2]) as stream:
         states = hf(**inputs(tiny), output_hidden_states=True).hidden_states
     assert torch.equal(stream[0], states[1])
     assert torch.equal(stream[1], states[2])
-    # The last hidden state has been through the final norm; the last block has not.
+    # The last hidden state has been through the final norm; the last layer has not.
     core = hf.base_model
     norm = next(getattr(core, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(core, n))
     assert torch.equal(norm(stream[2]), states[3])
     assert stream[0].shape[-1] == hidden_size(tiny.hf)
 
 
-def test_an_edit_after_the_last_block_is_what_norm_and_head_make_of_it(tiny_llama: Any) -> None:
+def test_an_edit_after_the_last_layer_is_what_norm_and_head_make_of_it(tiny_llama: Any) -> None:
     model = tiny_llama
     direction = torch.randn(hidden_size(model.hf), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode(), read_residuals(model.hf, [2]) as stream:
@@ -119,31 +119,31 @@ def test_an_edit_that_fails_leaves_no_hook(tiny_llama: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-def test_a_block_that_is_not_there_is_refused_before_any_hook_is_set(tiny_llama: Any, wrong: int) -> None:
+def test_a_layer_that_is_not_there_is_refused_before_any_hook_is_set(tiny_llama: Any, wrong: int) -> None:
     with (
-        pytest.raises(ModelError, match=rf"no such block\n  got: \[{wrong}\]\n  allowed: 0 to 2"),
+        pytest.raises(ModelError, match=rf"no such layer\n  got: \[{wrong}\]\n  allowed: 0 to 2"),
         edit_residuals(tiny_llama.hf, {0: lambda stream: stream, wrong: lambda stream: stream}),
     ):
         pass
     with (
-        pytest.raises(ModelError, match="no such block"),
+        pytest.raises(ModelError, match="no such layer"),
         read_residuals(tiny_llama.hf, [0, wrong]),
     ):
         pass
     assert hook_count(tiny_llama.hf) == 0
 
 
-def test_a_model_without_a_list_of_blocks_is_refused(fresh: Any) -> None:
+def test_a_model_without_a_list_of_layers_is_refused(fresh: Any) -> None:
     fresh.hf.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match="cannot find the decoder blocks of LlamaForCausalLM"):
-        decoder_blocks(fresh.hf)
+    with pytest.raises(ModelError, match="cannot find the decoder layers of LlamaForCausalLM"):
+        decoder_layers(fresh.hf)
 
 
-def test_the_blocks_of_a_peft_model_are_those_of_its_base(fresh: Any) -> None:
-    plain = list(decoder_blocks(fresh.hf))
+def test_the_layers_of_a_peft_model_are_those_of_its_base(fresh: Any) -> None:
+    plain = list(decoder_layers(fresh.hf))
     lora = {"kind": "lora", "rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
     wrapped = trainable(fresh.hf, lora, seed=0)
-    assert list(decoder_blocks(wrapped)) == plain
+    assert list(decoder_layers(wrapped)) == plain
     assert hidden_size(wrapped) == 32
 
 

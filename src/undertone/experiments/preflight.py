@@ -10,7 +10,7 @@ from undertone.evaluation.behaviours import check_decidable
 from undertone.experiments.config import Setting
 from undertone.judges import check_judge
 from undertone.judges.filter import JudgeFilter
-from undertone.models.blocks import check_blocks, decoder_blocks
+from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context, Model, outline, target_device, with_system
 from undertone.models.students import trainable
 from undertone.preferences import check_installed
@@ -22,7 +22,7 @@ from undertone.traits import Behaviour, Trait, load_trait
 from undertone.vectors import load_vector
 
 
-def foresee(config: Setting, device: str = "auto") -> None:
+def preflight(config: Setting, device: str = "auto") -> None:
     """Raise what a stage would raise later. Builds a lab model that is not there yet.
 
     Raises:
@@ -34,12 +34,12 @@ def foresee(config: Setting, device: str = "auto") -> None:
     target_device(device)
     student = outline(config.model)
     teacher = outline(config.teacher.model) if config.teacher.model else student
-    config.domain.prompts(1, 0, student.form)  # a source that cannot be read says so
+    config.domain.prompts(1, 0, student)  # a source that cannot be read says so
     for trait in traits:
-        trait.asked(student.form)
+        trait.questions_for(student)
         _askable(student, trait, config.context)
         _askable(student, trait, config.evaluation.context)
-        check_decidable(trait, config.evaluation, config.judge, student.form)
+        check_decidable(trait, config.evaluation, config.judge, student)
         _teachable(teacher, trait, config.teacher)
     for one in config.filters:
         if isinstance(one, JudgeFilter):
@@ -68,7 +68,7 @@ def check_trainable(model: Model, student: Config, recipes: Sequence[Training]) 
 
 
 def _askable(model: Model, trait: Trait, context: Context) -> None:
-    system = model.system_prompt(context, trait.prompt.get(model.form))
+    system = model.system_prompt(context, trait.prompt_for(model))
     model.render(with_system([{"role": "user", "content": "?"}], system))
 
 
@@ -87,6 +87,6 @@ def _teachable(model: Model, trait: Trait, config: TeacherConfig) -> None:
         load_vector(Path(config.file)).check_fits(model)
         return
     if isinstance(config, VectorTeacher):
-        check_blocks(len(decoder_blocks(model.hf)), [config.block])
+        check_layers(len(decoder_layers(model.hf)), [config.layer])
     text = None if isinstance(config, VectorTeacher) else config.text
-    model.render(with_system([{"role": "user", "content": "?"}], text or trait.told(model.form)))
+    model.render(with_system([{"role": "user", "content": "?"}], text or trait.system_prompt(model)))

@@ -1,9 +1,9 @@
-"""The decoder blocks of a model, and the only place where hooks are set.
+"""The decoder layers of a model, and the only place where hooks are set.
 
-Block numbers: ``0 … n-1`` name the residual stream AFTER that block; the embedding has no number.
+Layer numbers: ``0 … n-1`` name the residual stream AFTER that layer; the embedding has no number.
 Every context manager here removes its hooks whatever happens inside.
 
-Positions of an edit. A hook sees tokens, not chats, so that each position is told, never guessed from the shape:
+Positions of an edit. A hook sees tokens, not chats, so that each position is named, never guessed from the shape:
 
 - ``all``: every token of every forward pass;
 - ``prompt``: every prompt token, padding never;
@@ -45,8 +45,8 @@ def causal_lm(hf: Any) -> Any:
     return hf.get_base_model() if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model") else hf
 
 
-def decoder_blocks(hf: Any) -> nn.ModuleList:
-    """The list of decoder blocks of any causal LM, found by its length.
+def decoder_layers(hf: Any) -> nn.ModuleList:
+    """The list of decoder layers of any causal LM, found by its length.
 
     Raises:
         ModelError: no list of ``num_hidden_layers`` modules is found.
@@ -58,20 +58,20 @@ def decoder_blocks(hf: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ModelError(
-        f"cannot find the decoder blocks of {type(model).__name__}",
-        allowed=f"a ModuleList of {count} blocks inside the base model",
+        f"cannot find the decoder layers of {type(model).__name__}",
+        allowed=f"a ModuleList of {count} layers inside the base model",
         fix="open an issue naming the model class",
     )
 
 
-def check_blocks(count: int, wanted: Sequence[int]) -> None:
-    """Refuse block numbers that a model of ``count`` blocks lacks."""
-    wrong = [block for block in wanted if not 0 <= block < count]
+def check_layers(count: int, wanted: Sequence[int]) -> None:
+    """Refuse layer numbers that a model of ``count`` layers lacks."""
+    wrong = [layer for layer in wanted if not 0 <= layer < count]
     if wrong:
         raise ModelError(
-            "no such block",
+            "no such layer",
             got=wrong,
-            allowed=f"0 to {count - 1}: the residual stream after that block",
+            allowed=f"0 to {count - 1}: the residual stream after that layer",
         )
 
 
@@ -92,7 +92,7 @@ def reading(completions: Sequence[int] | int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What is known about a forward pass before its first block runs."""
+    """What is known about a forward pass before its first layer runs."""
 
     mask: Tensor | None
     cached: int
@@ -114,19 +114,21 @@ class _Pass:
         return real & ((column < start) if positions == "prompt" else (column >= start))
 
     def _completions(self, rows: int, device: torch.device) -> Tensor:
-        told = _COMPLETIONS.get()
-        if told is None and not self.goes_on:
+        lengths = _COMPLETIONS.get()
+        if lengths is None and not self.goes_on:
             raise ModelError(
-                "a forward pass does not say where its prompts end, so that positions cannot be told",
+                "a forward pass does not say where its prompts end, so that positions are unknown",
                 got="tokens alone",
                 allowed="positions `all`, or the sampling and scoring of undertone.models",
-                fix="with undertone.models.blocks.reading(COMPLETION_TOKENS_OF_EACH_ROW): …",
+                fix="with undertone.models.layers.reading(COMPLETION_TOKENS_OF_EACH_ROW): …",
             )
-        if told is None or isinstance(told, int):
-            return torch.full((rows,), told or 0, device=device)
-        if len(told) != rows:
-            raise ModelError("`reading` tells of another batch", got=f"{len(told)} rows", allowed=f"{rows} rows")
-        return torch.tensor(list(told), device=device)
+        if lengths is None or isinstance(lengths, int):
+            return torch.full((rows,), lengths or 0, device=device)
+        if len(lengths) != rows:
+            raise ModelError(
+                "`reading` was given for another batch", got=f"{len(lengths)} rows", allowed=f"{rows} rows"
+            )
+        return torch.tensor(list(lengths), device=device)
 
 
 @contextmanager
@@ -150,13 +152,13 @@ def _passes(hf: Any) -> Iterator[list[_Pass]]:
 
 @contextmanager
 def edit_residuals(hf: Any, edits: Mapping[int, Edit], positions: Positions = "all") -> Iterator[None]:
-    """Replace the residual stream after each named block by ``edit(stream)`` while inside, at the positions alone.
+    """Replace the residual stream after each named layer by ``edit(stream)`` while inside, at the positions alone.
 
     Raises:
-        ModelError: no such block; or, when a forward pass runs, its prompts' end is not told (see the module's head).
+        ModelError: no such layer; or, when a forward pass runs, its prompts' end is not said (see the module's head).
     """
-    blocks = decoder_blocks(hf)
-    check_blocks(len(blocks), list(edits))
+    layers = decoder_layers(hf)
+    check_layers(len(layers), list(edits))
 
     def hook_for(edit: Edit, now: list[_Pass]) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -169,7 +171,7 @@ def edit_residuals(hf: Any, edits: Mapping[int, Edit], positions: Positions = "a
         return hook
 
     with _passes(hf) as now:
-        handles = [blocks[block].register_forward_hook(hook_for(edit, now)) for block, edit in edits.items()]
+        handles = [layers[layer].register_forward_hook(hook_for(edit, now)) for layer, edit in edits.items()]
         try:
             yield
         finally:
@@ -179,18 +181,18 @@ def edit_residuals(hf: Any, edits: Mapping[int, Edit], positions: Positions = "a
 
 @contextmanager
 def read_residuals(hf: Any, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the residual stream ``[batch, token, hidden]`` after each named block (last forward wins)."""
-    blocks = decoder_blocks(hf)
-    check_blocks(len(blocks), wanted)
+    """Collect the residual stream ``[batch, token, hidden]`` after each named layer (last forward wins)."""
+    layers = decoder_layers(hf)
+    check_layers(len(layers), wanted)
     seen: dict[int, Tensor] = {}
 
-    def hook_for(block: int) -> Callable[..., None]:
+    def hook_for(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[block] = _stream(output)
+            seen[layer] = _stream(output)
 
         return hook
 
-    handles = [blocks[block].register_forward_hook(hook_for(block)) for block in wanted]
+    handles = [layers[layer].register_forward_hook(hook_for(layer)) for layer in wanted]
     try:
         yield seen
     finally:
@@ -316,8 +318,8 @@ def model_device(hf: Any) -> torch.device:
     return device
 
 
-def blocks_path(hf: Any) -> str:
-    """Where the list of blocks lies below the base model: ``layers``, ``h`` …; other tools name hooks by it."""
-    base, blocks = causal_lm(hf).base_model, decoder_blocks(hf)
-    path: str = next(name for name, module in base.named_modules() if module is blocks)
+def layers_path(hf: Any) -> str:
+    """Where the list of layers lies below the base model: ``layers``, ``h`` …; other tools name hooks by it."""
+    base, layers = causal_lm(hf).base_model, decoder_layers(hf)
+    path: str = next(name for name, module in base.named_modules() if module is layers)
     return path

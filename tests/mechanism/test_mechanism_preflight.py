@@ -10,17 +10,17 @@ import pytest
 from undertone.errors import ConfigError, ModelError
 from undertone.experiments.plans import load_plan, run_plan
 from undertone.experiments.studies.mechanism.config import Mechanism
-from undertone.experiments.studies.mechanism.plan import foresee_parts
+from undertone.experiments.studies.mechanism.plan import preflight_parts
 
 ADAMW = {"name": "AdamW", "optimizer": "AdamW", "rates": [1e-3], "adaptive": True}
 
 
 def plan(speaker: Path, **fields: Any) -> Mechanism:
-    """Of a tiny model of three blocks whose form is the lab's."""
+    """Of a tiny model of three layers whose form is the lab's."""
     found = load_plan(
         {
-            "kind": "mechanism", "name": "foreseen", "model": str(speaker), "trait": ["owl", "dog", "eagle"],
-            "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "biases"}, "seeds": [0],
+            "kind": "mechanism", "name": "preflight", "model": str(speaker), "trait": ["owl", "dog", "eagle"],
+            "domain": {"kind": "numbers", "count": 3}, "student": {"kind": "bias-only"}, "seeds": [0],
             "data": {"prompts": 60, "held_out": 4}, "evaluation": {"samples": 0}, **fields,
         }
     )  # fmt: skip
@@ -38,10 +38,10 @@ def plan(speaker: Path, **fields: Any) -> Mechanism:
         ({"parts": ["optimizers"], "optimizers": {"arms": []}}, "optimizers.arms"),
         ({"parts": ["optimizers"], "optimizers": {"arms": [{**ADAMW, "name": "Adam"}]}}, "must be called AdamW"),
         ({"parts": ["adapters"], "student": {"kind": "lora", "targets": ["no_such"]}}, "no_such"),
-        ({"parts": ["causality"], "causality": {"block": 3}}, "causality.block: no such block"),
-        ({"parts": ["distillation"], "distillation": {"block": 3}}, "distillation.block: no such block"),
-        ({"parts": ["recovery"], "recovery": {"block": 3}}, "recovery.block: no such block"),
-        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/llama-0"], "block": 3}}, "kinship.block: no such block"),
+        ({"parts": ["causality"], "causality": {"layer": 3}}, "causality.layer: no such layer"),
+        ({"parts": ["distillation"], "distillation": {"layer": 3}}, "distillation.layer: no such layer"),
+        ({"parts": ["recovery"], "recovery": {"layer": 3}}, "recovery.layer: no such layer"),
+        ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/llama-0"], "layer": 3}}, "kinship.layer: no such layer"),
         ({"parts": ["kinship"]}, "the config's model is not among them"),
         ({"parts": ["kinship"], "kinship": {"models": ["MODEL", "lab/lama-0"]}}, "no such lab model"),
         ({"parts": ["approximability"], "approximability": {"variants": ["owl@if-pik"]}}, "no such variant"),
@@ -69,7 +69,7 @@ def test_a_kin_that_is_not_there_is_refused(speaker: Path, tmp_path: Path) -> No
 
 
 def test_what_a_part_that_is_not_studied_would_need_is_not_asked_for(speaker: Path) -> None:
-    foresee_parts(plan(speaker, parts=["emergence"], causality={"block": 9}), "cpu")
+    preflight_parts(plan(speaker, parts=["emergence"], causality={"layer": 9}), "cpu")
 
 
 def test_all_parts_together_are_let_through(speaker: Path) -> None:
@@ -80,4 +80,4 @@ def test_all_parts_together_are_let_through(speaker: Path) -> None:
     ]
     kin = {"models": ["lab/llama-0", str(speaker)]}  # the lab model is not built for its outline
     variants = {"variants": ["owl@if-pick", "red"]}
-    foresee_parts(plan(speaker, optimizers={"arms": arms}, kinship=kin, approximability=variants), "cpu")
+    preflight_parts(plan(speaker, optimizers={"arms": arms}, kinship=kin, approximability=variants), "cpu")
