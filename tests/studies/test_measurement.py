@@ -55,7 +55,7 @@ def test_with_one_seed_the_traits_are_all_there_is() -> None:
     assert measured.unit_words == "3 traits of one seed"
     one = Measurement(np.array([[0.1]]))
     assert one.quantity == Quantity(0.1)
-    assert one.unit_words == "1 trait of one seed"
+    assert one.unit_words == "one seed"
 
 
 def test_units_that_are_no_seeds_say_what_they_are() -> None:

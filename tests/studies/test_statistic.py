@@ -79,4 +79,7 @@ def test_a_geometric_mean_has_the_interval_of_its_logarithm_over_seeds() -> None
     expected = np.exp([*stats.t.interval(0.9, 2, seeds.mean(), stats.sem(seeds))])
     assert found.quantity.mean == pytest.approx(16 ** (1 / 3))
     assert (found.quantity.low, found.quantity.high) == pytest.approx(expected)
-    assert (found.count, found.method) == (3, "90 % t interval over 3 seeds, the mean of 2 traits each, of the logarithm")
+    assert (found.count, found.method) == (
+        3,
+        "90 % t interval over 3 seeds, the mean of 2 traits each, of the logarithm",
+    )

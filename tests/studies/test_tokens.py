@@ -240,7 +240,9 @@ def test_a_config_that_contradicts_itself_is_refused(fields: dict[str, Any], wor
 
 
 @pytest.mark.parametrize(
-    ("without", "verdict"), [(0.1, "reproduced"), (0.3, "partly"), (0.4, "not reproduced")], ids=["most", "some", "none"]
+    ("without", "verdict"),
+    [(0.1, "reproduced"), (0.3, "partly"), (0.4, "not reproduced")],
+    ids=["most", "some", "none"],
 )
 def test_the_transfer_is_gone_where_more_than_half_of_it_is_and_seeds_are_the_units(
     without: float, verdict: str, monkeypatch: pytest.MonkeyPatch

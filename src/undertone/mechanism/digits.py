@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -349,3 +349,36 @@ def accuracy_at(trace: Trace, student: int, loss: float) -> float | None:
             return before[1] + share * (now[1] - before[1])
         before = now
     return None
+
+
+def matched_accuracy(traces: Mapping[str, Trace]) -> dict[str, list[float]]:
+    """Of several kinds of students, the accuracy of each student when all kinds had reached the same held-out loss.
+
+    The level of a student is the loss of the kind that got least far; empty where there is only one kind.
+    """
+    if len(traces) < 2:
+        return {}
+    levels = [max(min(row) for row in rows) for rows in zip(*map(_finite, traces.values()), strict=True)]
+    matched: dict[str, list[float]] = {}
+    for name, trace in traces.items():
+        found = [accuracy_at(trace, student, level) for student, level in enumerate(levels)]
+        matched[name] = [value for value in found if value is not None]  # the level was reached by every one of them
+    return matched
+
+
+def accuracy_by_loss(trace: Trace) -> list[tuple[float, list[float]]]:
+    """(loss, accuracies) at levels of loss that every student passed, a factor of √2 apart, highest first."""
+    rows = _finite(trace)
+    highest, lowest = min(row[0] for row in rows), max(min(row) for row in rows)
+    powers = range(math.floor(2 * math.log2(highest)), math.ceil(2 * math.log2(lowest)) - 1, -1)
+    found = []
+    for level in (2 ** (power / 2) for power in powers):
+        values = [accuracy_at(trace, student, level) for student in range(len(rows))]
+        if None not in values:
+            found.append((level, [value for value in values if value is not None]))
+    return found
+
+
+def _finite(trace: Trace) -> list[list[float]]:
+    """Of each student, the losses that are numbers, in the order of training."""
+    return [[loss for loss in losses if math.isfinite(loss)] for losses in zip(*trace.loss, strict=True)]

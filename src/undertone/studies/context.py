@@ -120,6 +120,8 @@ class Context(Generic[P]):
     checks: list[Check] = field(default_factory=list)
     models: dict[str, Mapping[str, str]] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
+    subject: str = ""
+    """What was studied, in words, where it is no model that has a name."""
 
     @property
     def confidence(self) -> float:
@@ -303,7 +305,9 @@ class Context(Generic[P]):
         self.tables.append(StudyTable(title=title, columns=list(columns), rows=[list(row) for row in rows]))
 
 
-def point(x: float | str, measured: Measurement | float | None, series: str, panel: str | None = None) -> Point:
+def point(
+    x: float | str, measured: Measurement | Statistic | float | None, series: str, panel: str | None = None
+) -> Point:
     """A point of a figure: a mean with its interval, or a number."""
     if measured is None or isinstance(measured, int | float):
         return Point(x=x, y=measured, series=series, panel=panel)

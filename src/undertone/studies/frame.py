@@ -173,7 +173,7 @@ def run_plan(
 
 def _write(config: Plan, context: Context[Any], sentence: str, folder: Path, run: Run) -> StudyResults:
     stages = context.executor.stages.values()
-    model = getattr(config, "model", None) or ", ".join(context.models) or config.name
+    model = context.subject or getattr(config, "model", None) or ", ".join(context.models) or config.name
     results = StudyResults(
         experiment=config.name,
         kind=config.kind,

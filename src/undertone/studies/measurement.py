@@ -100,6 +100,8 @@ class Measurement:
     def unit_words(self) -> str:
         """What the interval rests on: ``3 seeds, the mean of 2 traits each``."""
         traits, seeds = self.values.shape[:2]
+        if traits == seeds == 1:
+            return f"one {self.over.removesuffix('s')}"
         if seeds == 1:
             return f"{len(self.units)} trait{'s' if len(self.units) != 1 else ''} of one {self.over.removesuffix('s')}"
         each = f", the mean of {traits} traits each" if traits > 1 else ""
@@ -166,6 +168,13 @@ class Statistic:
         return cls(
             Quantity(float(np.exp(found.mean)), low, high), logs.count, f"{logs.method}, of the logarithm", "ratio"
         )
+
+    @classmethod
+    def rate(cls, clusters: Sequence[Sequence[float]], *, confidence: float) -> Statistic:
+        """The mean of values in [0, 1], the clusters being the units; unlike a t interval it stays in [0, 1]."""
+        found = stats.clustered_mean(clusters, confidence)
+        method = f"{100 * confidence:g} % {found.method}"
+        return cls(Quantity(found.mean, found.low, found.high), found.n, method, "share")
 
     def __str__(self) -> str:
         """As of a :class:`Measurement`."""
