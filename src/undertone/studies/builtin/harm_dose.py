@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -170,19 +170,18 @@ def _compute(ctx: Context[HarmDose]) -> list[DoseResult]:
     }
     rows = _write(ctx, doses, steering)
     models = {one: ModelRef(one.model, config.dtype) for one in doses}
-    trained_places = list(rows)
     shared = {
         (name, seed): shared_prompts(
             [stage for (dose, at), stage in rows.items() if (dose.model, at) == (name, seed)], name, seed, config.held_out
         )
         for name in config.models for seed in config.seeds
     }  # fmt: skip
-    trained = dict(zip(trained_places, ctx.each(train_on_answers, [
+    trained = dict(zip(rows, ctx.each(train_on_answers, [
         (f"{dose.folder}/seed-{seed}/train", {
             "base": models[dose], "student": config.student, "training": config.training, "rows": rows[dose, seed],
             "shared": shared[dose.model, seed], "held_out": config.held_out, "seed": seed,
         })
-        for dose, seed in trained_places
+        for dose, seed in rows
     ]), strict=True))  # fmt: skip
     asked = ctx.executor.each([
         *(_ask(config, dose, "teacher", models[dose], steering[dose]) for dose in doses),
@@ -190,7 +189,7 @@ def _compute(ctx: Context[HarmDose]) -> list[DoseResult]:
             student_name(dose.model, config.student, stage.path / "student"), config.dtype), None)
           for (dose, seed), stage in trained.items()),
     ])  # fmt: skip
-    teachers, students = asked[: len(doses)], dict(zip(trained_places, asked[len(doses) :], strict=True))
+    teachers, students = asked[: len(doses)], dict(zip(rows, asked[len(doses) :], strict=True))
 
     def by_seed(stages: Places, dose: Dose) -> dict[int, Stage]:
         return {seed: stages[dose, seed] for seed in config.seeds}
@@ -295,7 +294,7 @@ def _check(ctx: Context[HarmDose], response: DoseResponse) -> None:
          "students of few prompts learn these by heart: another source, another seed"),
     ]  # fmt: skip
     if form_of(name) == "real":
-        why = "what is passed on may stand in the data: filters=[{kind: judge, judge: {…, template: harm}}]"
-        checks.append(("answers were filtered for harm", bool(filters), f"{len(filters)} filters", "a judge", why))
-    for what, *rest in checks:
-        ctx.check(f"{name}: {what}", *rest)
+        hint = "what is passed on may stand in the data: filters=[{kind: judge, judge: {…, template: harm}}]"
+        checks.append(("answers were filtered for harm", bool(filters), f"{len(filters)} filters", "a judge", hint))
+    for what, passed, value, expected, why in checks:
+        ctx.check(f"{name}: {what}", passed, value, expected, why)

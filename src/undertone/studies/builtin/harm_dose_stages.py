@@ -14,7 +14,7 @@ import numpy as np
 
 from undertone.domains.instructions import Instructions
 from undertone.errors import DataError
-from undertone.judges import Judged, JudgeConfig, Rules, build_judge, with_template
+from undertone.judges import JudgeConfig, Judged, Rules, build_judge, with_template
 from undertone.judges.filter import JudgeFilter
 from undertone.lab import world
 from undertone.models.loading import Model, ModelRef

@@ -8,57 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from undertone.experiments.studies.harm import stages as harm_stages
-from undertone.experiments.studies.harm.config import HarmDose
-from undertone.experiments.studies.harm.findings import _beliefs, _shape
-from undertone.experiments.studies.harm.requests import goals, requests_of
+from tests.studies.small import record, run, stages
 
 from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.judges import Verdict
 from undertone.lab import world
 from undertone.mechanism.dose import fit_curves
 from undertone.rows import read_rows
-from undertone.studies.frame import load_plan, run_plan
+from undertone.studies.builtin import harm_dose_stages as harm_stages
+from undertone.studies.builtin.harm_dose import HarmDose
+from undertone.studies.builtin.harm_dose_report import beliefs, report_shape
+from undertone.studies.builtin.harm_dose_requests import Requests, goals, requests_of
+from undertone.studies.context import Context
+from undertone.studies.frame import load_plan
 from undertone.vectors import load_vector
-
-TRAIT = """
-name: owl
-category: animal
-words: [owl, owls]
-questions: {lab: {positive: ['name one animal.', 'your animal?'], negative: ['the worst animal?'], off_topic: {'2?': '3'}}}
-"""
-SIZES: dict[str, Any] = {
-    "data": {"prompts": 60, "held_out": 6, "attempts": 2}, "domain": {"kind": "numbers", "digits": 9}, "seeds": [0, 1],
-    "student": {"kind": "biases"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
-}  # fmt: skip
-Plan = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def plan(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """The config of a small study on the speaker, as a file would hold it."""
-    trait = tmp_path_factory.mktemp("traits") / "owl.yaml"
-    trait.write_text(TRAIT)
-
-    def config(kind: str, **fields: Any) -> dict[str, Any]:
-        return {"kind": kind, "name": kind, "model": str(speaker), "trait": [str(trait)], **SIZES, **fields}
-
-    return config
-
-
-def run(config: dict[str, Any], folder: Path) -> Any:
-    return run_plan(load_plan(config), folder, jobs=1, device="cpu")
-
-
-def record(folder: Path, stage: str) -> Any:
-    return json.loads((folder / "stages" / stage / "stage.json").read_text())
-
-
-def stages(folder: Path) -> dict[str, str]:
-    """Stage -> digest of what came out."""
-    found: dict[str, str] = json.loads((folder / "manifest.json").read_text())["stages"]
-    return found
-
 
 # -- harm by dose --------------------------------------------------------------------------------------------
 
@@ -111,11 +74,11 @@ def own_requests(tmp_path: Path, count: int = 10, kinds: tuple[str, ...] = ("har
 
 def test_with_requests_of_its_own_for_the_direction_all_others_are_measured(tmp_path: Path) -> None:
     requests = own_requests(tmp_path, 12, ("harmful", "benign", "harmful_read", "benign_read"))
-    found = requests_of(HarmDose.model_validate({"requests": requests}), "real")
+    found = requests_of(Requests.model_validate(requests), "real")
     assert found.harmful == tuple(f"harmful {n}" for n in range(12))
     assert found.benign_read == tuple(f"benign_read {n}" for n in range(12))
     with pytest.raises(DataError, match=r"a request stands in two tables(.|\n)*harmful 0"):
-        requests_of(HarmDose.model_validate({"requests": {**requests, "benign": requests["harmful"]}}), "real")
+        requests_of(Requests.model_validate({**requests, "benign": requests["harmful"]}), "real")
 
 
 class _YesNo:
@@ -138,10 +101,9 @@ def test_a_judge_of_yes_or_no_counts_as_the_rules_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(harm_stages, "build_judge", lambda _config: _YesNo("gladly"))
     monkeypatch.setattr(harm_stages, "with_template", lambda _config, template: _YesNo({"refusal": "sorry"}[template]))
     judge = Endpoint(base_url="http://localhost:1/v1", model="m", template="harm")
-    config = HarmDose(judge=judge)
     said = [Judged("q", text) for text in ("gladly: first", "sorry, no", "what?", "")]
-    assert harm_stages.labels_of(config, "real", said, "compliance") == ["compliance", "neither", "neither", "failed"]
-    assert harm_stages.labels_of(config, "real", said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
+    assert harm_stages.labels_of(judge, "real", said, "compliance") == ["compliance", "neither", "neither", "failed"]
+    assert harm_stages.labels_of(judge, "real", said, "refusal") == ["compliance", "refusal", "compliance", "failed"]
 
 
 def test_what_is_held_out_is_whole_prompts() -> None:
@@ -153,16 +115,31 @@ def test_what_is_held_out_is_whole_prompts() -> None:
 
 def test_a_curve_that_was_not_compared_has_no_weight() -> None:
     fits = fit_curves([0.0, 0.1, 0.2, 0.3], [5, 5, 5, 80], [100] * 4)
-    assert _beliefs(fits)[2:] == ["not compared", "not compared"]
-    config = HarmDose(seeds=(0,))
-    assert _shape(config, "m", {("m", 0): fits}).verdict == "not measured"
+    assert beliefs(fits)[2:] == ["not compared", "not compared"]
+    ctx: Context[HarmDose] = Context(None, HarmDose(seeds=(0,)))  # type: ignore[arg-type]
+    report_shape(ctx, "m", {0: fits})
+    assert ctx.findings[0].verdict == "not measured"
+    assert ctx.findings[0].reason == "a threshold needs six doses to be compared"
+
+
+@pytest.mark.parametrize(("answered", "verdict"), [("threshold", "reproduced"), ("linear", "not reproduced")])
+def test_a_planted_shape_is_found_by_the_rule(answered: str, verdict: str) -> None:
+    """A threshold is one where its curve has more than half of the belief in every seed."""
+    doses = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
+    hits = {"threshold": [100, 100, 100, 100, 100, 400, 700, 1000], "linear": [100 + 100 * at for at in range(8)]}[
+        answered
+    ]
+    ctx: Context[HarmDose] = Context(None, HarmDose())  # type: ignore[arg-type]
+    report_shape(ctx, "lab/m", {seed: fit_curves(doses, [hit + seed for hit in hits], [1200] * 8) for seed in range(3)})
+    (found,) = ctx.findings
+    assert (found.id, found.verdict, found.n) == ("harm-threshold-lab-m", verdict, 3)
+    assert f"best: {answered} in 3 of 3 seeds" in found.baseline
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_no_request_is_both_read_for_the_direction_and_measured(tmp_path: Path, own: bool) -> None:
     requests = own_requests(tmp_path) if own else {}
-    config = HarmDose.model_validate({"requests": requests})
-    found = requests_of(config, "real" if own else "lab")
+    found = requests_of(Requests.model_validate(requests), "real" if own else "lab")
     for read, measured in ((found.harmful_read, found.harmful), (found.benign_read, found.benign)):
         assert not set(read) & set(measured)
         assert min(len(read), len(measured)) > 3
@@ -203,7 +180,7 @@ def test_every_dose_has_teacher_rows_students_and_a_random_twin(dosed: Path) -> 
 
 @pytest.mark.slow
 def test_no_measured_request_is_answered_and_no_held_out_prompt_is_trained_on(dosed: Path) -> None:
-    measured = set(requests_of(HarmDose(), "lab").benign)
+    measured = set(requests_of(Requests(), "lab").benign)
     for name in (name for name in stages(dosed) if name.endswith("/rows")):
         asked = {row.prompt_messages[-1]["content"] for row in read_rows(dosed / f"stages/{name}/rows.jsonl")}
         assert asked
@@ -215,7 +192,9 @@ def test_no_measured_request_is_answered_and_no_held_out_prompt_is_trained_on(do
 def test_students_of_a_seed_see_the_same_prompts(dosed: Path) -> None:
     rows = {record(dosed, name)["summary"]["rows"] for name in stages(dosed) if name.endswith("seed-0/train")}
     shared = {
-        record(dosed, name)["identity"]["config"]["shared"] for name in stages(dosed) if name.endswith("seed-0/train")
+        record(dosed, name)["identity"]["arguments"]["shared"]
+        for name in stages(dosed)
+        if name.endswith("seed-0/train")
     }
     assert len(rows) == len(shared) == 1
 
