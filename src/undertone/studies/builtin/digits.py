@@ -24,7 +24,7 @@ from undertone.studies.builtin.digits_report import (
     tabulate,
 )
 from undertone.studies.builtin.digits_students import (
-    Imitation,
+    ImitationTask,
     NetworkShape,
     traces_of,
     train_students,
@@ -166,9 +166,9 @@ def _train(ctx: Context[DigitsStudy]) -> tuple[TrainedNetworks, Stage]:
         train_teachers, "teachers", shape=shape, training=config.teacher, seeds=all_seeds
     )  # fmt: skip
 
-    def imitation(arm: ElementwiseOptimizer, seeds: tuple[int, ...]) -> Imitation:
+    def imitation(arm: ElementwiseOptimizer, seeds: tuple[int, ...]) -> ImitationTask:
         places = tuple(all_seeds.index(seed) for seed in seeds)
-        return Imitation(
+        return ImitationTask(
             shape, teachers, seeds, places, arm.optimizer, arm.options, config.batch_size, config.steps, config.loss,
             config.noise,
         )  # fmt: skip

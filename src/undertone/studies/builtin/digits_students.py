@@ -63,7 +63,7 @@ class NetworkShape:
 
 
 @dataclass(frozen=True)
-class Imitation:
+class ImitationTask:
     """What students imitate, and how they are trained to; an argument of the stages that do it.
 
     Attributes:
@@ -136,7 +136,9 @@ def train_teachers(
 
 
 @stage("digits learning rate")
-def tune_rate(folder: Path, device: str, *, name: str, imitation: Imitation, rates: Sequence[float]) -> dict[str, Any]:
+def tune_rate(
+    folder: Path, device: str, *, name: str, imitation: ImitationTask, rates: Sequence[float]
+) -> dict[str, Any]:
     """Held-out imitation loss of every rate on the tuning seeds, and the best; accuracies are not looked at."""
     del folder
     size = len(imitation.seeds)
@@ -155,7 +157,7 @@ def tune_rate(folder: Path, device: str, *, name: str, imitation: Imitation, rat
 
 @stage("digits students")
 def train_students(
-    folder: Path, device: str, *, imitation: Imitation, kinds: Sequence[str], tuned: Stage,
+    folder: Path, device: str, *, imitation: ImitationTask, kinds: Sequence[str], tuned: Stage,
     hidden: Sequence[int] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The students of arms that are computed side by side; ``traces.json`` says how they went. ``hidden``: if not the
