@@ -222,9 +222,7 @@ def torch_pair(named: dict[str, torch.nn.Parameter], decay: float) -> list[torch
 
 
 @pytest.mark.parametrize("kind", [LORA, FULL], ids=["lora", "full"])
-def test_muon_adamw_with_a_schedule_is_torchs_muon_and_adamw_driven_by_hand(
-    tiny_llama: Any, kind: dict[str, Any]
-) -> None:
+def test_muon_adamw_with_a_schedule_is_torchs_muon_and_adamw_driven_by_hand(tiny_llama: Any, kind: Student) -> None:
     training = schooling("MuonAdamW", options={"weight_decay": 0.1})
     ours, hand = student(tiny_llama, kind), student(tiny_llama, kind)
     before = {name: value.clone() for name, value in weights(ours).items()}
@@ -265,7 +263,7 @@ def test_muon_adamw_with_a_schedule_is_torchs_muon_and_adamw_driven_by_hand(
     ],
 )
 def test_a_resumed_fit_ends_in_the_same_bits(
-    tiny_llama: Any, tmp_path: Path, name: str, kind: dict[str, Any], options: dict[str, Any], schedule: str
+    tiny_llama: Any, tmp_path: Path, name: str, kind: Student, options: dict[str, Any], schedule: str
 ) -> None:
     class Killed(Exception):  # noqa: N818
         pass

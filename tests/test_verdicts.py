@@ -133,7 +133,7 @@ def test_a_wider_interval_never_makes_a_failed_replication_of_what_was_not_measu
 ) -> None:
     low, high = (math.exp(end) if unit == "ratio" else end for end in ends)
     wider = (low / math.exp(left), high * math.exp(right)) if unit == "ratio" else (low - left, high + right)
-    before, after = verdict(holds, low, high, unit, than), verdict(holds, *wider, unit, than)
+    before, after = verdict(holds, low, high, unit, than), verdict(holds, wider[0], wider[1], unit, than)
     if before == "not measured":
         assert after == "not measured"
     if before == "reproduced" and holds != "none":  # what is lost by less precision is certainty, and not the claim
@@ -149,7 +149,7 @@ def test_negated_data_turn_above_into_below(holds: Any, ends: list[float], unit:
 
 @given(ENDS, st.sampled_from([unit for unit in UNITS if unit != "ratio"]))
 def test_negated_data_have_no_effect_alike(ends: list[float], unit: Unit) -> None:
-    assert verdict("none", *ends, unit) == verdict("none", -ends[1], -ends[0], unit)
+    assert verdict("none", ends[0], ends[1], unit) == verdict("none", -ends[1], -ends[0], unit)
 
 
 @given(RULES, ENDS, st.floats(-1, 1))
@@ -161,10 +161,10 @@ def test_a_mean_decides_nothing(holds: Any, ends: list[float], mean: float) -> N
 @given(ENDS)
 def test_none_and_an_effect_are_never_both_reproduced(ends: list[float]) -> None:
     """Nor is a claim and its opposite; an effect may be above 0 and still none of interest."""
-    assert {verdict("above", *ends), verdict("below", *ends)} != {"reproduced"}
-    if verdict("none", *ends) == "reproduced":
-        assert verdict("above", *ends) != "reproduced"
-        assert verdict("below", *ends) != "reproduced"
+    assert {verdict("above", ends[0], ends[1]), verdict("below", ends[0], ends[1])} != {"reproduced"}
+    if verdict("none", ends[0], ends[1]) == "reproduced":
+        assert verdict("above", ends[0], ends[1]) != "reproduced"
+        assert verdict("below", ends[0], ends[1]) != "reproduced"
 
 
 @given(ENDS)

@@ -135,7 +135,7 @@ def model(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 def changed(folder: Path, number: int | None = None) -> str:
     """Adds a thousandth to one entry of the tensor in the middle of the file (or that at ``number``)."""
     tensors = load_file(folder / "model.safetensors")
-    name = sorted(tensors)[len(tensors) // 2 if number is None else number]
+    name: str = sorted(tensors)[len(tensors) // 2 if number is None else number]
     tensors[name].view(-1)[tensors[name].numel() // 2] += 1e-3
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return name
@@ -441,9 +441,11 @@ def read_anything(folder: Path, device: str, *, given: Any, read: Annotated[Any,
     """Reads what it is told to, given or not."""
     del given
     kind, name = read
-    {"model": load, "vector": load_vector, "trait": load_trait, "file": check_readable}[kind](
-        *([Path(name)] if kind == "vector" else [name]), **({"device": device} if kind == "model" else {})
-    )
+    doors: dict[str, Callable[[], object]] = {
+        "model": lambda: load(name, device=device), "vector": lambda: load_vector(Path(name)),
+        "trait": lambda: load_trait(name), "file": lambda: check_readable(name),
+    }  # fmt: skip
+    doors[kind]()
 
 
 def reads(tmp_path: Path, given: Any, kind: str, name: str) -> None:

@@ -95,7 +95,7 @@ def test_waiting_counts_as_time_but_not_as_work(run: Run) -> None:
         while time.process_time() < end:
             pass
 
-    idle, busy = run.stage("idle", config={}, compute=waits), run.stage("busy", config={}, compute=works)
+    idle, busy = had(run, "idle", config={}, compute=waits), had(run, "busy", config={}, compute=works)
     assert idle.cpu_seconds is not None
     assert idle.cpu_seconds < 0.2
     assert idle.seconds >= 0.3
@@ -105,7 +105,7 @@ def test_waiting_counts_as_time_but_not_as_work(run: Run) -> None:
 
 def test_a_record_of_before_processor_time_was_measured_is_still_read() -> None:
     record = {"identity": {"name": "a"}, "digest": "d", "output_digest": "o", "seconds": 1.0, "summary": {}}
-    assert stages.stage_of(Path("a"), record, reused=True).cpu_seconds is None
+    assert stages.stage_of(Path("a"), record, "a", reused=True).cpu_seconds is None
 
 
 def test_the_record_of_a_stage_holds_hashes_that_sha256sum_confirms(run: Run) -> None:

@@ -253,6 +253,7 @@ def zoo_results() -> Results:
             probability=rows,
             control=[controls[name] for name in ANIMALS],
             base=[0.0606] * 16,
+            own_minus_others=[[0.41]] * 16,
             on_top=on_top,
             diagonal_minus_off=interval(0.41, 0.06, 16),
         ),
@@ -281,11 +282,12 @@ def study_results() -> StudyResults:
             low=None if value is None else value - half,
             high=None if value is None else value + half,
             unit=unit,
-            pairs=3,
+            n=3,
             method="t interval over 3 seed pairs",
             baseline="control student 0.61, random direction 0.02",
             verdict=verdict,
-            why="The interval lies above the control's.",
+            parts=[],
+            reason="The interval lies above the control's.",
         )
         for n, (verdict, unit, value, half, published) in enumerate(
             [

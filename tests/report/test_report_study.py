@@ -38,7 +38,7 @@ def test_the_page_says_what_the_study_says(a_study: StudyResults, html: str) -> 
     text = Structure(html).text
     assert a_study.sentence in text
     for finding in a_study.findings:
-        for part in (finding.claim, finding.source, finding.baseline, finding.verdict, finding.why, finding.method):
+        for part in (finding.claim, finding.source, finding.baseline, finding.verdict, finding.reason, finding.method):
             assert part in text
     for expected in ("0.831 [0.781,\u00a00.881]".replace("\u00a0", " "), "+12 points [3, 21]", "0.0141 nats", "–"):
         assert expected in text
@@ -143,7 +143,7 @@ def test_points_of_their_own_series_are_labelled_and_need_no_key(a_study: StudyR
 def test_a_value_is_shown_in_its_unit(unit: Any, value: float, shown: str) -> None:
     finding = Finding(
         id="a", claim="c", source="s", published=None, quantity="q", value=value, low=None, high=None, unit=unit,
-        pairs=1, method="m", baseline="b", verdict="partly", why="w",
+        n=1, method="m", baseline="b", parts=[], verdict="partly", reason="w",
     )  # fmt: skip
     assert told(finding).value == shown
 

@@ -52,7 +52,8 @@ def test_every_field_of_a_finding() -> None:
     assert own.values == pytest.approx(LOST[0])
     assert (own.value, own.low, own.high) == (found.value, found.low, found.high)
     (baseline,) = own.baselines
-    assert (baseline.name, baseline.values) == ("a random direction", pytest.approx(list(RANDOM[0])))
+    assert baseline.name == "a random direction"
+    assert baseline.values == pytest.approx(list(RANDOM[0]))
     assert (baseline.value, baseline.low, baseline.high) == pytest.approx(interval(RANDOM[0]))
     gap = interval(LOST[0] - RANDOM[0])  # seed by seed, and not mean by mean
     assert (baseline.gap, baseline.gap_low, baseline.gap_high) == pytest.approx(gap)

@@ -62,7 +62,8 @@ def trained(speaker: Path, trait: Path, folder: Path, *overrides: str) -> tuple[
         workers(1) as pool,
         Executor.open(run, pool, "cpu", "test") as executor,
     ):
-        taught = pipeline._trained_teachers(executor, config, [arm])
+        calls = pipeline._trained_teacher_calls(config, [arm])
+        taught = dict(zip(calls, executor.each(list(calls.values())), strict=True))
         asked = pipeline._teacher_answers(executor, config, [arm], taught)
         base = pipeline._evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype))
         return config, taught[arm], asked[arm], executor.each([base])[0]
