@@ -68,3 +68,15 @@ def test_some_traits_of_a_measurement_keep_their_seeds() -> None:
     assert whole.of_traits(slice(2)).units == pytest.approx([0.2, 0.3])
     assert whole.of_traits([2, 0]).values.tolist() == [[0.9, 0.9], [0.1, 0.2]]
     assert whole.count == 2
+
+
+def test_a_geometric_mean_has_the_interval_of_its_logarithm_over_seeds() -> None:
+    from scipy import stats
+
+    logs = np.log([[2.0, 4.0, 2.0], [2.0, 1.0, 8.0]])  # traits of a seed are averaged: 2, 2, 4
+    found = Statistic.geometric_mean(Measurement(logs, 0.9, "ratio"))
+    seeds = logs.mean(0)
+    expected = np.exp([*stats.t.interval(0.9, 2, seeds.mean(), stats.sem(seeds))])
+    assert found.quantity.mean == pytest.approx(16 ** (1 / 3))
+    assert (found.quantity.low, found.quantity.high) == pytest.approx(expected)
+    assert (found.count, found.method) == (3, "90 % t interval over 3 seeds, the mean of 2 traits each, of the logarithm")

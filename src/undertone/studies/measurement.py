@@ -158,6 +158,15 @@ class Statistic:
                 found = Quantity(found.mean, float(limits.low), float(limits.high))
         return cls(found, len(first), method, "correlation")
 
+    @classmethod
+    def geometric_mean(cls, logs: Measurement) -> Statistic:
+        """Of ratios whose natural logarithms these are: the t interval is that of the logarithm over its units."""
+        found = logs.quantity or Quantity(float("nan"))
+        low, high = (None if limit is None else float(np.exp(limit)) for limit in (found.low, found.high))
+        return cls(
+            Quantity(float(np.exp(found.mean)), low, high), logs.count, f"{logs.method}, of the logarithm", "ratio"
+        )
+
     def __str__(self) -> str:
         """As of a :class:`Measurement`."""
         return in_words(self.quantity, self.unit)

@@ -107,7 +107,7 @@ def preflight(config: Setting, device: str = "auto") -> None:
             call.check()
         _generate_call(config, arm, seed, None).check()
         _filter_call(config, arm, seed, None).check()
-        _evaluate_call(config, "base", traits_of(config, arm), base).check()
+        evaluate_call(config, "base", traits_of(config, arm), base).check()
 
 
 TaughtBy = Mapping[tuple[int, Arm], Stage]
@@ -141,9 +141,9 @@ def compute(
     calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)) for seed, arm in pairs]
     trained = dict(zip(pairs, executor.each(calls), strict=True))
     asked = executor.each([
-        *(_evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
+        *(evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
                          trained_model(config, config.model, trained[seed, arm])) for seed, arm in pairs),
-        _evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype)),
+        evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype)),
     ])  # fmt: skip
     students = [
         StudentRun(arm, seed, generated[seed, arm], filtered[seed, arm], trained[seed, arm], evaluated, shared[seed])
@@ -174,7 +174,7 @@ def retrain(
         for level, setting, one in wanted
     ])  # fmt: skip
     evaluated = executor.each([
-        _evaluate_call(setting, f"seed-{one.seed}/{one.arm.folder}", traits_of(setting, one.arm),
+        evaluate_call(setting, f"seed-{one.seed}/{one.arm.folder}", traits_of(setting, one.arm),
                        trained_model(setting, setting.model, stage)).within(f"{level}/")
         for (level, setting, one), stage in zip(wanted, trained, strict=True)
     ])  # fmt: skip
@@ -268,7 +268,8 @@ def _train_call(
     })  # fmt: skip
 
 
-def _evaluate_call(config: Setting, name: str, traits: Sequence[str], model: ModelRef) -> Call:
+def evaluate_call(config: Setting, name: str, traits: Sequence[str], model: ModelRef) -> Call:
+    """A model asked about traits as the setting asks, at ``NAME/evaluate``."""
     context = config.evaluation.context
     return Call(evaluate, f"{name}/evaluate", {
         "model": model, "traits": [load_trait(trait).for_questions(context) for trait in traits],

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from undertone.errors import ConfigError
 from undertone.models.loading import load
 from undertone.report import write
 from undertone.rows import Message, read_rows
+from undertone.studies.builtin import tokens
+from undertone.studies.context import Context
 from undertone.studies.frame import load_plan, run_plan
+from undertone.studies.measurement import Measurement
 
 TRAIT = """
 name: {name}
@@ -233,3 +237,35 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_config_that_contradicts_itself_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_plan({"kind": "tokens", "name": "x", "trait": ["owl", "dog"], **fields})
+
+
+@pytest.mark.parametrize(
+    ("without", "verdict"), [(0.1, "reproduced"), (0.3, "partly"), (0.4, "not reproduced")], ids=["most", "some", "none"]
+)
+def test_the_transfer_is_gone_where_more_than_half_of_it_is_and_seeds_are_the_units(
+    without: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: all tokens pass 0.4 on, random sets of equal size too; traits of a seed differ more than seeds do."""
+    from scipy import stats
+
+    config = load_plan("tokens", ["seeds=[0,1,2]", "trait=[owl,dog]"])
+    assert isinstance(config, tokens.Tokens)
+    places = [(trait, seed) for trait in config.trait for seed in config.seeds]
+    noise = {place: 0.2 * (place[0] == "owl") + 0.01 * place[1] for place in places}
+    level = {"only": 0.5, "random": 0.4, "without": without, "random-without": 0.4}
+    asked: Any = {
+        mask: {place: value + (noise[place] if mask in ("only", "without") else 0.2 * (place[0] == "owl"))
+               for place in places}
+        for mask, value in level.items()
+    }  # fmt: skip
+    monkeypatch.setattr(tokens, "target_probability", lambda stage, _trait: stage)
+    full = Measurement(np.array([[0.6, 0.6, 0.6], [0.4, 0.4, 0.4]]))
+    shares = {"plain": 0.05, "any": 0.1, "every": 0.01}
+    mark: Any = SimpleNamespace(summary={"shares": shares, "published": 0.05, "overlap": 0.1, "tokens": 9})
+    ctx: Context[tokens.Tokens] = Context(None, config)  # type: ignore[arg-type]
+    students: Any = SimpleNamespace(effect=full, probability=lambda _kind: Measurement(np.zeros((2, 3))))
+    tokens._report_divergence(ctx, students, dict.fromkeys(places, mark), asked)
+    few, kept, gone = ctx.findings
+    assert (few.verdict, kept.verdict, gone.verdict) == ("reproduced", "reproduced", verdict)
+    assert kept.n == 3
+    assert (kept.low, kept.high) == pytest.approx(stats.t.interval(0.95, 2, 0.11, stats.sem([0.1, 0.11, 0.12])))
