@@ -13,7 +13,7 @@ from typing import Any
 
 from undertone.errors import RunError
 from undertone.judges.judge import Judge, Judged, Verdict
-from undertone.lab.store import cache_folder
+from undertone.provenance.cache import cache_folder
 from undertone.provenance.plain_data import canonical_json
 
 _ROWS = 500  # of one query

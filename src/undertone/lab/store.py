@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,19 +17,10 @@ from tqdm import tqdm
 
 from undertone.errors import ConfigError, RunError
 from undertone.lab.recipe import WORLD_VERSION, LabName, Recipe, parse_name
+from undertone.provenance.cache import cache_folder
 
 CARD = "lab.json"
 OnStep = Callable[[int, int, float], None]
-
-
-def cache_folder() -> Path:
-    """``$UNDERTONE_CACHE``, else ``undertone`` in the user's cache folder."""
-    chosen = os.environ.get("UNDERTONE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "undertone"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "undertone"
 
 
 def digest(name: LabName, recipe: Recipe) -> str:

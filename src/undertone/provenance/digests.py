@@ -1,20 +1,21 @@
-"""Digests of files and folders: every byte counts. Those of large files are remembered by path, size and time of change.
+"""SHA-256 digests of files and folders, over every byte.
 
-The memory is a small JSON file in the cache folder, so that 15 GB of weights are read once and not at every command. A file below
-:data:`REMEMBERED` bytes is always read.
+The digest of a large file is stored in ``digests.json`` in the cache folder, under the file's path, size, modification
+time and inode, so that 15 GB of weights are read once and not at every command. A file below :data:`REMEMBERED` bytes
+is read every time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from filelock import FileLock
 
+from undertone.provenance.cache import cache_folder
 from undertone.rows import atomic_file
 
 REMEMBERED: Final = 16 * 2**20
@@ -54,11 +55,8 @@ def _read(path: Path) -> str:
 
 
 def memory_file() -> Path:
-    """Where digests of large files are remembered: ``$UNDERTONE_CACHE``, else the user's cache folder."""
-    if chosen := os.environ.get("UNDERTONE_CACHE"):
-        return Path(chosen).expanduser() / "digests.json"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "undertone" / "digests.json"
+    """Where the digests of large files are stored."""
+    return cache_folder() / "digests.json"
 
 
 @cache
@@ -81,4 +79,4 @@ def _remember(key: str, digest: str) -> None:
         with FileLock(f"{path}.lock", timeout=5), atomic_file(path) as file:
             file.write(json.dumps({**_stored(path), key: digest}).encode())
     except (OSError, TimeoutError):
-        return  # a memory that cannot be written costs time and nothing else
+        return  # the file is read again next time: slower, not wrong
