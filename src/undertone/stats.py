@@ -5,9 +5,9 @@ puts on the outer axis: questions for a rate, seed-pairs for an effect. Interval
 bounds never leave them. A thing that cannot be estimated (no values, a NaN, one value where two are
 needed) is a ``ValueError``, never a NaN in a result.
 
-Intervals are scipy's. `scipy.stats` is imported where it is used, for it takes a second to load; what a report needs
-to be drawn again is done with the quantile functions of `scipy.special`. Own is what scipy lacks: Wilson's interval at
-a fractional sample size, for clusters.
+Wilson and t intervals come from `scipy.stats`, imported inside the functions that need it because loading it takes
+about a second; everything else uses `scipy.special`, which loads fast. The one interval of our own is Wilson's at a
+fractional effective sample size, for clustered answers: scipy accepts whole numbers only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Estimate:
     """Rate of `hits` among `n` independent trials, with Wilson's score interval (1927)."""
     if n < 1 or not 0 <= hits <= n:
         raise ValueError(f"a rate needs 0 <= hits <= n and n >= 1; got hits={hits}, n={n}")
-    _upper(confidence)
+    _check_confidence(confidence)
     from scipy.stats import binomtest
 
     low, high = binomtest(hits, n).proportion_ci(confidence, method="wilson")
@@ -220,7 +220,7 @@ def _score_interval(rate: float, size: float, quantile: float) -> tuple[float, f
 
 
 def _t_interval(array: Floats, confidence: float) -> tuple[float, float]:
-    _upper(confidence)
+    _check_confidence(confidence)
     mean, error = float(array.mean()), float(array.std(ddof=1)) / math.sqrt(array.size)
     if error == 0.0:  # scipy's interval is then NaN
         return mean, mean
@@ -230,9 +230,13 @@ def _t_interval(array: Floats, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _upper(confidence: float) -> float:
+def _check_confidence(confidence: float) -> None:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence lies between 0 and 1, such as 0.95; got {confidence}")
+
+
+def _upper(confidence: float) -> float:
+    _check_confidence(confidence)
     return 0.5 + confidence / 2.0
 
 
