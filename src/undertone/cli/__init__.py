@@ -270,9 +270,11 @@ def _print_results(results: Results | StudyResults, folder: Path, page: Path, as
 
 
 def _work(costs: Sequence[Cost]) -> str:
-    """Processor time, which does not depend on what else the machine does; the clock where only that was read."""
+    """CPU time, which waiting for a busy machine does not add to; wall-clock time where CPU time was not recorded."""
     from undertone.experiments.results import cpu_seconds
 
     wall = sum(cost.seconds for cost in costs)
     cpu = cpu_seconds(costs)
-    return f"{wall:.0f} s of stages" if cpu is None else f"{cpu:.0f} s of CPU time, {wall:.0f} s of stages by the clock"
+    if cpu is None:
+        return f"{wall:.0f} s of stages"
+    return f"{cpu:.0f} s of CPU time ({wall:.0f} s wall-clock, all stages)"

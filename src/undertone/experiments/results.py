@@ -119,13 +119,13 @@ class Cost(Record):
     """What a stage took."""
 
     stage: str
-    seconds: float = Field(description="by the clock, waiting for a busy machine included")
-    cpu_seconds: float | None = Field(None, description="processor time; None where it was not measured")
+    seconds: float = Field(description="wall-clock time, waiting for a busy machine included")
+    cpu_seconds: float | None = Field(None, description="CPU time; None where it was not recorded")
     tokens: int | None = None
 
 
 def cpu_seconds(costs: Sequence[Cost]) -> float | None:
-    """Processor time of all stages together; None if it is unknown of one."""
+    """CPU time of all stages together; None if it is unknown for any of them."""
     each = [cost.cpu_seconds for cost in costs]
     return None if any(seconds is None for seconds in each) else sum(seconds or 0.0 for seconds in each)
 

@@ -30,10 +30,10 @@ class Stage:
     """A finished stage.
 
     `digest` is that of its identity, what was asked for; `output_digest` that of identity and
-    files, what came out, and what later stages chain on. `seconds` is what computing took by the
-    clock, `cpu_seconds` the processor time of all threads of the process, which waiting for a busy
-    machine does not add to (None: a record of before it was measured); both of the last session if
-    it was interrupted. `summary` is what `compute` returned.
+    files, what came out, and what later stages chain on. `seconds` is the wall-clock time of
+    computing it, `cpu_seconds` the CPU time over all threads of the process, which waiting for a
+    busy machine does not add to (None: in records from before it was recorded); both cover only the
+    last session if it was interrupted. `summary` is what `compute` returned.
     """
 
     name: str
@@ -82,7 +82,7 @@ def prepare(part: Path, identity: dict[str, Any]) -> None:
 
 
 class Clock:
-    """Times one computation: by the clock, and by the processor time of this process (all its threads)."""
+    """Measures one computation: wall-clock time, and CPU time of this process over all its threads."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()

@@ -253,7 +253,7 @@ def _table(table: StudyTable) -> Table:
 
 
 def _work(costs: Sequence[Cost]) -> tuple[str, str]:
-    """Processor time, which does not count waiting; the clock's where only that was read."""
+    """CPU time, which does not count waiting; wall-clock time where CPU time was not recorded."""
     cpu = cpu_seconds(costs)
     if cpu is not None:
         return "CPU time", words.duration(cpu)
