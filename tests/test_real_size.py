@@ -1,4 +1,4 @@
-"""A random-weights model of Qwen2.5-7B-Instruct's config, cut to two blocks, through the whole real-form pipeline."""
+"""A random-weights model of Qwen2.5-7B-Instruct's config, cut to one block, through the whole real-form pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QWEN_STYLE = (
 )
 
 
-def save_qwen_7b_cut(folder: Path, blocks: int = 2) -> Path:
+def save_qwen_7b_cut(folder: Path, blocks: int = 1) -> Path:
     """Qwen2.5-7B's sizes but for depth and vocabulary; its head leans to digits, so that rows pass the filter."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
@@ -75,7 +75,7 @@ def test_the_published_preset_runs_on_a_model_of_7b_width_with_names_and_sizes_c
     )
     sizes = [
         "data={prompts: 12, rows: 3, held_out: 1, attempts: 4, batch_size: 64}", "seeds=[1]", "domain.digits=9",
-        "training.batch_size=2", "training.micro_batch_size=1", "domain.count=2", "training.epochs=1", "training.precision=bf16",
+        "training.batch_size=2", "training.micro_batch_size=1", "domain.count=2", "training.epochs=1",
         "evaluation.samples=1", "evaluation.max_new_tokens=4",
     ]  # fmt: skip
     results = run("cloud-numbers", f"model={qwen}", f"trait={trait}", *sizes, folder=tmp_path / "run", jobs=1)

@@ -62,7 +62,8 @@ class Training(Config):
         None, gt=0, description="clip each row's gradient to this norm before they are averaged; None: do not"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
+        "auto",
+        description="auto: bf16 autocast on a GPU, fp32 on a CPU (many CPUs have no bf16 arithmetic and are a hundred times slower)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints inside the stage")
