@@ -63,7 +63,7 @@ class Training(Config):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 autocast on a GPU, fp32 on a CPU (many CPUs have no bf16 arithmetic and are a hundred times slower)",
+        description="auto: bf16 autocast on a GPU, fp32 on a CPU (those without bf16 arithmetic are far slower in it)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints inside the stage")
