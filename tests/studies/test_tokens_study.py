@@ -148,8 +148,6 @@ def test_masked_students_see_every_row_and_learn_the_two_halves_of_its_tokens(st
 
 @pytest.mark.slow
 def test_a_finding_is_the_difference_of_effects_over_pairs(studied: Path) -> None:
-    from scipy import stats
-
     found = {one["id"]: one for one in json.loads((studied / "results.json").read_text())["findings"]}
     for name, mask, beside in (
         ("divergence-tokens-suffice", "only", "random"),
@@ -161,8 +159,7 @@ def test_a_finding_is_the_difference_of_effects_over_pairs(studied: Path) -> Non
             for trait in NAMES
         ]
         assert found[name]["value"] == pytest.approx(np.mean(apart))
-        expected = stats.t.interval(0.95, 1, np.mean(apart), stats.sem(apart))
-        assert (found[name]["low"], found[name]["high"]) == pytest.approx(expected)
+        assert (found[name]["low"], found[name]["verdict"]) == (None, "not measured")  # the traits share the one seed
 
 
 @pytest.mark.slow
@@ -194,7 +191,8 @@ def test_every_claim_has_its_baseline_and_the_report_draws_it(studied: Path) -> 
         "divergence-tokens-needed",
     ]  # fmt: skip
     for one in found["findings"]:
-        assert all(math.isfinite(one[name]) for name in ("value", "low", "high"))
+        assert math.isfinite(one["value"])
+        assert (one["low"] is None) == one["id"].startswith("divergence")  # of one seed; entanglement is over traits
         assert one["baseline"]
     page = write(studied).read_text(encoding="utf-8")
     assert all(figure["title"] in page for figure in found["figures"])
