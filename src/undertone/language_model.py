@@ -15,11 +15,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
+from undertone.errors import ConfigError
 from undertone.models import loading
 from undertone.models.layers import Positions
 from undertone.models.loading import Context, Dtype, Model, ModelRef
 from undertone.models.sampling import sample
-from undertone.models.students import Lora
+from undertone.models.students import BiasOnly, Full, Lora
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.training import Lesson, Student, TrainedStudent, Training, train_student
@@ -72,6 +73,10 @@ class LanguageModel(Model):
             top_p: nucleus mass.
             batch_size: rows side by side.
         """
+        if isinstance(chats, str):
+            raise ConfigError(
+                "chats is one text, and one completion a chat is sampled", got=chats, fix="m.sample([text])"
+            )
         streams = list(seeds) if seeds is not None else [derive_seed(seed, "sample", at) for at in range(len(chats))]
         completions = sample(
             self.hf,
@@ -108,9 +113,19 @@ class LanguageModel(Model):
             seed: of adapters' first weights, the order of rows and dropout.
 
         Raises:
-            ConfigError: weights that are not there, or an optimiser that does not fit.
+            ConfigError: weights that are not there, an optimiser that does not fit, no rows, or this is a student that was
+                trained in this process: save and load it first.
             RunError: the loss is not finite.
         """
+        if self.trained is not None:
+            raise ConfigError(
+                f"{self.name} was trained here and stands in no folder: training starts from a model that can be loaded",
+                fix="student.save(FOLDER), then ut.load('BASE + FOLDER').train(…)",
+            )
+        if student is not None and not isinstance(student, Lora | BiasOnly | Full):
+            raise ConfigError("student: not a kind of student", got=student, allowed="Lora(…), BiasOnly() or Full()")
+        if not rows:
+            raise ConfigError("rows: there are none to train on", got=[], allowed="one row or more")
         lesson = Lesson(list(rows), list(held_out), context)
         done = train_student(
             ModelRef(self.name), student or Lora(), training or Training(), lesson, seed=seed, device=str(self.device)

@@ -84,6 +84,10 @@ class StoppingRule:
         method = f"t interval at look {n - self.minimum + 1} of {len(self.looks)} allowed, {n} seed pairs"
         return Estimate(mean, mean - half, mean + half, n, method)
 
+    def confidence_at(self, pairs: int) -> float:
+        """Of the ordinary t interval that the look after so many seed pairs takes."""
+        return look_confidence(pairs, self.looks, self.confidence)
+
     def decision(self, differences: Sequence[float]) -> Decision:
         """What these seed pairs, one difference each in the order in which they came, allow to say.
 

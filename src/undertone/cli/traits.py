@@ -120,6 +120,8 @@ def check(
     from undertone.models.loading import load, outline
     from undertone.traits import load_trait
 
+    if samples < 1:
+        raise ConfigError("samples: too few", got=samples, allowed="1 or more")
     speaker = outline(model)
     chosen = [(name in names, load_trait(name)) for name in _expanded(names)]
     asked = [trait for named, trait in chosen if named or trait.is_for(speaker)]

@@ -11,6 +11,7 @@ prompt length; finished rows leave the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undertone.errors import ConfigError
 from undertone.models.batches import Batch, pad_left
 from undertone.models.layers import reading
 
@@ -85,7 +87,17 @@ def sample(
         top_p: nucleus mass; 1 samples from the whole distribution.
         batch_size: rows decoded side by side.
         progress: called with the number of rows finished since the last call.
+
+    Raises:
+        ConfigError: a number that nothing can be sampled with.
     """
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 1),
+        ("batch_size", batch_size, 1),
+        ("temperature", temperature, 0),
+    ):
+        if not (math.isfinite(value) and value >= least):
+            raise ConfigError(f"{name}: out of range", got=value, allowed=f"{least} or more")
     device = next(iter(hf.parameters())).device
     keys = [tuple(prompt) for prompt in prompts]
     order = sorted(range(len(keys)), key=lambda row: (len(keys[row]), keys[row], row))

@@ -172,7 +172,10 @@ def _pooled(config: Experiment, effects: list[Effect]) -> Effect:
 def _at_look(effect: Effect, rule: StoppingRule) -> Effect:
     """With the interval of this look: repeated confidence intervals hold however often one looked (``sequential``)."""
     found = rule.interval(effect.per_seed)
-    return effect.model_copy(update={"low": max(-1.0, found.low), "high": min(1.0, found.high), "method": found.method})
+    could = stats.smallest_detectable(np.array(effect.per_seed), rule.confidence_at(found.n))
+    return effect.model_copy(update={
+        "low": max(-1.0, found.low), "high": min(1.0, found.high), "method": found.method, "smallest_detectable": could,
+    })  # fmt: skip
 
 
 def _confusion(config: Experiment, outcome: Outcome, base: dict[str, Measure]) -> Confusion:
@@ -242,7 +245,7 @@ def sentence(
             f"{confusion.on_top} of {count} traits are their own student's top answer; own minus others: "
             f"{100 * confusion.diagonal_minus_off.mean:+.1f} points "
             f"({100 * confusion.diagonal_minus_off.low:+.1f} to "
-            f"{100 * confusion.diagonal_minus_off.high:+.1f}), {seeds}"
+            f"{100 * confusion.diagonal_minus_off.high:+.1f}); treated minus control: {points}, {seeds}"
         )
     elif len(base) > 1:
         above = sum(e.low > 0 for e in per_trait)
@@ -261,10 +264,16 @@ def sentence(
     tail = {
         "transferred": "the trait passed through the data.",
         "not detected": f"no transfer was detected{_could_see(effect)}.{_other_way(effect)}",
-        "underpowered": f"this run could not tell{_could_see(effect)}; add seeds (--until decided does) or rows.",
+        "underpowered": f"this run could not tell{_could_see(effect)}; {_more(config)}.",
         "invalid": f"no conclusion: {', '.join(failed)} failed.",
     }[word]
     return f"{body}: {tail}"
+
+
+def _more(config: Experiment) -> str:
+    if config.until == "decided":
+        return f"undecided at the maximum of {config.max_seeds} seeds"
+    return "add seeds (--until decided does) or rows"
 
 
 def _other_way(effect: Effect) -> str:
@@ -276,6 +285,8 @@ def _could_see(effect: Effect) -> str:
         return " (one seed pair says nothing of the next)"
     if effect.smallest_detectable is None:
         return ""
+    if effect.smallest_detectable > 1.0:
+        return " (it would have seen no effect of any size)"
     return f" (it would have seen {100 * effect.smallest_detectable:.1f} points)"
 
 

@@ -163,9 +163,9 @@ def _off_topic(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     after = worst.measure.off_topic_correct or 0.0
     return _check(
         "off-topic questions are still answered",
-        after > before - 0.2,
+        before > 0 and after > before - 0.2,
         f"worst: {worst.arm} {worst.trait} seed {worst.seed}, {after:.0%} right (base {before:.0%})",
-        "no more than 20 points below the base",
+        "some right in the base, and no more than 20 points below it",
         "a student that lost its abilities is damaged, not taught; lower the learning rate",
         "warn",
     )
@@ -190,19 +190,11 @@ def _specific(base: dict[str, Measure], treated: Sequence[ArmResult]) -> Check:
 
 def _several_seeds(config: Experiment) -> Check:
     count = len(config.seeds)
-    if len(config.trait) > 1:
-        return _check(
-            "training runs are replicated",
-            True,
-            f"{len(config.trait)} traits × {count} seeds",
-            "several runs",
-            "the interval is over traits",
-        )
     return _check(
         "training runs are replicated",
         count >= 3,
         f"{count} seed{'s' if count > 1 else ''}",
         "at least 3",
-        "one run's interval covers questions, not the variance between training runs; add seeds",
+        "seed pairs are what the interval is over: one has none, and that of two is very wide; add seeds",
         "warn",
     )

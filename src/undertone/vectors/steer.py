@@ -16,6 +16,7 @@ unknown make-up is refused unless the positions are ``all``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import get_args
@@ -34,8 +35,10 @@ def steer(model: Model, vector: SteeringVector, strength: float, positions: Posi
 
     Raises:
         ModelError: the vector does not fit the model, or names a layer that it lacks.
-        ConfigError: no such positions.
+        ConfigError: no such positions, or a strength that is no number.
     """
+    if not math.isfinite(strength):
+        raise ConfigError("strength: not a number to steer by", got=strength, allowed="any finite number")
     _check(model, vector, positions)
 
     def adding(direction: Tensor) -> Edit:

@@ -226,10 +226,19 @@ def with_new_keys(meta: Mapping[str, str]) -> dict[str, str]:
 
 
 def save_vector(vector: SteeringVector, path: Path) -> None:
-    """Write the file; the header holds the origin."""
+    """Write the file; the header holds the origin.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     # Copies, for safetensors refuses tensors that share memory, as those of a tiled vector do.
     tensors = {f"layer.{layer}": d.detach().float().cpu().clone() for layer, d in vector.directions.items()}
-    save_file(tensors, path, metadata={"format": FORMAT, **vector.meta})
+    try:
+        save_file(tensors, path, metadata={"format": FORMAT, **vector.meta})
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} cannot be written", got=str(error), fix="name a file in a folder that exists"
+        ) from error
 
 
 def load_vector(path: Path) -> SteeringVector:

@@ -190,6 +190,8 @@ class Mechanism(Setting):
     def _studied(self) -> Mechanism:
         if len(self.trait) < 3:
             raise ValueError("trait needs three or more: what all arms share is only known from several")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError("parts must differ from each other")
         if self.teacher.kind != "prompt":
             raise ValueError("teacher.kind must be prompt: the parts steer and ablate by themselves")
         if self.initialisation.between is not None and len(self.initialisation.between) != len(

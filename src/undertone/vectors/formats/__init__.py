@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from undertone.errors import ConfigError, DataError, nearest
 from undertone.vectors.formats import control_vectors, json_files, torch_files
 from undertone.vectors.vector import SteeringVector, load_vector, save_vector
@@ -74,12 +76,18 @@ def write(vector: SteeringVector, path: Path, name: str) -> list[str]:
     """Write the file of another tool; what its user should know about it.
 
     Raises:
-        ConfigError: no such format. DataError: the format needs what the vector's header does not say.
+        ConfigError: no such format. DataError: the format needs what the vector's header does not say, or the file cannot be
+            written.
     """
     kind = lookup(name)
     if not path.parent.is_dir():
         raise ConfigError("no such folder to write to", got=str(path.parent))
-    return kind.write(vector, path)
+    try:
+        return kind.write(vector, path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} cannot be written", got=str(error), fix="name a file in a folder that exists"
+        ) from error
 
 
 def lookup(name: str) -> Format:
