@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_study_is_told_by_its_path(overrides: list[str], me
 def test_each_door_refuses_the_others_kind() -> None:
     with pytest.raises(ConfigError, match="this plan is a transfer experiment"):
         ut.study("owl-numbers")
-    with pytest.raises(ConfigError, match="kind"):
+    with pytest.raises(ConfigError, match=r"no transfer experiment(.|\n)*undertone.study"):
         ut.run("digits")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from undertone.domains import DomainConfig, Numbers
+from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation
 from undertone.filters.kinds import FilterConfig
 from undertone.judges import JudgeConfig
@@ -175,4 +176,7 @@ def load_experiment(source: str | Path = "owl-numbers", overrides: Sequence[str]
     Raises:
         ConfigError: anything is wrong with it, or it is a plan of another kind (``plans.load_plan`` reads any).
     """
+    kind = configs.kind_of(source, overrides, presets())
+    if kind not in (None, "transfer"):
+        raise ConfigError("this plan is no transfer experiment", got=f"kind {kind}", fix="undertone.study runs studies")
     return configs.load(Experiment, source, overrides, presets())
