@@ -135,7 +135,7 @@ def test_a_config_that_is_no_file_is_refused(refused: Cli, tmp_path: Path) -> No
 def test_the_command_itself_ends_with_a_code_and_without_a_traceback(tmp_path: Path) -> None:
     for arguments, code, words in (
         (["traits", "show", "owll"], 2, "Did you mean 'owl'"),  # a verb that brings no torch
-        (["show", "nowhere"], 3, "no finished run in nowhere"),
+        (["show", "nowhere"], 3, "there is no such run folder.*nowhere"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "undertone", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -350,7 +350,7 @@ def test_a_config_in_the_folder_that_cannot_be_read_is_told(refused: Cli, folder
 
 
 def test_results_that_are_not_there_or_damaged_are_told(refused: Cli, folder: Path) -> None:
-    says(refused("show", "nowhere"), 3, "no finished run in nowhere.*undertone run")
+    says(refused("show", "nowhere"), 3, "there is no such run folder.*nowhere")
     text = (folder / "results.json").read_text()
     for damaged in (text[:-20], text.replace('"verdict"', '"verdikt"'), "[]", ""):
         (folder / "results.json").write_text(damaged)

@@ -198,8 +198,8 @@ def test_other_arms_are_drawn_beside_control_and_treated(owl: Results) -> None:
         *("base", "teacher", "control", "treated", "random-vector"),
     ]
     html = render(results, {})
-    assert re.search(r'aria-label="Bars\. base: [^"]*control: [^"]*treated: [^"]*random: ', html)
-    assert re.search(r'aria-label="Treated minus control\. treated: [^"]*random: ', html)
+    assert re.search(r'aria-label="Bars\. base: [^"]*control: [^"]*treated: [^"]*random-vector: ', html)
+    assert re.search(r'aria-label="Treated minus control\. treated: [^"]*random-vector: ', html)
 
 
 # ------------------------------------------------------------------- what models and files say

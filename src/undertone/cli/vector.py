@@ -125,7 +125,11 @@ def compare(
     from undertone.vectors.formats import read
 
     if len(files) < 2 or random < 1:
-        raise ConfigError("nothing to compare", got=f"{len(files)} files, {random} random", allowed="two files or more")
+        raise ConfigError(
+            "nothing to compare",
+            got=f"{len(files)} files, {random} random",
+            allowed="two files or more, --random 1 or more",
+        )
     vectors = {str(file): read(file) for file in files}
     if len(vectors) < len(files):
         raise ConfigError("a file is named twice", got=[str(file) for file in files])

@@ -187,6 +187,8 @@ def read_results(folder: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_bytes())
     except OSError as error:
+        if not path.parent.is_dir():
+            raise DataError("there is no such run folder", got=str(folder), fix="check the path") from error
         raise DataError(
             f"no finished run in {folder}",
             got=f"no readable {path.name}",

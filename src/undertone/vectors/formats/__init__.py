@@ -111,5 +111,5 @@ def guess(path: Path) -> str:
         f"{path}: which vector format is this?",
         got=path.suffix or "no suffix",
         allowed=", ".join(f"{kind.suffix} ({kind.name})" for kind in FORMATS.values()),
-        fix="name the format: --from FORMAT",
+        fix="undertone vector convert FILE OUT.safetensors --from FORMAT, for a file of another name",
     )
