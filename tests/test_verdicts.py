@@ -246,7 +246,7 @@ def test_a_claim_is_reproduced_where_all_its_parts_are_and_nowhere_else(parts: l
 @pytest.mark.parametrize(
     ("low", "high", "failed", "word"),
     [
-        (0.2, 0.6, False, "transferred"), (0.01, 0.02, False, "transferred"), (-0.02, 0.02, False, "not detected"),
+        (0.2, 0.6, False, "transferred"), (0.01, 0.02, False, "not detected"), (-0.02, 0.02, False, "not detected"),
         (-0.4, -0.2, False, "not detected"), (-0.2, 0.3, False, "underpowered"), (None, None, False, "underpowered"),
         (0.2, 0.6, True, "invalid"), (-0.02, 0.02, True, "invalid"),
     ],

@@ -94,7 +94,7 @@ def effect(low: float, high: float, pairs: int = 3) -> Effect:
     ("found", "word"),
     [
         (effect(0.2, 0.6), "transferred"),
-        (effect(0.01, 0.04), "transferred"),  # little, but the whole interval is above 0
+        (effect(0.01, 0.04), "not detected"),  # above 0, and smaller than what is of interest
         (effect(-0.02, 0.02), "not detected"),
         (effect(-0.01, 0.01), "not detected"),
         (effect(-0.2, 0.3), "underpowered"),

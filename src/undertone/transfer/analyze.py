@@ -27,7 +27,7 @@ from undertone.transfer.results import (
     Results,
     SampleRow,
 )
-from undertone.verdicts import RunVerdict
+from undertone.verdicts import SMALLEST_EFFECT, RunVerdict
 
 
 def conclude(
@@ -263,7 +263,7 @@ def sentence(
     failed = [check.name for check in checks if check.status == "fail"]
     tail = {
         "transferred": "the trait passed through the data.",
-        "not detected": f"no transfer was detected{_could_see(effect)}.{_other_way(effect)}",
+        "not detected": f"no transfer was detected{_could_see(effect)}.{_small_or_below(effect)}",
         "underpowered": f"this run could not tell{_could_see(effect)}; {_more(config)}.",
         "invalid": f"no conclusion: {', '.join(failed)} failed.",
     }[word]
@@ -276,7 +276,10 @@ def _more(config: Experiment) -> str:
     return "add seeds (--until decided does) or rows"
 
 
-def _other_way(effect: Effect) -> str:
+def _small_or_below(effect: Effect) -> str:
+    if effect.low > 0:
+        size = f"{100 * SMALLEST_EFFECT['points']:g} points"
+        return f" The whole interval lies above 0, and below {size}, the smallest effect of interest."
     return " Treated students show the trait less than the control." if effect.high < 0 else ""
 
 
