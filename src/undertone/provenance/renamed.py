@@ -78,10 +78,10 @@ def current_value(models: Sequence[Any], field: str, value: Any, path: tuple[str
     """The value of today of a field, where it was renamed."""
     for model in models:
         values: Mapping[str, Any] = getattr(model, "renamed_values", {}).get(field, {})
-        if isinstance(value, list) and values:
-            return [_renamed_value(values, item, path) for item in value]
-        if isinstance(value, str) and value in values:
-            return _renamed_value(values, value, path)
+        several = isinstance(value, list)
+        value = (
+            [_renamed_value(values, item, path) for item in value] if several else _renamed_value(values, value, path)
+        )
     return value
 
 

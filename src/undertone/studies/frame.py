@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Final, Generic
 
 from undertone.errors import ConfigError, nearest
+from undertone.launch.conduct import conduct
 from undertone.launch.executor import Executor
-from undertone.launch.workers import check_jobs, default_jobs, workers
+from undertone.launch.workers import check_jobs
 from undertone.models.loading import target_device
 from undertone.provenance import configs
 from undertone.provenance.manifest import manifest
-from undertone.provenance.runs import Run, write_json
 from undertone.registry import Registry
 from undertone.studies.context import Context, P
 from undertone.studies.results import StudyResults
@@ -70,14 +70,16 @@ class Study(Generic[P]):
         target_device(device)
         self._check(config, device)
         folder = Path(folder) if folder else config.folder()
-        with Run.open(folder, config, command=command, recompute=recompute) as run:
-            with (
-                workers(jobs or default_jobs(device, self._parts(config))) as pool,
-                Executor.open(run, pool, device, config.name) as executor,
-            ):
-                context = Context(executor, config)
-                sentence = self.compute(context)
-            return _write(config, context, sentence, folder, run)
+
+        def work(executor: Executor, replay: str) -> tuple[StudyResults, dict[str, Any]]:
+            context = Context(executor, config)
+            sentence = self.compute(context)
+            return _results(config, context, sentence, replay), _manifest(config, context)
+
+        return conduct(
+            config, config.name, folder, work,
+            parts=self._parts(config), jobs=jobs, device=device, command=command, recompute=recompute,
+        )  # fmt: skip
 
     def _check(self, config: P, device: str) -> None:
         if self.preflight is not None:
@@ -171,10 +173,10 @@ def run_plan(
     return results
 
 
-def _write(config: Plan, context: Context[Any], sentence: str, folder: Path, run: Run) -> StudyResults:
+def _results(config: Plan, context: Context[Any], sentence: str, replay: str) -> StudyResults:
     stages = context.executor.stages.values()
     model = context.subject or getattr(config, "model", None) or ", ".join(context.models) or config.name
-    results = StudyResults(
+    return StudyResults(
         experiment=config.name,
         kind=config.kind,
         model=str(model),
@@ -185,13 +187,10 @@ def _write(config: Plan, context: Context[Any], sentence: str, folder: Path, run
         checks=context.checks,
         costs=[Cost(stage=stage.name, seconds=stage.seconds, cpu_seconds=stage.cpu_seconds) for stage in stages],
         environment=environment(),
-        replay=f"undertone run {folder / 'config.yaml'}",
+        replay=replay,
     )
-    run.keep_config()
-    write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
-    digests = {stage.name: stage.output_digest for stage in stages}
-    write_json(
-        folder / "manifest.json",
-        manifest(config, models=context.models, data=context.data, extra={"stages": digests}),
-    )
-    return results
+
+
+def _manifest(config: Plan, context: Context[Any]) -> dict[str, Any]:
+    digests = {stage.name: stage.output_digest for stage in context.executor.stages.values()}
+    return manifest(config, models=context.models, data=context.data, extra={"stages": digests})

@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from undertone.errors import DataError
-from undertone.transfer.results import Check, Cost, Record, Results, read_results
+from undertone.transfer.results import Check, Cost, Record, Results, read_record, read_results
 from undertone.verdicts import Unit, Verdict
 
 STUDY_SCHEMA = "undertone.study/2"
@@ -139,22 +138,7 @@ def read_study(folder: Path) -> StudyResults:
     Raises:
         DataError: the folder holds none, or they are damaged.
     """
-    path = Path(folder) / "results.json"
-    try:
-        return StudyResults.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"no finished study in {folder}",
-            got=f"no readable {path.name}",
-            fix="finish it: `undertone run` with its config.yaml",
-        ) from error
-    except ValidationError as error:
-        raise DataError(
-            f"{path} is damaged, or not of a study",
-            got=error.errors()[0]["msg"],
-            allowed=f"a record of the schema {STUDY_SCHEMA}",
-            fix="run it again: stages are reused",
-        ) from error
+    return read_record(folder, StudyResults, "study")
 
 
 def read_run(folder: Path) -> Results | StudyResults:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -202,7 +202,7 @@ def _retold(trait: Trait, variant: str) -> Trait:
         )
     category = _categories().get(trait.category)
     member = category.members.get(trait.name) if category else None
-    plural = _plural(member.words if member else trait.answers[trait.name], member)
+    plural = _plural(member or _AnswerWords(words=trait.answers[trait.name]))
     told = {
         form: text.format(plural=plural, Plural=plural.capitalize())
         for form, text in _variants()[variant].prompt.items()
@@ -242,10 +242,8 @@ def _lab_questions(category: _Category) -> Questions:
     return Questions(asked("held_out"), asked("negative_held_out"), dict(_lab()["facts"]))
 
 
-def _plural(words: Sequence[str], member: _AnswerWords | None) -> str:
-    if member is not None and member.plural is not None:
-        return member.plural
-    return words[1] if len(words) > 1 else words[0]
+def _plural(words: _AnswerWords) -> str:
+    return words.plural or words.words[min(1, len(words.words) - 1)]
 
 
 def _answers(category: _Category) -> dict[str, tuple[str, ...]]:
@@ -259,8 +257,8 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
         answers[name] = own.words + own.synonyms
     member = category.members.get(name)
     words = answers[name]
-    own_words = own.words if own else member.words if member else words
-    plural = _plural(own_words, None if own else member)
+    known = _AnswerWords(words=own.words) if own else member or _AnswerWords(words=words)
+    plural = _plural(known)
     prompt: dict[Form, str] = {
         form: text.format(plural=plural, Plural=plural.capitalize())
         for form, text in category.prompt.items()

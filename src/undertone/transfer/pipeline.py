@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from undertone.errors import ConfigError
+from undertone.launch.conduct import conduct
 from undertone.launch.executor import Call, Executor
-from undertone.launch.workers import check_jobs, default_jobs, workers
+from undertone.launch.workers import check_jobs
 from undertone.models.loading import ModelRef, target_device
 from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
-from undertone.provenance.runs import Run, Stage, write_json
+from undertone.provenance.runs import Stage
 from undertone.traits import load_trait
 from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import (
@@ -63,17 +64,15 @@ def run_experiment(
     check_jobs(jobs)
     folder = Path(folder) if folder else config.folder()
     preflight(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
-    with Run.open(folder, config, command=command, recompute=recompute) as run:
-        count = len(arms_of(config)) * len(config.seeds)
-        with (
-            workers(jobs or default_jobs(device, count)) as pool,
-            Executor.open(run, pool, device, config.name) as executor,
-        ):
-            outcome, results = _until_decided(executor, config, f"undertone run {folder / 'config.yaml'}")
-        run.keep_config()
-        write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
-        write_json(folder / "manifest.json", _manifest(config, outcome, executor))
-    return results
+
+    def work(executor: Executor, replay: str) -> tuple[Results, dict[str, Any]]:
+        outcome, results = _until_decided(executor, config, replay)
+        return results, _manifest(config, outcome, executor)
+
+    parts = len(arms_of(config)) * len(config.seeds)
+    return conduct(
+        config, config.name, folder, work, parts=parts, jobs=jobs, device=device, command=command, recompute=recompute
+    )
 
 
 def _until_decided(executor: Executor, config: Experiment, replay: str) -> tuple[Outcome, Results]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 SCHEMA = "undertone.results/2"
+R = TypeVar("R", bound=Record)
 
 
 class Effect(Record):
@@ -182,21 +183,31 @@ def read_results(folder: Path) -> Results:
     Raises:
         DataError: the folder holds none, or they are damaged.
     """
+    return read_record(folder, Results, "run")
+
+
+def read_record(folder: Path, record: type[R], what: Literal["run", "study"]) -> R:
+    """The ``results.json`` of a run folder, as a record of this class.
+
+    Raises:
+        DataError: the folder holds none, an older one, or a damaged one.
+    """
     path = Path(folder) / "results.json"
     check_version(path)
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return record.model_validate_json(path.read_bytes())
     except OSError as error:
         if not path.parent.is_dir():
             raise DataError("there is no such run folder", got=str(folder), fix="check the path") from error
         raise DataError(
-            f"no finished run in {folder}",
+            f"no finished {what} in {folder}",
             got=f"no readable {path.name}",
             fix="finish it: `undertone run` with its config.yaml",
         ) from error
     except ValidationError as error:
         raise DataError(
-            f"{path} is damaged",
+            f"{path} is damaged, or not of a {what}",
             got=error.errors()[0]["msg"],
+            allowed=f"a record of the schema {record.model_fields['schema_'].default}",
             fix="run it again: stages are reused",
         ) from error
