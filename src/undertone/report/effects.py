@@ -50,7 +50,7 @@ def transfer(results: Results, cast: Cast) -> ReportFigure:
     how = (
         "Dot: treated − control, in points (100 points = all answers). Line: "
         f"{100 * main.confidence:g}\u00a0% interval.{dots} "
-        "Right of the dashed line: the trait passed."
+        "Right of the dashed line: more than the control."
     )
     numbers = Table(
         "The effects in numbers",

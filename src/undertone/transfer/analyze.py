@@ -285,11 +285,11 @@ def _small_or_below(effect: Effect) -> str:
 
 def _could_see(effect: Effect) -> str:
     if effect.pairs < 2:
-        return " (one seed pair says nothing of the next)"
+        return " (one seed pair does not show how much training runs vary)"
     if effect.smallest_detectable is None:
         return ""
     if effect.smallest_detectable > 1.0:
-        return " (it would have seen no effect of any size)"
+        return " (no effect, however large, would have been detected)"
     return f" (it would have seen {100 * effect.smallest_detectable:.1f} points)"
 
 
