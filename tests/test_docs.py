@@ -303,10 +303,11 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     from undertone import api
     from undertone.evaluation import abilities
     from undertone.lab import store
+    from undertone.launch import conduct
     from undertone.launch.workers import workers
     from undertone.models import loading, names
     from undertone.studies import frame
-    from undertone.transfer import config, pipeline
+    from undertone.transfer import config
 
     def build(name: Any, recipe: Any, folder: Path) -> None:
         shutil.copytree(speaker["lab"], folder)
@@ -326,13 +327,12 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
 
     for room in (frame, api):
         monkeypatch.setattr(room, "load_plan", load_plan)
-    monkeypatch.setattr(frame, "workers", lambda _jobs: workers(1))
     monkeypatch.setattr(store, "_build", build)
     monkeypatch.setattr(loading, "locate", locate)
     monkeypatch.setattr(names, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)
     monkeypatch.setattr(api, "load_experiment", load_experiment)
-    monkeypatch.setattr(pipeline, "workers", lambda _jobs: workers(1))
+    monkeypatch.setattr(conduct, "workers", lambda _jobs: workers(1))
     monkeypatch.setattr(abilities, "EXAMPLES", 12)
     monkeypatch.setenv("UNDERTONE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("UNDERTONE_TRAITS", str(tmp_path / "traits"))

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 
-from undertone.stats import Estimate
+from undertone.stats import CONFIDENCE, Estimate
 
 Decision = Literal["above", "below", "none", "continue", "undecided at maximum"]
 
@@ -50,7 +50,7 @@ class StoppingRule:
 
     minimum: int = MINIMUM
     maximum: int = 12
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
     smallest_effect: float = 0.05
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class StoppingRule:
         return "continue" if len(differences) < self.maximum else "undecided at maximum"
 
 
-def look_confidence(look: int, looks: Sequence[int], confidence: float = 0.95) -> float:
+def look_confidence(look: int, looks: Sequence[int], confidence: float = CONFIDENCE) -> float:
     """The confidence of the ordinary t interval to be taken after ``look`` seed pairs, one of ``looks``.
 
     Args:

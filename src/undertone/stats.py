@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import nctdtrinc, ndtri, stdtrit
 
+CONFIDENCE = 0.95  # of an interval where nobody asks for another
 POWER = 0.8  # of the two-sided test, for the smallest detectable effect
 _ROUNDING = 1e-6  # how far a probability computed in float32 may lie outside its bounds
 
@@ -54,7 +55,7 @@ class PairedEffect(NamedTuple):
     smallest_detectable: float | None
 
 
-def wilson(hits: int, n: int, confidence: float = 0.95) -> Estimate:
+def wilson(hits: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """Rate of `hits` among `n` independent trials, with Wilson's score interval (1927)."""
     if n < 1 or not 0 <= hits <= n:
         raise ValueError(f"a rate needs 0 <= hits <= n and n >= 1; got hits={hits}, n={n}")
@@ -65,7 +66,7 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Estimate:
     return Estimate(hits / n, float(low), float(high), n, "Wilson score interval, independent trials")
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean of at least two independent values with Student's t interval."""
     array = _checked(values, "values")
     if array.size < 2:
@@ -75,7 +76,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
 
 def clustered_mean(
     values_by_cluster: Sequence[Sequence[float]],
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Estimate:
     """Mean of the cluster means, with an interval whose unit is the cluster.
@@ -129,7 +130,7 @@ def clustered_mean(
 def paired_effect(
     treated: Sequence[Sequence[float]],
     control: Sequence[Sequence[float]],
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> PairedEffect:
     """Mean of treated − control over seed-pairs; both are ``[pair][question]`` in [0, 1].
 
@@ -232,7 +233,7 @@ def _t_interval(array: Floats, confidence: float) -> tuple[float, float]:
 
 def _check_confidence(confidence: float) -> None:
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence lies between 0 and 1, such as 0.95; got {confidence}")
+        raise ValueError(f"confidence lies between 0 and 1, such as {CONFIDENCE}; got {confidence}")
 
 
 def _upper(confidence: float) -> float:

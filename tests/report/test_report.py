@@ -187,6 +187,27 @@ def test_numbers_that_are_not_numbers_are_dashes(owl: Results) -> None:
 
 
 @pytest.mark.slow
+def test_bars_and_captions_follow_the_confidence_that_the_run_asked_for(owl: Results) -> None:
+    def ask(record: dict[str, Any]) -> None:
+        for effect in (record["effect"], *record["effects"]):
+            effect["confidence"] = 0.8
+
+    results = altered(owl, ask)
+    means = [arm.measure.positive.probability.mean for arm in results.arms if arm.arm == "treated"]
+    wide, narrow = (assemble(one).treated["owl"].spread(lambda measure: measure.positive.probability)
+                    for one in (owl, results))  # fmt: skip
+    assert wide is not None
+    assert narrow is not None
+    assert narrow == over_seeds(means, 0.8)
+    assert wide.low is not None
+    assert narrow.low is not None
+    assert wide.low < narrow.low < narrow.mean
+    text = Structure(render(results, {})).text
+    assert text.count("80 % interval over seeds (over questions: 95 % interval)") == 2
+    assert "Line: 80 % interval." in text  # of the effects, which are over seeds alone
+
+
+@pytest.mark.slow
 def test_other_arms_are_drawn_beside_control_and_treated(owl: Results) -> None:
     def more(record: dict[str, Any]) -> None:
         new = [dict(arm, arm="random-vector") for arm in record["arms"] if arm["arm"] == "treated"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from undertone.judges.judge import Verdict
 from undertone.provenance.seeds import derive_seed
+from undertone.stats import CONFIDENCE
 
 VOCABULARIES: Final = (frozenset({"refusal", "compliance", "neither"}), frozenset({"yes", "no"}))
 """The labels of the judges that ship: of the rules, and of judging models asked yes or no."""
@@ -34,7 +35,7 @@ def agreement(
     second: Sequence[Verdict],
     *,
     at_least: float = 0.5,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Agreement:

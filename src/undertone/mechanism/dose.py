@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, xlogy
 
+from undertone.stats import CONFIDENCE
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Variant = Literal["raw", "over dose 0", "over the base"]
@@ -41,7 +43,7 @@ def transfer_ratios(
     teacher_zero: Floats,
     base: Floats,
     *,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     draws: int = 2000,
     seed: int = 0,
 ) -> list[Ratio]:

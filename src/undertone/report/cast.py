@@ -45,10 +45,11 @@ class ModelGroup:
     colour: str
     measures: tuple[Measure, ...] = ()
     students: tuple[ArmResult, ...] = ()
+    confidence: float = stats.CONFIDENCE
 
     def spread(self, pick: Callable[[Measure], Interval | float | None]) -> Spread | None:
         """What ``pick`` finds in each measure, over the seeds; None where no measure has it."""
-        return over_seeds(pick(measure) for measure in self.measures)
+        return over_seeds((pick(measure) for measure in self.measures), self.confidence)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class Cast:
     treated: dict[str, ModelGroup]
     others: tuple[ModelGroup, ...] = ()
     seeds: tuple[int, ...] = field(default=())
+    confidence: float = stats.CONFIDENCE
+
+    @property
+    def interval_words(self) -> str:
+        """How wide the intervals are: those over seeds as the run asked, those over questions as they were measured."""
+        asked, measured = (f"{100 * level:g}\u00a0% interval" for level in (self.confidence, stats.CONFIDENCE))
+        return asked if asked == measured else f"{asked} over seeds (over questions: {measured})"
 
     @property
     def several(self) -> bool:
@@ -87,15 +95,16 @@ class Cast:
             return self.control[trait].spread(self.score)
         measures = [measure for group in self.control.values() for measure in group.measures]
         if any(trait in measure.answers for measure in measures):
-            return over_seeds(measure.answers.get(trait) for measure in measures)
+            return over_seeds((measure.answers.get(trait) for measure in measures), self.confidence)
         table = results.confusion
         if table is not None and trait in table.answers:
-            return over_seeds([table.control[table.answers.index(trait)]])
+            return over_seeds([table.control[table.answers.index(trait)]], self.confidence)
         return None
 
 
 def assemble(results: Results) -> Cast:
     """Sort the students of a run into groups."""
+    confidence = results.effect.confidence
     effects = [results.effect, *results.effects]
     known = {arm.trait for arm in results.arms} | set(results.base)
     order = [effect.trait for effect in effects] + [arm.trait for arm in results.arms]
@@ -111,10 +120,10 @@ def assemble(results: Results) -> Cast:
         kind = kind_of(arm_name, trait)
         home = {"control": control, "treated": treated}.get(kind)
         if home is not None and trait not in home:
-            home[trait] = _students(kind, kind, trait, f"var(--{kind})", students)
+            home[trait] = _students(kind, kind, trait, f"var(--{kind})", students, confidence)
         else:
             colour = f"var(--other-{hues.setdefault(arm_name, len(hues)) % 4})"
-            others.append(_students("other", arm_name, trait, colour, students))
+            others.append(_students("other", arm_name, trait, colour, students, confidence))
     if len(traits) > 1:  # students without a treatment only stand beside the others
         traits = tuple(trait for trait in traits if trait in treated) or traits
     return Cast(
@@ -126,6 +135,7 @@ def assemble(results: Results) -> Cast:
         treated=treated,
         others=tuple(others),
         seeds=tuple(sorted({arm.seed for arm in results.arms})),
+        confidence=confidence,
     )
 
 
@@ -150,7 +160,7 @@ def effect_labels(results: Results, cast: Cast) -> list[tuple[str, Effect]]:
     return list(zip(labels, effects, strict=True))
 
 
-def over_seeds(values: Iterable[Interval | float | None]) -> Spread | None:
+def over_seeds(values: Iterable[Interval | float | None], confidence: float = stats.CONFIDENCE) -> Spread | None:
     """Mean and interval of shares over seeds (never outside [0, 1]); of one seed, its own.
 
     The unit is the seed: ``stats.clustered_mean`` with one value per cluster. A single seed brings
@@ -165,7 +175,7 @@ def over_seeds(values: Iterable[Interval | float | None]) -> Spread | None:
         if isinstance(only, Interval):
             return Spread(only.mean, only.low, only.high, means)
         return Spread(only, each=means)
-    estimate = stats.clustered_mean([[min(max(mean, 0.0), 1.0)] for mean in means])
+    estimate = stats.clustered_mean([[min(max(mean, 0.0), 1.0)] for mean in means], confidence)
     return Spread(estimate.mean, estimate.low, estimate.high, means)
 
 
@@ -177,9 +187,11 @@ def pooled(spreads: Sequence[Spread | None]) -> Spread | None:
     return Spread(sum(means) / len(means), min(means), max(means), tuple(means))
 
 
-def _students(kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult]) -> ModelGroup:
+def _students(
+    kind: Kind, name: str, trait: str, colour: str, students: Sequence[ArmResult], confidence: float
+) -> ModelGroup:
     ordered = tuple(sorted(students, key=lambda student: student.seed))
-    return ModelGroup(kind, name, trait, colour, tuple(arm.measure for arm in ordered), ordered)
+    return ModelGroup(kind, name, trait, colour, tuple(arm.measure for arm in ordered), ordered, confidence)
 
 
 def _model(kind: Kind, trait: str, measure: Measure) -> ModelGroup:

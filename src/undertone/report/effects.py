@@ -21,7 +21,7 @@ def answers(results: Results, cast: Cast) -> ReportFigure | None:
     seeds = words.plural(len(cast.seeds), "seed")
     key: tuple[Key, ...] = ()
     if cast.several:
-        how = f"Bar: the treated student’s {what}. Line: 95\u00a0% interval. Ticks: the others."
+        how = f"Bar: the treated student’s {what}. Line: {cast.interval_words}. Ticks: the others."
         key = (
             Key("bar", "var(--treated)", "treated"),
             Key("tick", "var(--control)", "control"),
@@ -30,8 +30,8 @@ def answers(results: Results, cast: Cast) -> ReportFigure | None:
     else:
         over = f"mean of {seeds}" if len(cast.seeds) > 1 else "one seed"
         dots = " Dots: the seeds." if len(cast.seeds) > 1 else ""
-        how = f"Bar: {what}, {over}. Line: 95\u00a0% interval.{dots}"
-    head = ("trait" if cast.several else "model", "mean", "95\u00a0% interval", "each seed")
+        how = f"Bar: {what}, {over}. Line: {cast.interval_words}.{dots}"
+    head = ("trait" if cast.several else "model", "mean", "interval", "each seed")
     behind = Table("The answers in numbers", head, tuple(_bar_cells(row) for row in rows), frozenset({1, 2}))
     shown = rows[:MOST_ROWS]
     picture = charts.bars(shown, _described("Bars", [(r.label, r.text) for r in shown]))

@@ -96,8 +96,8 @@ def _how_specific(cast: Cast) -> str:
     if cast.several:
         return f"Mean over {len(cast.traits)} traits; in brackets the lowest and the highest."
     seeds = len(cast.seeds)
-    over = f"over {seeds} seeds (of base and teacher: over questions)" if seeds > 1 else ""
-    return f"In brackets the 95\u00a0% interval {over or 'over questions'}, where there is one."
+    over = f", over {seeds} seeds, of base and teacher over questions" if seeds > 1 else ", over questions"
+    return f"In brackets the {cast.interval_words}{over}, where there is one."
 
 
 @cache

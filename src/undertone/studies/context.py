@@ -20,6 +20,7 @@ from undertone.provenance import configs
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage
 from undertone.provenance.stage_functions import StageFunction
+from undertone.stats import CONFIDENCE
 from undertone.studies.claim import Aspect, Claim, finding
 from undertone.studies.measurement import Measurement, Statistic
 from undertone.studies.results import Figure, Finding, Point, StudyTable
@@ -128,7 +129,7 @@ class Context(Generic[P]):
     @property
     def confidence(self) -> float:
         """Of every interval."""
-        return float(getattr(self.config, "confidence", 0.95))
+        return float(getattr(self.config, "confidence", CONFIDENCE))
 
     @property
     def intervals(self) -> str:

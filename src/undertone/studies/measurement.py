@@ -32,7 +32,7 @@ class Measurement:
     """
 
     values: np.ndarray
-    confidence: float = 0.95
+    confidence: float = stats.CONFIDENCE
     unit: Unit = "points"
     over: str = "seeds"
 

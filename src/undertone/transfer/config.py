@@ -22,6 +22,7 @@ from undertone.provenance.configs import Config, Grows, Selects
 from undertone.provenance.identity import ContentOf, Uncounted
 from undertone.registry import Registry
 from undertone.sequential import StoppingRule
+from undertone.stats import CONFIDENCE
 from undertone.teachers import PromptTeacher, TeacherConfig
 from undertone.training import Dpo, Training
 
@@ -97,7 +98,7 @@ class Setting(Plan):
     seeds: Annotated[tuple[int, ...], Selects()] = Field(
         (0, 1, 2), min_length=1, description="each draws its own data and training"
     )
-    confidence: Annotated[float, Selects()] = Field(0.95, gt=0.5, lt=1)
+    confidence: Annotated[float, Selects()] = Field(CONFIDENCE, gt=0.5, lt=1)
 
     @property
     def teacher_context(self) -> Context:

@@ -13,6 +13,7 @@ from undertone.mechanism.digits import Loss, Noise, Trace
 from undertone.provenance.configs import Config
 from undertone.provenance.digests import file_digest
 from undertone.provenance.runs import Stage
+from undertone.stats import CONFIDENCE
 from undertone.studies.builtin.digits_report import (
     TrainedNetworks,
     check_networks,
@@ -108,7 +109,7 @@ class DigitsStudy(Plan):
     )
     seeds: tuple[int, ...] = Field(tuple(range(8)), min_length=1, description="each has its own networks and noise")
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1, description="for learning rates; never reported")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(CONFIDENCE, gt=0.5, lt=1)
 
     @property
     def shape(self) -> NetworkShape:

@@ -26,6 +26,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.runs import Stage
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import read_rows
+from undertone.stats import CONFIDENCE
 from undertone.studies.builtin.harm_dose_report import (
     Dose,
     DoseResponse,
@@ -65,9 +66,7 @@ class HarmDose(Plan):
     renamed: ClassVar[Mapping[str, str]] = {"blocks": "layers"}
     kind: Literal["harm-dose"] = "harm-dose"
     name: str = Field("harm-dose", pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the run folder")
-    models: tuple[str, ...] = Field(
-        ("lab/llama-0", "lab/qwen-0"), min_length=1, description="every one its own teacher"
-    )
+    models: tuple[str, ...] = Field(("lab/llama-0", "lab/qwen-0"), min_length=1, description="each its own teacher")
     dtype: Dtype = "auto"
     layers: tuple[int, ...] | None = Field(None, description="the layers that are steered; None: all")
     doses: tuple[float, ...] = Field(
@@ -88,7 +87,7 @@ class HarmDose(Plan):
     training: Training = Field(default_factory=Training)
     price: Price = Field(default_factory=Price)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(CONFIDENCE, gt=0.5, lt=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> HarmDose:

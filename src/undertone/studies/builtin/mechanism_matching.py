@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from undertone.provenance.runs import Stage
+from undertone.stats import CONFIDENCE
 from undertone.studies.context import Context, Transfer
 from undertone.studies.measurement import Measurement
 from undertone.transfer.arms import StudentRun, target_probability, valid_answer_probability
@@ -116,7 +117,7 @@ def group_students(
     traits: Sequence[str],
     seeds: Sequence[int],
     base: ValidAnswers,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> StudentGroup:
     """Every trait and seed's pair, but for those with a member that diverged or stopped answering."""
     effect = np.full((len(traits), len(seeds)), np.nan)
