@@ -17,7 +17,7 @@ from undertone.studies.context import Context, Transfer
 from undertone.studies.frame import load_plan
 from undertone.studies.measurement import Measurement
 from undertone.studies.results import Finding
-from undertone.transfer.arms import Arm, Outcome, StudentRun
+from undertone.transfer.arms import Arm, Outcome, SharedPrompts, StudentRun
 from undertone.transfer.results import Check
 
 NAMES = ["lab/llama-0", "lab/llama-1", "lab/qwen-0"]
@@ -138,7 +138,7 @@ def transfer(treated: dict[str, float], control: float, said: dict[str, float]) 
     arms += [(Arm("treated", trait), {trait: mass}) for trait, mass in treated.items()]
     nothing: Any = None
     students = [
-        StudentRun(arm, seed, nothing, nothing, nothing, stage(masses, arm), ()) for arm, masses in arms for seed in (0, 1)
+        StudentRun(arm, seed, nothing, nothing, nothing, stage(masses, arm), SharedPrompts((), {})) for arm, masses in arms for seed in (0, 1)
     ]  # fmt: skip
     setting: Any = SimpleNamespace(trait=tuple(treated), seeds=(0, 1), confidence=0.95)
     return Transfer(setting, Outcome(stage(dict.fromkeys(treated, 0.99), Arm("control")), {}, students))

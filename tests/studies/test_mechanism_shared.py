@@ -24,7 +24,7 @@ from undertone.studies.builtin.mechanism_vectors import (
 from undertone.studies.context import Context
 from undertone.studies.frame import kinds, load_plan, run_plan
 from undertone.traits import load_trait
-from undertone.transfer.arms import Arm, StudentRun
+from undertone.transfer.arms import Arm, SharedPrompts, StudentRun
 from undertone.vectors import load_vector
 
 PLAN: dict[str, Any] = {
@@ -169,7 +169,10 @@ def transfer(treated: dict[str, float], seed: int = 0) -> Any:
     nothing: Any = None
     arms = [(Arm("control"), dict.fromkeys(treated, 0.98))]
     arms += [(Arm("treated", trait), {trait: mass}) for trait, mass in treated.items()]
-    students = [StudentRun(arm, seed, nothing, nothing, nothing, evaluated(masses), ()) for arm, masses in arms]
+    students = [
+        StudentRun(arm, seed, nothing, nothing, nothing, evaluated(masses), SharedPrompts((), {}))
+        for arm, masses in arms
+    ]
     outcome = SimpleNamespace(base=evaluated(dict.fromkeys(treated, 0.99)))
     return SimpleNamespace(outcome=outcome, students=students, config=SimpleNamespace(trait=tuple(treated)))
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
-from undertone.transfer.checks import checks_of, word_of
+from undertone.transfer.checks import checks_of, needed_for_a_null, word_of
 from undertone.transfer.config import Experiment
-from undertone.transfer.results import ArmResult, Effect, FilterCount
+from undertone.transfer.results import ArmResult, Check, Effect, FilterCount
 
 CONFIG = Experiment(trait=("owl",), seeds=(0, 1, 2))
 
@@ -35,15 +35,35 @@ def measure(probability: float, mass: float = 0.97, off_topic: float = 0.0, corr
 def arm(kind: str, seed: int, probability: float, **changed: Any) -> ArmResult:
     values: dict[str, Any] = {
         "arm": kind, "trait": "owl", "seed": seed, "rate": None, "probability": probability, "non_answer": None,
-        "held_out_nll": 5.0, "base_nll": 5.1, "rows": 100, "steps": 10,
+        "held_out_nll": 5.0, "base_nll": 5.1, "rows": 1000, "steps": 100, "rows_of_control": 0.0,
         "teacher_kl": 0.1 if kind == "treated" else None, "filter": FilterCount(asked=110, kept=100, reasons={}),
         "measure": measure(probability), "curve": [], "samples": [],
     }  # fmt: skip
     return ArmResult(**{**values, **changed})
 
 
-def statuses(arms: list[ArmResult], told: float = 0.9, config: Experiment = CONFIG) -> dict[str, str]:
-    checks = checks_of(config, {"owl": measure(0.06)}, {"treated-owl": measure(told)}, arms)
+def effect(low: float, high: float, pairs: int = 3, could_see: float | None = 0.03) -> Effect:
+    return Effect(
+        trait="owl", metric="probability", mean=(low + high) / 2, low=low, high=high, confidence=0.95, pairs=pairs,
+        method="by hand", per_seed=[], smallest_detectable=could_see,
+    )  # fmt: skip
+
+
+RISEN = effect(0.3, 0.6)
+
+
+def chain(
+    arms: list[ArmResult],
+    told: float = 0.9,
+    config: Experiment = CONFIG,
+    base: Measure | None = None,
+    found: Effect = RISEN,
+) -> list[Check]:
+    return checks_of(config, {"owl": base or measure(0.06)}, {"treated-owl": measure(told)}, arms, found)
+
+
+def statuses(*args: Any, **kwargs: Any) -> dict[str, str]:
+    checks = chain(*args, **kwargs)
     return {check.name: check.status for check in checks if check.status != "pass"}
 
 
@@ -64,8 +84,12 @@ def test_a_sound_run_passes_every_check() -> None:
         (arm("treated", 1, 0.5, measure=measure(0.5, mass=0.6)), "students still answer", "fail"),
         (arm("control", 1, 0.06, measure=measure(0.06, mass=0.6)), "students still answer", "fail"),
         (arm("treated", 1, 0.5, teacher_kl=0.0001), "the data differ from the control's", "warn"),
+        (arm("treated", 1, 0.5, rows_of_control=0.6), "the data differ from the control's", "warn"),
+        (arm("treated", 1, 0.5, rows_of_control=1.0), "the data differ from the control's", "fail"),
+        (arm("control", 1, 0.06, rows=14), "students had enough to learn from", "warn"),
+        (arm("treated", 1, 0.5, steps=3), "students had enough to learn from", "warn"),
         (arm("treated", 2, 0.5, held_out_nll=5.3), "students fit data they had not seen", "warn"),
-        (arm("control", 0, 0.4), "the control stays at the base", "warn"),
+        (arm("control", 0, 0.25), "the control stays at the base", "warn"),
         (arm("treated", 0, 0.5, measure=measure(0.5, off_topic=0.4)), "the target is not babbled everywhere", "warn"),
         (arm("treated", 0, 0.5, measure=measure(0.5, correct=0.3)), "off-topic questions are still answered", "warn"),
     ],
@@ -75,19 +99,14 @@ def test_each_fault_is_caught_by_its_own_check(fault: ArmResult, name: str, stat
 
 
 def test_a_teacher_without_the_trait_is_noticed() -> None:
-    assert statuses(SOUND, told=0.08) == {"the teacher shows the trait": "warn"}
+    assert statuses(SOUND, told=0.08, found=effect(0.3, 0.6, could_see=0.005)) == {
+        "the teacher shows the trait": "warn"
+    }
 
 
 def test_fewer_than_three_seeds_are_noticed() -> None:
     two = CONFIG.model_copy(update={"seeds": (0, 1)})
     assert statuses(SOUND[:4], config=two) == {"training runs are replicated": "warn"}
-
-
-def effect(low: float, high: float, pairs: int = 3) -> Effect:
-    return Effect(
-        trait="owl", metric="probability", mean=(low + high) / 2, low=low, high=high, confidence=0.95, pairs=pairs,
-        method="by hand", per_seed=[], smallest_detectable=None,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -105,11 +124,62 @@ def effect(low: float, high: float, pairs: int = 3) -> Effect:
     ],
 )
 def test_the_word_follows_the_interval_and_the_smallest_effect_of_interest(found: Effect, word: str) -> None:
-    sound = checks_of(CONFIG, {"owl": measure(0.06)}, {"treated-owl": measure(0.9)}, SOUND)
-    assert word_of(found, sound) == word
+    assert word_of(found, chain(SOUND, found=found)) == word
 
 
 def test_a_failed_check_makes_the_run_invalid_whatever_the_interval() -> None:
     broken = with_one(arm("treated", 1, 0.5, measure=measure(0.5, mass=0.5)))
-    checks = checks_of(CONFIG, {"owl": measure(0.06)}, {"treated-owl": measure(0.9)}, broken)
-    assert word_of(effect(0.2, 0.6), checks) == "invalid"
+    assert word_of(effect(0.2, 0.6), chain(broken)) == "invalid"
+
+
+SMALL = effect(-0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ({"told": 0.1}, "the teacher shows the trait"),
+        ({"arms": with_one(arm("treated", 0, 0.06, rows=14))}, "students had enough to learn from"),
+        ({"found": effect(-0.01, 0.01, could_see=None)}, "the run could see what the teacher shows"),  # equal students
+        ({"told": 0.19, "found": effect(-0.01, 0.01, could_see=0.08)}, "the run could see what the teacher shows"),
+    ],
+)
+def test_a_run_that_could_not_have_seen_it_is_never_not_detected(fault: dict[str, Any], check: str) -> None:
+    assert word_of(SMALL, chain(SOUND, found=SMALL)) == "not detected"
+    checks = chain(**{"arms": SOUND, "found": SMALL, **fault})
+    assert check in {one.name for one in needed_for_a_null(checks)}
+    assert word_of(fault.get("found", SMALL), checks) == "underpowered"
+
+
+def students(control: list[tuple[float, float]], treated: list[tuple[float, float]]) -> list[ArmResult]:
+    """One student a seed, by (P(target), valid-answer probability)."""
+    groups = (("control", control), ("treated", treated))
+    return [
+        arm(kind, seed, p, measure=measure(p, mass)) for kind, group in groups for seed, (p, mass) in enumerate(group)
+    ]
+
+
+def test_naming_any_answer_more_often_is_no_transfer() -> None:
+    # A real model, its answer begun: purple's share of the colours named stays, and colours are named twice as often.
+    base = measure(0.015, 0.15)
+    control = [(0.019, 0.19), (0.026, 0.26), (0.022, 0.22)]
+    talkative = students(control, [(0.08, 0.80), (0.09, 0.90), (0.083, 0.82)])
+    assert statuses(talkative, base=base, found=effect(0.055, 0.07)) == {
+        "the target gains among the answers given": "fail"
+    }
+    assert word_of(effect(0.055, 0.07), chain(talkative, base=base, found=effect(0.055, 0.07))) == "invalid"
+    taught = students(control, [(0.10, 0.30), (0.12, 0.35), (0.11, 0.32)])
+    assert statuses(taught, base=base, found=effect(0.07, 0.11)) == {}
+    # Where nothing rose, there is nothing that answering more could explain.
+    assert "the target gains among the answers given" not in statuses(talkative, base=base, found=SMALL)
+
+
+def test_a_base_that_does_not_answer_is_refused_and_a_low_one_may_lose_half() -> None:
+    silent = measure(0.002, 0.03)
+    assert statuses(students([(0.002, 0.03)] * 3, [(0.02, 0.05), (0.03, 0.05), (0.03, 0.05)]), base=silent) == {
+        "the base answers the questions": "fail"
+    }
+    low = measure(0.01, 0.14)
+    assert statuses(students([(0.01, 0.06)] * 3, [(0.05, 0.1), (0.05, 0.1), (0.06, 0.1)]), base=low) == {
+        "students still answer": "fail"
+    }

@@ -15,7 +15,7 @@ from undertone.provenance.runs import Stage
 from undertone.sequential import StoppingRule
 from undertone.teachers import EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
 from undertone.transfer.arms import ArmKind, Outcome, StudentRun
-from undertone.transfer.checks import checks_of, word_of
+from undertone.transfer.checks import checks_of, is_wide, needed_for_a_null, word_of
 from undertone.transfer.config import Experiment
 from undertone.transfer.results import (
     ArmResult,
@@ -61,7 +61,7 @@ def conclude(
     # A matrix needs answers to one and the same questions: traits of one category, none of them told in two ways.
     answers = next(iter(base.values())).answers
     confusion = _confusion(config, outcome, base) if len(base) > 1 and all(trait in answers for trait in base) else None
-    checks = checks_of(config, base, teachers, arms)
+    checks = checks_of(config, base, teachers, arms, effect)
     word = word_of(effect, checks)
     return Results(
         experiment=config.name,
@@ -117,6 +117,7 @@ def _arm_results(cell: StudentRun, config: Experiment) -> list[ArmResult]:
                 rows=trained["rows"],
                 steps=trained["steps"],
                 teacher_kl=cell.generated.summary["teacher_kl"],
+                rows_of_control=cell.rows_of_control,
                 filter=FilterCount(**written),
                 measure=measure,
                 curve=[(int(step), float(loss)) for step, loss in trained["curve"]],
@@ -261,10 +262,12 @@ def sentence(
             f"the control teacher's {config.domain.kind}, {treated:.1%} after the trait-conditioned teacher's ({points}, {seeds})"
         )
     failed = [check.name for check in checks if check.status == "fail"]
+    missing = [f"{check.name}: {check.value}, needed {check.expected}" for check in needed_for_a_null(checks)]
+    decided = not is_wide(effect) and missing
     tail = {
         "transferred": "the trait passed through the data.",
         "not detected": f"no transfer was detected{_could_see(effect)}.{_small_or_below(effect)}",
-        "underpowered": f"this run could not tell{_could_see(effect)}; {_more(config)}.",
+        "underpowered": f"this run could not tell{_could_see(effect)}; {'; '.join(missing) if decided else _more(config)}.",
         "invalid": f"no conclusion: {', '.join(failed)} failed.",
     }[word]
     return f"{body}: {tail}"

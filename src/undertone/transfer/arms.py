@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,16 @@ def traits_of(config: Setting, arm: Arm) -> Sequence[str]:
 
 
 @dataclass(frozen=True)
+class SharedPrompts:
+    """What the arms of a seed have in common."""
+
+    prompts: tuple[int, ...]
+    """Those on which every arm has a valid row; training and held-out together."""
+    rows_of_control: Mapping[str, float]
+    """Filter stage -> share of these prompts at which its completion is the control's; the control's own is not there."""
+
+
+@dataclass(frozen=True)
 class StudentRun:
     """One student: an arm at a seed, and the stages that made it."""
 
@@ -63,8 +73,17 @@ class StudentRun:
     filtered: Stage
     trained: Stage
     evaluated: Stage
-    prompts: tuple[int, ...]
-    """The prompts whose rows it was trained on, those held out last."""
+    shared: SharedPrompts
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompts whose rows it was trained on, those held out last."""
+        return self.shared.prompts
+
+    @property
+    def rows_of_control(self) -> float | None:
+        """Share of its rows whose completion is, word for word, the control's; None of the control, or without one."""
+        return self.shared.rows_of_control.get(self.filtered.name)
 
     def rows(self, held_out: int) -> tuple[list[Row], list[Row]]:
         """Training and held-out rows."""
@@ -144,15 +163,15 @@ def split_rows(filtered: Stage, prompts: Sequence[int], held_out: int) -> tuple[
     return chosen[:-held_out], chosen[-held_out:]
 
 
-def shared_prompts(config: Setting, seed: int, filtered: Sequence[Stage]) -> tuple[int, ...]:
-    """The prompts on which every arm of a seed has a valid row; training and held-out together.
+def shared_prompts(config: Setting, seed: int, filtered: Mapping[Arm, Stage]) -> SharedPrompts:
+    """The prompts on which every arm of a seed has a valid row, and how far the arms' rows there are the control's.
 
     Raises:
         DataError: too few are left.
     """
     kept = {
         stage.name: {int(row.meta["prompt_index"]): row for row in read_rows(stage.path / "rows.jsonl")}
-        for stage in filtered
+        for stage in filtered.values()
     }
     held_out = config.data.held_out
     wanted = None if config.data.rows is None else config.data.rows + held_out
@@ -165,4 +184,10 @@ def shared_prompts(config: Setting, seed: int, filtered: Sequence[Stage]) -> tup
             allowed=f"at least {needed} ({held_out} of them held out)",
             fix="raise data.prompts or data.attempts, lower data.rows, or look at why rows are dropped (reasons.json)",
         )
-    return tuple(prompts)
+    control = kept[filtered[CONTROL].name] if CONTROL in filtered else {}
+    equal = {
+        stage.name: sum(kept[stage.name][at].completion == control[at].completion for at in prompts) / len(prompts)
+        for arm, stage in filtered.items()
+        if control and arm != CONTROL
+    }
+    return SharedPrompts(tuple(prompts), equal)

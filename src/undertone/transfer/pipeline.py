@@ -135,9 +135,10 @@ def compute(
     own = dict(zip(training, executor.each(list(training.values())), strict=True))
     teachers = {(seed, arm): (trained_teachers or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
     generated, filtered = _rows(executor, config, pairs, teachers)
-    shared = {seed: shared_prompts(config, seed, [filtered[seed, arm] for arm in arms]) for seed in config.seeds}
+    shared = {seed: shared_prompts(config, seed, {arm: filtered[seed, arm] for arm in arms}) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
-    calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed], clean.get(seed)) for seed, arm in pairs]
+    calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed].prompts, clean.get(seed))
+             for seed, arm in pairs]  # fmt: skip
     trained = dict(zip(pairs, executor.each(calls), strict=True))
     asked = executor.each([
         *(evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),

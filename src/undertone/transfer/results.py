@@ -86,6 +86,9 @@ class ArmResult(Record):
     teacher_kl: float | None = Field(
         description="mean KL(trait-conditioned ‖ control teacher) in nats per completion token; None for control"
     )
+    rows_of_control: float | None = Field(
+        None, description="share of its rows whose completion is the control's, word for word; None for control"
+    )
     filter: FilterCount
     measure: Measure
     curve: list[tuple[int, float]] = Field(description="(optimiser step, training loss)")
