@@ -550,11 +550,12 @@ def test_the_page_of_the_report_has_every_check_of_the_verdict() -> None:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_check"]
     # A name is written in the call, or is a constant of the module or a variable of the function.
     written = {
-        getattr(target, "id", ""): node.value
+        target.id: node.value
         for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target]) if isinstance(target, ast.Name)
     }  # fmt: skip
-    names = {ast.literal_eval(written.get(getattr(call.args[0], "id", ""), call.args[0]) or call) for call in calls}
+    first = [call.args[0] for call in calls]
+    names = {ast.literal_eval((isinstance(one, ast.Name) and written[one.id]) or one) for one in first}
     marked = [row[0] for row in table_under("reading-a-report.md", "The checks")]
     told = {name.removesuffix(" °") for name in marked}
     assert {name.removesuffix(" °") for name in marked if name.endswith("°")} == set(checks.NEEDED_FOR_A_NULL)
