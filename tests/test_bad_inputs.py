@@ -57,6 +57,8 @@ TYPED = [
     (["rnu"], "Unknown command.*Did you mean .run."),
     (["run", "--frob"], "Unknown option: --frob"),
     (["run", "--jobs", "two"], "--jobs.*two"),
+    (["run", "--max-seeds", "9"], "--max-seeds 9.*add --until decided"),
+    (["claims", "--runs", "nowhere"], "no such folder of runs.*nowhere"),
     (["show"], "show.*folder.*requires an argument"),
     (["lab", "biuld"], "Unknown command.*Did you mean .build."),
     (["lab", "build", "lama-0"], "no such lab model. Did you mean 'llama'.*lab/FAMILY-SEED"),

@@ -22,7 +22,7 @@ from undertone.cli.options import Device, Jobs, Json, Recompute
 from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
-from undertone.errors import UndertoneError
+from undertone.errors import ConfigError, UndertoneError
 
 if TYPE_CHECKING:
     from undertone.studies.results import StudyResults
@@ -103,6 +103,7 @@ def run(
     overrides += [f"{name}={value}" for name, value in (("until", until), ("max_seeds", max_seeds)) if value]
     config = load_plan(source, overrides)
     say_notes()
+    _check_max_seeds(config, max_seeds)
     if show_config:
         sys.stdout.write(config.to_yaml())
         return 0
@@ -115,6 +116,15 @@ def run(
     page = report.write(folder)
     _print_results(results, folder, page, as_json)
     return int(gate and not _passed(results))
+
+
+def _check_max_seeds(config: object, max_seeds: int | None) -> None:
+    if max_seeds is not None and getattr(config, "until", "seeds") != "decided":
+        raise ConfigError(
+            "--max-seeds says where adding seeds ends, and none are added",
+            got=f"--max-seeds {max_seeds}",
+            fix="add --until decided, or list the seeds: seeds=[0,1,2,3]",
+        )
 
 
 @app.command

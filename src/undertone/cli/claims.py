@@ -41,7 +41,9 @@ def claims(
         prepare()
     from undertone.studies import claims as registry
 
-    if run is not None:
+    if run is None:
+        _check_folder(runs)
+    else:
         registry.run_claims(names, run, runs, jobs=jobs, device=device)
     if keep is not None:
         try:
@@ -78,6 +80,16 @@ def claims(
         entries([_entry(claim) for claim in found if claim.command == command], command)
     line(registry.counted(found))
     return 0
+
+
+def _check_folder(runs: Path) -> None:
+    """Refuse a folder that was named and is not there; the default one begins empty."""
+    if runs != Path("runs") and not runs.is_dir():
+        raise ConfigError(
+            "there is no such folder of runs",
+            got=str(runs),
+            fix="name the folder that holds run folders, or give --run",
+        )
 
 
 def _entry(claim: ClaimRow) -> tuple[str, list[str]]:
