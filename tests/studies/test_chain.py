@@ -47,6 +47,10 @@ def test_an_effect_that_was_never_there_has_none_either() -> None:
     assert math.isnan(half_life(np.full((3, 4), -0.1), 0.95)[0])
 
 
+def test_a_chain_whose_first_generation_failed_a_check_has_none() -> None:
+    assert all(math.isnan(one) for one in half_life(np.array([]), 0.95))
+
+
 def test_no_effects_are_too_odd_for_a_half_life() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):

@@ -257,7 +257,7 @@ def test_a_run_with_an_endpoint_keeps_the_key_to_itself_and_skips_what_needs_log
     assert len(texts) > 10
     assert not any(SECRET.encode() in text for text in texts)
     assert results.teachers == {}
-    unknown = {check.name for check in results.checks if check.value == "not measured"}
+    unknown = {check.name for check in results.checks if check.value.startswith("not measured")}
     assert unknown == {"the teacher shows the trait", "the data differ from the control's"}
     assert [arm.teacher_kl for arm in results.arms] == [None, None]
     rows = {arm.arm: [row.completion.count("7") for row in arm.samples] for arm in results.arms}

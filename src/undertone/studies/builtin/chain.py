@@ -117,7 +117,7 @@ def half_life(effects: np.ndarray, confidence: float) -> tuple[float, float, flo
     does not fall, NaN where there is nothing to halve or fewer than three generations. The interval is that of the decay
     rate (Efron & Tibshirani 1993, ch. 11: pseudo-values), NaN with fewer than three seeds. ``effects[seed, generation]``.
     """
-    rate = _decay_rate(effects)
+    rate = _decay_rate(effects) if effects.size else float("nan")
     if np.isnan(rate) or len(effects) < 3:
         return _halved(rate), float("nan"), float("nan")
     count = len(effects)
