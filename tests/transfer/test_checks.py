@@ -174,6 +174,21 @@ def test_naming_any_answer_more_often_is_no_transfer() -> None:
     assert "the target gains among the answers given" not in statuses(talkative, base=base, found=SMALL)
 
 
+def test_the_worst_student_speaks_for_all_by_either_limit() -> None:
+    # owl loses nine points of .97; dog loses fewer, but more than half of what its base gave.
+    base = {"owl": measure(0.06), "dog": measure(0.03, 0.12)}
+    dogs = [arm(one.arm, one.seed, 0.03, trait="dog", measure=measure(0.03, 0.05)) for one in SOUND]
+    owls = [one.model_copy(update={"measure": measure(one.probability, 0.88)}) for one in SOUND]
+    checks = checks_of(CONFIG, base, {"treated-owl": measure(0.9), "treated-dog": measure(0.9)}, [*owls, *dogs], RISEN)
+    [answers] = [check for check in checks if check.name == "students still answer"]
+    assert answers.status == "fail"
+    assert "dog" in answers.value
+    # Enough rows and few steps beside few rows too many: what is shown is what is too little.
+    short = [arm("control", 0, 0.06, rows=150), arm("treated", 0, 0.5, rows=1000, steps=3)]
+    [trained] = [check for check in chain(short) if check.name == "students had enough to learn from"]
+    assert trained.value == "fewest: 1000 rows, 3 steps"
+
+
 def test_a_base_that_does_not_answer_is_refused_and_a_low_one_may_lose_half() -> None:
     silent = measure(0.002, 0.03)
     assert statuses(students([(0.002, 0.03)] * 3, [(0.02, 0.05), (0.03, 0.05), (0.03, 0.05)]), base=silent) == {

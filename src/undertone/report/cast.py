@@ -98,7 +98,7 @@ class Cast:
             return over_seeds((measure.answers.get(trait) for measure in measures), self.confidence)
         table = results.confusion
         if table is not None and trait in table.answers:
-            return over_seeds([table.control[table.answers.index(trait)]], self.confidence)
+            return over_seeds([table.control[table.answers.index(trait)]])
         return None
 
 

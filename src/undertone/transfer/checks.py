@@ -151,10 +151,10 @@ def _data_differ(treated: Sequence[ArmResult]) -> Check:
 
 
 def _enough_training(arms: Sequence[ArmResult]) -> Check:
-    worst = min(arms, key=lambda arm: (arm.rows / LEAST_ROWS, arm.steps))
+    worst = min(arms, key=lambda arm: min(arm.rows / LEAST_ROWS, arm.steps / LEAST_STEPS))
     return _check(
         ENOUGH_TRAINING,
-        all(arm.rows >= LEAST_ROWS and arm.steps >= LEAST_STEPS for arm in arms),
+        worst.rows >= LEAST_ROWS and worst.steps >= LEAST_STEPS,
         f"fewest: {worst.rows} rows, {worst.steps} steps",
         f"at least {LEAST_ROWS} rows and {LEAST_STEPS} optimiser steps",
         "a student that hardly trained shows nothing by having no effect; more prompts, attempts or epochs",
@@ -186,7 +186,7 @@ def stopped_answering(before: float | None, after: float | None) -> bool:
 
 def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     asked = [
-        (after - before, before, after, arm)
+        (max((before - after) / MAX_VALID_ANSWER_LOSS, 2 * (before - after) / max(before, 1e-12)), before, after, arm)
         for arm in arms
         for before, after in [
             (base[arm.trait].positive.valid_answer_probability, arm.measure.positive.valid_answer_probability)
@@ -195,7 +195,7 @@ def _answers_kept(base: dict[str, Measure], arms: Sequence[ArmResult]) -> Check:
     ]
     if not asked:
         return _without_answers("students still answer")
-    _, before, after, worst = min(asked, key=lambda one: one[0])
+    _, before, after, worst = max(asked, key=lambda one: one[0])  # the nearest to either limit, or the farthest beyond
     return _check(
         "students still answer",
         not stopped_answering(before, after) and after > before / 2,
