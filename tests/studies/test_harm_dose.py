@@ -193,7 +193,7 @@ def test_no_measured_request_is_answered_and_no_held_out_prompt_is_trained_on(do
 def test_students_of_a_seed_see_the_same_prompts(dosed: Path) -> None:
     rows = {record(dosed, name)["summary"]["rows"] for name in stages(dosed) if name.endswith("seed-0/train")}
     shared = {
-        record(dosed, name)["identity"]["arguments"]["shared"]
+        json.dumps(record(dosed, name)["identity"]["arguments"]["shared"], sort_keys=True)
         for name in stages(dosed)
         if name.endswith("seed-0/train")
     }
