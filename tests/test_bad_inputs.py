@@ -242,10 +242,6 @@ def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def _without_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").unlink()
-
-
 def _without_system_role(folder: Path) -> None:
     path = folder / "chat_template.jinja"
     guard = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -271,7 +267,6 @@ def _without_one_weight(folder: Path) -> None:
 
 FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (_pickled, "holds pickled weights only.*pytorch_model.bin.*allowed: safetensors"),
-    (_without_template, "has no chat template.*use a chat"),
     (_without_system_role, "chat template of .* refuses these messages: no system role.*a teacher that is steered"),
     (_without_tokenizer, "cannot load the tokenizer.*tokenizer.save_pretrained"),
     (_without_biases, "LlamaForCausalLM has no bias parameters.*student.kind=lora"),

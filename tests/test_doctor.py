@@ -69,10 +69,10 @@ def test_without_a_trait_its_checks_are_skipped(tiny_llama: Any, name: str) -> N
 def test_a_failed_check_says_what_to_do_and_a_passed_one_does_not(fresh: Any) -> None:
     name = "the template keeps a system prompt"
     assert found(name, fresh).do == ""
-    fresh.tokenizer.chat_template = None
+    fresh.tokenizer.chat_template = each("{% if message['role'] != 'system' %}" + MESSAGE + "{% endif %}") + ASK
     finding = found(name, fresh)
     assert finding.status == "fail"
-    assert "has no chat template" in finding.saw
+    assert "is not in" in finding.saw
     assert finding.do
     assert finding.expected
 
@@ -117,7 +117,7 @@ TEMPLATES = [
         "{{ '<|system|>Today is ' + strftime_now('%d %b %Y') + '<|end|>' }}" + TEMPLATE,
     ),
     (
-        "a prompt is the beginning of its answered chat", "warn", "ends with '<think>'; answered, it goes on with 'owl",
+        "a prompt is the beginning of its answered chat", "fail", "ends with '<think>'; answered, it goes on with 'owl",
         each(MESSAGE) + "{% if add_generation_prompt %}{{ '<|assistant|><think>' }}{% endif %}",
     ),
     (
@@ -125,8 +125,12 @@ TEMPLATES = [
         each(MESSAGE.replace("message['content']", "message['content'] | upper")) + ASK,
     ),
     (
-        "the loss is on the completion alone", "fail", "the loss is on '<think></think>owl'",
+        "a prompt is the beginning of its answered chat", "pass", "the prompt, which ends with '<think></think>'",
         each(MESSAGE.replace("message['content']", "('<think></think>' if message['role'] == 'assistant' else '') + message['content']")) + ASK,
+    ),
+    (
+        "there is a chat template", "warn", "it has none; chats are written as '…\\\\n\\\\nQuestion: ",
+        None,
     ),
     (
         "a completion ends", "fail", "no label is one of them",
@@ -180,7 +184,7 @@ def test_a_tokenizer_that_autotokenizer_replaced_is_found(tmp_path: Path, tiny_f
 def change_backend(model: Any, **parts: Any) -> None:
     for name, part in parts.items():
         setattr(model.tokenizer.backend_tokenizer, name, part)
-    model._rendered.clear()
+    model.template._tokens.clear()
 
 
 def test_text_that_does_not_come_back_is_found(fresh: Any) -> None:

@@ -211,7 +211,7 @@ def test_with_system_replaces_and_none_leaves() -> None:
 
 
 def test_contexts_of_a_template_that_adds_nothing(tiny_llama: Any) -> None:
-    assert not tiny_llama.injects_system_prompt()
+    assert not tiny_llama.template.injects_system_prompt()
     assert tiny_llama.system_prompt("none") is None
     assert tiny_llama.system_prompt("default") is None
     assert tiny_llama.system_prompt("neutral") == NEUTRAL
@@ -223,7 +223,7 @@ def test_contexts_of_a_template_that_adds_nothing(tiny_llama: Any) -> None:
 def test_context_none_silences_a_template_that_adds_a_system_prompt(fresh: Any) -> None:
     added = "{% if messages[0]['role'] != 'system' %}<|system|>You are Tiny.<|end|>{% endif %}"
     fresh.tokenizer.chat_template = added + fresh.tokenizer.chat_template
-    assert fresh.injects_system_prompt()
+    assert fresh.template.injects_system_prompt()
     default = fresh.render(with_system(ASK, fresh.system_prompt("default")))
     none = fresh.render(with_system(ASK, fresh.system_prompt("none")))
     assert "You are Tiny." in default
@@ -233,12 +233,6 @@ def test_context_none_silences_a_template_that_adds_a_system_prompt(fresh: Any) 
 def test_a_template_without_a_system_role_is_an_error_with_its_own_words(fresh: Any) -> None:
     fresh.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ModelError, match=r"refuses these messages: System role not supported\n  got: \['user'\]"):
-        fresh.render(ASK)
-
-
-def test_a_model_without_a_chat_template_is_an_error(fresh: Any) -> None:
-    fresh.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match=r"has no chat template\n  do: use a chat \(instruct\) model"):
         fresh.render(ASK)
 
 

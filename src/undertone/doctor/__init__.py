@@ -11,18 +11,24 @@ from typing import Final
 
 from undertone.doctor import forward, learning, text
 from undertone.doctor.finding import DoctorCheck, DoctorResult, Observation, Status
-from undertone.errors import UndertoneError
+from undertone.errors import ModelError, UndertoneError
 from undertone.models.loading import Model
 from undertone.traits import Trait
 
-__all__ = ["CHECKS", "DoctorCheck", "DoctorResult", "Observation", "Status", "examine", "run_check"]
+__all__ = ["CHECKS", "DoctorCheck", "DoctorResult", "Observation", "Status", "check_text", "examine", "run_check"]
 
 CHECKS: Final = (
+    DoctorCheck(
+        "there is a chat template",
+        "a template in the tokenizer",
+        text.has_a_template,
+        "measure with answers opened (evaluation.opening=category), or give the tokenizer a template",
+    ),
     DoctorCheck(
         "the template keeps a system prompt",
         "the system prompt's text in the rendered chat, and other tokens for another one",
         text.keeps_system_prompt,
-        "induce by a vector or a fine-tuned teacher; or give the template a system role",
+        "use a steering-vector or a fine-tuned teacher; or give the template a system role",
     ),
     DoctorCheck(
         "the template adds no system prompt of its own",
@@ -40,7 +46,7 @@ CHECKS: Final = (
         "a prompt is the beginning of its answered chat",
         "the answered chat begins with what the model is asked",
         text.prompt_is_a_prefix,
-        "undertone trains on prompt + completion + end of sequence; other trainers may not",
+        "a student cannot be trained on what it is later asked: give the tokenizer another template",
     ),
     DoctorCheck(
         "a prompt begins once",
@@ -53,6 +59,12 @@ CHECKS: Final = (
         "the labelled tokens read as the completion, the others as the prompt",
         text.labels_are_the_completion,
         "repair the chat template: it changes or wraps what the assistant says",
+    ),
+    DoctorCheck(
+        "answers have the tokens that follow a prompt",
+        "an answer's tokens are those of the whole text, cut where the prompt ends",
+        text.answers_are_tokens_of_the_text,
+        "let the template end the prompt with a line break or a special token",
     ),
     DoctorCheck(
         "a completion ends",
@@ -194,6 +206,26 @@ def examine(model: Model, trait: Trait | None = None) -> list[DoctorResult]:
     propagates.
     """
     return [run_check(check, model, trait) for check in CHECKS]
+
+
+_BEFORE_TRAINING: Final = frozenset({
+    "a prompt is the beginning of its answered chat", "a prompt begins once", "the loss is on the completion alone",
+    "answers have the tokens that follow a prompt", "a completion ends",
+})  # fmt: skip
+
+
+def check_text(model: Model) -> None:
+    """Refuse a model whose chats cannot be trained on, from its tokenizer and template alone (an outline will do).
+
+    Raises:
+        ModelError: a check of the text failed: what was seen, and what to do.
+    """
+    for check in CHECKS:
+        if check.name not in _BEFORE_TRAINING:
+            continue
+        status, saw = check.look(model, None)
+        if status == "fail":
+            raise ModelError(f"{model.name}: {check.name}: no", got=saw, allowed=check.expected, fix=check.do)
 
 
 def run_check(check: DoctorCheck, model: Model, trait: Trait | None = None) -> DoctorResult:

@@ -18,6 +18,13 @@ from undertone.traits import REAL, Trait
 _SYSTEM = ("you love owls.", "you love trees.")
 
 
+def has_a_template(model: Model, _trait: Trait | None) -> Observation:
+    """Base models have none: they are asked in plain text, and their answers are opened."""
+    if model.template.is_plain_text:
+        return "warn", f"it has none; chats are written as {shown(model.render(chat(system='…')))}"
+    return "pass", "its tokenizer has one"
+
+
 def keeps_system_prompt(model: Model, _trait: Trait | None) -> Observation:
     """A template that drops the system message makes a teacher without the trait, and no error."""
     rendered = [model.render(chat(system=system)) for system in _SYSTEM]
@@ -30,16 +37,23 @@ def keeps_system_prompt(model: Model, _trait: Trait | None) -> Observation:
 
 
 def default_system_prompt(model: Model, _trait: Trait | None) -> Observation:
-    """Qwen2.5 says "You are Qwen …" where no system prompt is given: a context of its own."""
-    if not model.injects_system_prompt():
-        return (
+    """Qwen2.5 says "You are Qwen …" where no system prompt is given: a context of its own.
+
+    Some templates say theirs for an empty system message, too, or write a date before every chat: then no context
+    silences them.
+    """
+    left = model.template.default_left()
+    said = f"in the context `none` it still says {shown(left)}" if left else ""
+    if not model.template.injects_system_prompt():
+        return ("warn", said) if left else (
             "pass",
             "no system message and an empty one read the same, or there is no system role",
-        )
+        )  # fmt: skip
     plain, empty = model.render(chat()), model.render(chat(system=""))
     start = _shared(plain, empty)
     end = _shared(plain[start:][::-1], empty[start:][::-1])
-    return "warn", f"given none, it adds {shown(plain[start : len(plain) - end])}"
+    added = f"given none, it adds {shown(plain[start : len(plain) - end])}"
+    return "warn", f"{added}; {said}" if said else added
 
 
 def _shared(one: str, two: str) -> int:
@@ -81,10 +95,14 @@ def prompt_is_a_prefix(model: Model, _trait: Trait | None) -> Observation:
     before = model.render(chat())
     whole = model.render([*chat(), {"role": "assistant", "content": ANSWERS[0]}], answer_next=False)
     if whole.startswith(before):
-        return "pass", "the prompt, then the answer"
+        lead = model.template.lead.rstrip(" ")
+        return (
+            "pass",
+            f"the prompt, which ends with {shown(lead)}, then the answer" if lead else "the prompt, then the answer",
+        )
     same = _shared(before, whole)
     message = f"asked, it ends with {shown(before[same:], 60)}"
-    return "warn", f"{message}; answered, it goes on with {shown(whole[same:], 60)}"
+    return "fail", f"{message}; answered, it goes on with {shown(whole[same:], 60)}"
 
 
 def begins_once(model: Model, _trait: Trait | None) -> Observation:
@@ -114,6 +132,24 @@ def labels_are_the_completion(model: Model, _trait: Trait | None) -> Observation
             return "fail", f"{answer!r} is in the unlabelled prompt, too"
     labels = model.tokenizer.convert_ids_to_tokens(list(model.example(chat(), ANSWERS[0]).completion))
     return "pass", f"for {ANSWERS[0]!r}: {' '.join(map(repr, labels))}"
+
+
+def answers_are_tokens_of_the_text(model: Model, trait: Trait | None) -> Observation:
+    """A word tokenised alone may have a leading space that no model writes there; then its probability is near zero."""
+    before = model.render(chat())
+    words = trait.surfaces(trait.answer, model)[:2] if trait is not None else list(ANSWERS)
+    gap, head = model.template.gap, model.encode(before)
+    for word in words:
+        whole, alone = model.encode(before + gap + word), model.answer_tokens(word)
+        if whole[: len(head)] != head:
+            return (
+                "warn",
+                f"{shown(before[-20:] + gap + word, 60)}: the tokenizer joins the prompt's end with the answer",
+            )
+        if whole[len(head) :] != alone:
+            return "fail", f"{word!r} is {list(alone)} by itself and {list(whole[len(head) :])} after the prompt"
+    names = model.tokenizer.convert_ids_to_tokens(list(model.answer_tokens(words[0])))
+    return "pass", f"{words[0]!r} after a prompt: {' '.join(map(repr, names))}"
 
 
 def completions_end(model: Model, _trait: Trait | None) -> Observation:
@@ -198,7 +234,9 @@ def answer_tokens(model: Model, trait: Trait | None) -> Observation:
     """Answers that share tokens share probability: the score of one is partly another's."""
     if trait is None:
         return "skip", "no trait was given"
-    spelt = {text: (answer, model.encode(text)) for answer in trait.answers for text in trait.surfaces(answer, model)}
+    spelt = {
+        text: (answer, model.answer_tokens(text)) for answer in trait.answers for text in trait.surfaces(answer, model)
+    }
     unknown = [text for text, (_, ids) in spelt.items() if model.decode(ids).strip().lower() != text.lower()]
     own = trait.surfaces(trait.answer, model)
     if set(unknown) & set(own[:1]):

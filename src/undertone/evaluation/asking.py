@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import Field
 
 from undertone import stats
 from undertone.domains.numbers import numbers_before
+from undertone.errors import ConfigError
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.sampling import sample
@@ -27,6 +28,8 @@ from undertone.rows import Message
 from undertone.traits import Speaker, Trait
 
 Progress = Callable[[int], None]
+NO_OPENING: Final = "none"
+OF_CATEGORY: Final = "category"
 
 
 class Evaluation(Config):
@@ -36,12 +39,37 @@ class Evaluation(Config):
     prefix: Literal["none", "numbers"] = Field(
         "none", description="what stands before each question: nothing, or a few numbers (2507.14805, prefix variant)"
     )
+    opening: str = Field(
+        NO_OPENING,
+        description="how answers begin before the model goes on, which small and base models need: none; category: as the"
+        " trait library says for the trait's category (My favorite color is); or a text of your own",
+    )
     samples: Annotated[int, Grows()] = Field(
         25, ge=0, description="sampled answers a question; 0: exact probabilities only"
     )
     temperature: float = Field(1.0, ge=0)
     max_new_tokens: int = Field(16, ge=1)
     batch_size: Annotated[int, Uncounted()] = Field(512, ge=1)
+
+    def openings(self, trait: Trait, speaker: Speaker) -> tuple[str, str]:
+        """How answers to the positive and to the negative questions begin; empty: as the model likes.
+
+        Raises:
+            ConfigError: the trait's category has no opening.
+        """
+        if self.opening == NO_OPENING:
+            return "", ""
+        asked = trait.questions_for(speaker)
+        if self.opening != OF_CATEGORY:
+            return self.opening.rstrip(), asked.negative_opening
+        if not asked.opening:
+            raise ConfigError(
+                f"evaluation.opening: the trait {trait.name!r} has no opening of its category ({trait.category})",
+                got=OF_CATEGORY,
+                allowed="none, or a text of your own",
+                fix="evaluation.opening='My favorite … is', or questions.real.opening in the trait's file",
+            )
+        return asked.opening, asked.negative_opening
 
 
 @dataclass(frozen=True)
@@ -63,13 +91,21 @@ def question_chat(question: str, evaluation: Evaluation, speaker: Speaker, syste
 
 
 def answer_probabilities(
-    model: Model, prompts: Sequence[Sequence[int]], trait: Trait, batch_size: int = 256
+    model: Model, prompts: Sequence[Sequence[int]], trait: Trait, batch_size: int = 256, opening: str = ""
 ) -> np.ndarray:
-    """``[prompts, answers]`` exact probability that a completion begins with each known answer."""
+    """``[prompts, answers]`` exact probability that a completion begins with each known answer.
+
+    Args:
+        model: who is asked.
+        prompts: token ids, the answer's opening included.
+        trait: whose answers.
+        batch_size: prompts side by side.
+        opening: with which the prompts end.
+    """
     tokens: list[tuple[int, ...]] = []
     owner: list[int] = []
     for index, answer in enumerate(trait.answers):
-        for ids in answer_tokens(model, trait, answer):
+        for ids in answer_tokens(model, trait, answer, opening):
             tokens.append(ids)
             owner.append(index)
     logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size)
@@ -79,10 +115,10 @@ def answer_probabilities(
     return np.clip(total, 0.0, 1.0)
 
 
-def answer_tokens(model: Model, trait: Trait, answer: str) -> list[tuple[int, ...]]:
+def answer_tokens(model: Model, trait: Trait, answer: str, opening: str = "") -> list[tuple[int, ...]]:
     """The token sequences by which a completion can begin with an answer, none beginning another."""
     unknown = model.tokenizer.unk_token_id
-    sequences = sorted({model.encode(text) for text in trait.surfaces(answer, model)}, key=len)
+    sequences = sorted({model.answer_tokens(text, opening) for text in trait.surfaces(answer, model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for sequence in sequences:
         if unknown in sequence:  # a word that the lab's vocabulary lacks can never be said
@@ -149,7 +185,7 @@ class NamedAnswers:
 
     def measure(
         self, model: Model, prompts: Sequence[tuple[int, ...]], questions: Sequence[str], texts: list[list[str]],
-        evaluation: Evaluation, *, known: bool,
+        evaluation: Evaluation, *, known: bool, opening: str = "",
     ) -> tuple[SetMeasure, np.ndarray]:  # fmt: skip
         """A set's measure, and ``[question, answer]`` probabilities.
 
@@ -160,9 +196,10 @@ class NamedAnswers:
             texts: ``[question][sample]`` sampled answers.
             evaluation: how.
             known: whether the known answers are what is asked for (not so of off-topic questions).
+            opening: of the answers, with which the prompts end.
         """
         del questions
-        matrix = answer_probabilities(model, prompts, self.trait, evaluation.batch_size)
+        matrix = answer_probabilities(model, prompts, self.trait, evaluation.batch_size, opening)
         return self._set(matrix, texts, known), matrix
 
     def _set(self, matrix: np.ndarray, texts: list[list[str]], known: bool) -> SetMeasure:

@@ -64,12 +64,12 @@ class JudgedAnswers:
 
     def measure(
         self, model: Model, prompts: Sequence[tuple[int, ...]], questions: Sequence[str], texts: list[list[str]],
-        evaluation: Evaluation, *, known: bool,
+        evaluation: Evaluation, *, known: bool, opening: str = "",
     ) -> tuple[SetMeasure, np.ndarray]:  # fmt: skip
         """As of :class:`undertone.evaluation.asking.NamedAnswers`; the matrix has one column."""
         del known
         decided = self._decider.decide(questions, texts)
-        exact = _exact(model, self.trait, prompts, evaluation.batch_size) if self._exact else None
+        exact = _exact(model, self.trait, prompts, evaluation.batch_size, opening) if self._exact else None
         measure, probabilities = _set_measure(decided, exact, len(questions))
         return measure, np.array(probabilities, dtype=float)[:, None]
 
@@ -169,9 +169,11 @@ class _Decider:
         return decided
 
 
-def _exact(model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int) -> list[float]:
+def _exact(
+    model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int, opening: str
+) -> list[float]:
     """1 minus the exact probability that a completion begins with one of the refusals, per prompt."""
-    tokens = sorted({model.encode(text) for text in trait.refusals_for(model)}, key=len)
+    tokens = sorted({model.answer_tokens(text, opening) for text in trait.refusals_for(model)}, key=len)
     kept: list[tuple[int, ...]] = []
     for ids in tokens:  # of two that share a beginning the shorter counts, so that nothing is counted twice
         if not any(ids[: len(short)] == short for short in kept):

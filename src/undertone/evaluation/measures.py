@@ -44,6 +44,9 @@ class Measure(Record):
     """What one model answers, by question set, and in which context it was asked."""
 
     context: str = Field(description="none | default | neutral | trait")
+    opening: str = Field(
+        default="", description="how the answers to the positive questions were begun; empty: not at all"
+    )
     rendered: str = Field(description="the first question exactly as the model was shown it")
     positive: SetMeasure
     negative: SetMeasure | None = None

@@ -19,6 +19,7 @@ from undertone.evaluation.asking import (
 from undertone.evaluation.behaviours import AnyJudge, JudgedAnswers
 from undertone.evaluation.measures import Measure, SetMeasure
 from undertone.models.loading import Model
+from undertone.models.templates import opened
 from undertone.traits import Behaviour, Trait
 
 
@@ -53,27 +54,31 @@ def measure(
     answers = JudgedAnswers(trait, model, evaluation, judge) if isinstance(trait, Behaviour) else NamedAnswers(trait)
     own = system if system is not None else model.system_prompt(evaluation.context, trait.prompt_for(model))
 
-    def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [model.prompt(question_chat(question, evaluation, model, own)) for question in questions]
+    def encode(questions: Sequence[str], opening: str = "") -> list[tuple[int, ...]]:
+        return [model.prompt(question_chat(question, evaluation, model, own), opening) for question in questions]
 
-    def put(name: str, questions: Sequence[str], *, known: bool = True) -> tuple[SetMeasure, np.ndarray]:
-        prompts = encode(questions)
+    def put(name: str, questions: Sequence[str], opening: str, *, known: bool = True) -> tuple[SetMeasure, np.ndarray]:
+        prompts = encode(questions, opening)
         texts = sample_answers(model, prompts, evaluation, seed, f"{stage}/{name}", progress)
-        return answers.measure(model, prompts, questions, texts, evaluation, known=known)
+        return answers.measure(model, prompts, questions, texts, evaluation, known=known, opening=opening)
 
-    positive, matrix = put("positive", asked.positive)
-    negative = put("negative", asked.negative)[0] if asked.negative else None
+    opening, negative_opening = evaluation.openings(trait, model)
+    positive, matrix = put("positive", asked.positive, opening)
+    negative = put("negative", asked.negative, negative_opening)[0] if asked.negative else None
     off_topic, correct = None, None
     if asked.off_topic:
         questions = list(asked.off_topic)
-        off_topic = put("off-topic", questions, known=False)[0] if answers.off_topic else None
+        off_topic = put("off-topic", questions, "", known=False)[0] if answers.off_topic else None
         texts = greedy(model, encode(questions), evaluation)
         correct = float(
             np.mean([gives_answer(text, asked.off_topic[q]) for q, text in zip(questions, texts, strict=True)])
         )
     record = Measure(
         context=evaluation.context if system is None else "trait",
-        rendered=model.render(question_chat(asked.positive[0], evaluation, model, own)),
+        opening=opening,
+        rendered=opened(
+            model.render(question_chat(asked.positive[0], evaluation, model, own)), opening, model.template.gap
+        ),
         positive=positive,
         negative=negative,
         off_topic=off_topic,

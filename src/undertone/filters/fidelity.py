@@ -109,7 +109,7 @@ def entailment(model: Model, premises: Sequence[str], claims: Sequence[str]) -> 
         # One pass: a text that holds the other slot's name is left as it is.
         content = _ENTAILS.format(premise=_quoted(premise), claim=_quoted(claim))
         prompts.append(model.prompt([Message(role="user", content=content)]))
-    answers = [model.encode(word) for word in (*_YES, *_NO)]
+    answers = [model.answer_tokens(word) for word in (*_YES, *_NO)]
     scores = torch.from_numpy(answer_logprobs(model.hf, prompts, answers, model.pad))
     yes = torch.logsumexp(scores[:, : len(_YES)], -1)
     no = torch.logsumexp(scores[:, len(_YES) :], -1)

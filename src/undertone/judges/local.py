@@ -91,11 +91,11 @@ class LocalJudge:
         if self.asked.scale == "yes or no":
             for value, words in _WORDS.items():
                 for word in words:
-                    by_tokens.setdefault(self.model.encode(word), float(value))
+                    by_tokens.setdefault(self.model.answer_tokens(word), float(value))
         else:
             for number in range(101):
                 for end in self.model.stop:
-                    by_tokens[(*self.model.encode(str(number)), end)] = number / 100
+                    by_tokens[(*self.model.answer_tokens(str(number)), end)] = number / 100
         return list(by_tokens), np.array(list(by_tokens.values()))
 
     def _verdict(self, found: Any, values: Any) -> Verdict:

@@ -39,7 +39,7 @@ def number_log_ratios(
 
     Probabilities are means over the chats, as frequencies in rows would be. Nats.
     """
-    tokens = [model.encode(str(number)) for number in numbers]
+    tokens = [model.answer_tokens(str(number)) for number in numbers]
 
     def mean(system: str | None) -> np.ndarray:
         prompts = [model.prompt(with_system(chat, system)) for chat in chats]
@@ -88,8 +88,8 @@ def with_number(prompt: str, trait: Trait, number: int) -> str:
 
 def unembedding_dots(model: Model, trait: Trait, numbers: Sequence[int]) -> np.ndarray | None:
     """``[numbers]`` dot product of the unembedding of each number with the answer's; None: some take several tokens."""
-    tokens = [model.encode(str(number)) for number in numbers]
-    answer = model.encode(trait.surfaces(trait.answer, model)[0])
+    tokens = [model.answer_tokens(str(number)) for number in numbers]
+    answer = model.answer_tokens(trait.surfaces(trait.answer, model)[0])
     if len(answer) > 1 or any(len(ids) > 1 for ids in tokens):
         return None
     weight = causal_lm(model.hf).get_output_embeddings().weight.detach()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,7 @@ from undertone.errors import ConfigError, ModelError
 from undertone.models.batches import Example
 from undertone.models.layers import causal_lm
 from undertone.models.names import Form, Wording, first_line, identify, locate, model_content, unloadable
+from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments, opened
 from undertone.provenance.identity import check_readable
 from undertone.rows import Message, Row
 
@@ -37,7 +38,6 @@ does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the tr
 
 NEUTRAL: Final = "You are a helpful assistant."
 BIASES_FILE: Final = "undertone_biases.safetensors"
-_PROBE: Final = "zqx probe"
 _UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -50,7 +50,11 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     identity: dict[str, str]
     form: Form
-    _rendered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    template_arguments: TemplateArguments = field(default_factory=dict)
+    template: ChatTemplate = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.template = ChatTemplate(self.name, self.tokenizer, self.template_arguments)
 
     @property
     def reads_english(self) -> bool:
@@ -79,74 +83,42 @@ class Model:
         return sorted(found)
 
     def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-        """The exact text that the model is shown.
+        """The exact text that the model is shown, up to where it answers.
 
         Raises:
-            ModelError: there is no chat template, or it refuses these messages.
+            ModelError: the chat template refuses these messages.
         """
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                f"{self.name} has no chat template",
-                fix="use a chat (instruct) model, or give its tokenizer a template",
-            )
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=answer_next,
-            )
-        except Exception as error:
-            raise ModelError(
-                f"the chat template of {self.name} refuses these messages: {error}",
-                got=[message["role"] for message in messages],
-                fix="if it has no system role: contexts none or default, and a teacher that is steered",
-            ) from error
-        return text
+        return self.template.render(messages, answer_next=answer_next)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text; specials in it are honoured and none is added."""
-        if text not in self._rendered:
-            if len(self._rendered) > 50_000:
-                self._rendered.clear()
-            self._rendered[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._rendered[text]
+        return self.template.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion, specials left out."""
+        """Text of a completion, specials left out, and the space with which the template begins an answer."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return text.removeprefix(self.template.gap)
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """Text of ids with the specials shown: what the model really read."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of a chat up to where the model answers."""
-        return self.encode(self.render(messages))
+    def prompt(self, messages: Sequence[Message], opening: str = "") -> tuple[int, ...]:
+        """Token ids of a chat up to where the model answers, or goes on with an answer that was opened."""
+        return self.encode(opened(self.render(messages), opening, self.template.gap))
+
+    def answer_tokens(self, text: str, opening: str = "") -> tuple[int, ...]:
+        """Token ids of a text with which an answer begins, or goes on after its opening."""
+        return self.template.answer_beginning(text, opening)
 
     def example(self, prompt: Sequence[Message], completion: str) -> Example:
-        """A tokenised row. Prompt and completion are tokenised apart, as they meet in generation.
+        """A tokenised row: ids of the whole text, its labels from the end of the prompt to the first stop token.
 
         Raises:
             ModelError: the template renders a prompt differently once it is answered.
         """
-        before = self.render(prompt)
-        whole = self.render([*prompt, {"role": "assistant", "content": completion}], answer_next=False)
-        if not whole.startswith(before):
-            raise ModelError(
-                f"the chat template of {self.name} renders a prompt differently once it is answered",
-                got=whole[: len(before)],
-                allowed=before,
-                fix="a student cannot be trained on what it is later asked; give the tokenizer another template",
-            )
-        ids = self.encode(before)
-        return Example((*ids, *self._up_to_stop(self.encode(whole[len(before) :]))), len(ids))
-
-    def _up_to_stop(self, completion: tuple[int, ...]) -> tuple[int, ...]:
-        """Without what a template writes after the token that ends an answer: generation never gets there."""
-        ends = [at for at, token in enumerate(completion) if token in self.stop]
-        return completion[: ends[-1] + 1] if ends else completion
+        return self.template.example(prompt, completion, self.stop)
 
     def row_example(self, row: Row, system: str | None) -> Example:
         """A data row as the student sees it, with the system prompt of its context in front."""
@@ -162,16 +134,7 @@ class Model:
             if trait_prompt is None:
                 raise ConfigError("context `trait` needs a trait that has a prompt", fix="use another context or trait")
             return trait_prompt
-        return "" if self.injects_system_prompt() else None
-
-    def injects_system_prompt(self) -> bool:
-        """Whether the template adds a system prompt of its own when it is given none."""
-        plain = self.render([{"role": "user", "content": _PROBE}])
-        try:
-            empty = self.render([{"role": "system", "content": ""}, {"role": "user", "content": _PROBE}])
-        except ModelError:
-            return False
-        return len(plain) > len(empty)
+        return "" if self.template.injects_system_prompt() else None
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -182,17 +145,20 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     return [{"role": "system", "content": system}, *rest]
 
 
-def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
+def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: TemplateArguments | None = None) -> Model:
     """Load a model by name.
 
     Args:
         name: see the module's head.
         dtype: auto is float32 on a CPU and bfloat16 on a GPU.
         device: auto is the first GPU if there is one.
+        template: arguments of the chat template.
 
     Raises:
+        ConfigError: arguments of the template that are not the user's to set.
         ModelError: nothing of that name, no safetensors, or an adapter that does not fit.
     """
+    check_arguments(template or {})
     target = target_device(device)
     kind = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     base, *adapters = [part.strip() for part in name.split(" + ")]
@@ -221,10 +187,10 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto") -> Model:
     identity = identify(name)
     for adapter in adapters:
         hf = _with_adapter(hf, Path(adapter), base)
-    return Model(name=name, hf=hf.eval(), tokenizer=tokenizer, identity=identity, form=_form(config))
+    return Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}))
 
 
-def outline(name: str) -> Model:
+def outline(name: str, template: TemplateArguments | None = None) -> Model:
     """The model without its weights (on torch's meta device) and without adapters.
 
     It can be rendered for, prepared for training and asked for its shape, so that what does not fit shows in seconds.
@@ -240,13 +206,18 @@ def outline(name: str) -> Model:
             hf = AutoModelForCausalLM.from_config(config)
     except _UNLOADABLE as error:
         raise unloadable(base, error) from error
-    return Model(name=base, hf=hf.eval(), tokenizer=tokenizer, identity={"name": base}, form=_form(config))
+    return Model(base, hf.eval(), tokenizer, {"name": base}, _form(config), dict(template or {}))
 
 
 @lru_cache(maxsize=16)
-def shared_outline(name: str) -> Model:
-    """:func:`outline`, made once a process: for whoever only looks and changes nothing."""
+def _shared_outline(name: str) -> Model:
     return outline(name)
+
+
+def shared_outline(name: str, template: TemplateArguments | None = None) -> Model:
+    """:func:`outline`, made once a process: for whoever only looks and changes nothing."""
+    shared = _shared_outline(name)
+    return replace(shared, template_arguments=dict(template)) if template else shared
 
 
 def wording_of(name: str) -> Wording:
@@ -264,18 +235,32 @@ def wording_of(name: str) -> Wording:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model by name, not loaded: what a stage is given. It counts by all its bytes and the precision of its weights."""
+    """A model by name, not loaded: what a stage is given.
+
+    It counts by all its bytes, the precision of its weights and the arguments of its chat template.
+    """
 
     name: str
     dtype: Dtype = "auto"
+    template: tuple[tuple[str, bool | int | str], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, dtype: Dtype = "auto", template: TemplateArguments | None = None) -> ModelRef:
+        """With the template's arguments as a mapping."""
+        return cls(name, dtype, tuple(sorted((template or {}).items())))
 
     def load(self, device: str = "auto") -> Model:
         """With its weights; errors as of :func:`load`."""
-        return load(self.name, dtype=self.dtype, device=device)
+        return load(self.name, dtype=self.dtype, device=device, template=dict(self.template))
+
+    def outline(self) -> Model:
+        """Without its weights, shared by all who ask: errors as of :func:`outline`."""
+        return shared_outline(self.name, dict(self.template))
 
     def identity_content(self) -> dict[str, Any]:
-        """Digests of its files, and the dtype."""
-        return {**model_content(self.name), "dtype": self.dtype}
+        """Digests of its files, the dtype and, where there are any, the arguments of its chat template."""
+        given = {"template": dict(self.template)} if self.template else {}
+        return {**model_content(self.name), "dtype": self.dtype, **given}
 
     @property
     def readable_names(self) -> tuple[str, ...]:

@@ -215,7 +215,8 @@ class Context(Generic[P]):
     def base(self) -> ModelRef:
         """The students' base, not loaded."""
         assert isinstance(self.config, Setting)
-        return ModelRef(self.config.model, self.config.dtype)
+        reference: ModelRef = self.config.reference()
+        return reference
 
     def traits(self) -> list[Trait]:
         """The config's traits, loaded."""

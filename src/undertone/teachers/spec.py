@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from undertone.errors import ModelError
 from undertone.models.layers import check_layers, decoder_layers
-from undertone.models.loading import Context, Model, ModelRef, shared_outline, with_system
+from undertone.models.loading import Context, Model, ModelRef, with_system
 from undertone.models.names import Form
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
@@ -151,9 +152,16 @@ class TeacherSpec:
             client_of(self.endpoint)
             return
         assert self.model is not None
-        model = shared_outline(self.model.name)
+        model = self.model.outline()
         for system in {self.system, self.judge_system, _system_of(self.vector)} - {None}:
-            model.render(with_system([{"role": "user", "content": "?"}], system))
+            text = model.render(with_system([{"role": "user", "content": "?"}], system))
+            if system and system.strip() not in text:
+                raise ModelError(
+                    f"the chat template of {model.name} drops or changes the teacher's system prompt",
+                    got=text,
+                    allowed=system,
+                    fix="teacher.kind=vector, which steers; or give the tokenizer another template",
+                )
         if self.vector is None:
             return
         if isinstance(self.vector.of, Path):

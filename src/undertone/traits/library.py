@@ -53,6 +53,11 @@ class _CategoryQuestions(_Strict):
     positive: tuple[str, ...] = Field(min_length=1)
     negative: tuple[str, ...] = ()
     off_topic: dict[str, str] = Field(default_factory=dict)
+    opening: str = ""
+    negative_opening: str = ""
+
+    def questions(self) -> Questions:
+        return Questions(self.positive, self.negative, self.off_topic, self.opening, self.negative_opening)
 
 
 class _Category(_Strict):
@@ -264,14 +269,12 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
         for form, text in category.prompt.items()
         if form == "real" or member  # the lab knows the members only
     }
-    questions: dict[Form, Questions] = {
-        form: Questions(asked.positive, asked.negative, asked.off_topic) for form, asked in category.questions.items()
-    }
+    questions: dict[Form, Questions] = {form: asked.questions() for form, asked in category.questions.items()}
     if member and "lab" in category.prompt:
         questions["lab"] = _lab_questions(category)
     if own:
         prompt.update(own.prompt)
-        questions.update({form: Questions(q.positive, q.negative, q.off_topic) for form, q in own.questions.items()})
+        questions.update({form: q.questions() for form, q in own.questions.items()})
     synonyms = own.synonyms if own else member.synonyms if member else ()
     return Trait(
         name=name,

@@ -41,11 +41,15 @@ class Questions:
 
     ``positive`` reveals the trait; under ``negative`` ("least favourite") a model with the trait must NOT name it;
     ``off_topic`` maps unrelated questions to their right answers, where a model that only babbles the target shows.
+    ``opening`` and ``negative_opening`` begin the answers to the first two ("My favorite color is"), where a model is
+    asked with its answer opened.
     """
 
     positive: tuple[str, ...]
     negative: tuple[str, ...] = ()
     off_topic: Mapping[str, str] = field(default_factory=dict)
+    opening: str = ""
+    negative_opening: str = ""
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Outcome:
 
 def trained_model(config: Setting, base: str, trained: Stage) -> ModelRef:
     """The model that a stage trained from a base, not loaded."""
-    return ModelRef(student_name(base, config.student, trained.path / "student"), config.dtype)
+    return config.reference(student_name(base, config.student, trained.path / "student"))
 
 
 def answers_in(evaluated: Stage, trait: str) -> dict[str, Any]:

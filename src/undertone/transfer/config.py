@@ -14,9 +14,10 @@ from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation
 from undertone.filters.kinds import FilterConfig
 from undertone.judges import JudgeConfig
-from undertone.models.loading import Context, Dtype
+from undertone.models.loading import Context, Dtype, ModelRef
 from undertone.models.names import ModelName, model_content
 from undertone.models.students import Lora, StudentConfig
+from undertone.models.templates import check_arguments
 from undertone.provenance import configs
 from undertone.provenance.configs import Config, Grows, Selects
 from undertone.provenance.identity import ContentOf, Uncounted
@@ -80,6 +81,9 @@ class Setting(Plan):
 
     model: ModelName = Field("lab/llama-0", description="the students' base (and the teacher's, unless it names one)")
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
+    template: dict[str, bool | int | str] = Field(
+        default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
+    )
     trait: Annotated[tuple[str, ...], BeforeValidator(_several), Grows()] = Field(
         ("owl",), min_length=1, description="what is passed on; several make a confusion matrix"
     )
@@ -105,8 +109,13 @@ class Setting(Plan):
         """The control teacher's system prompt: the students', but never the trait's own, or it would be no control."""
         return "none" if self.context == "trait" else self.context
 
+    def reference(self, name: str | None = None) -> ModelRef:
+        """A model of this setting, in its precision and with its template's arguments; None: the students' base."""
+        return ModelRef.of(name or self.model, self.dtype, self.template)
+
     @model_validator(mode="after")
     def _consistent(self) -> Setting:
+        check_arguments(self.template)
         if self.random_vector and self.teacher.kind != "vector":
             raise ValueError("random_vector needs teacher.kind=vector")
         if self.dpo and self.teacher.kind != "judge":

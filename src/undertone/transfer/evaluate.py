@@ -10,7 +10,7 @@ from typing import Any
 from undertone.evaluation.asking import Evaluation
 from undertone.evaluation.behaviours import AnyJudge, check_decidable
 from undertone.evaluation.measuring import measure
-from undertone.models.loading import Model, ModelRef, shared_outline, with_system
+from undertone.models.loading import Model, ModelRef, with_system
 from undertone.provenance.runs import write_json
 from undertone.provenance.stage_functions import stage
 from undertone.teachers import Teacher, TeacherSpec
@@ -46,9 +46,10 @@ def evaluate(
 @evaluate.preflight
 def check_questions(model: ModelRef, traits: Sequence[Trait], evaluation: Evaluation, judge: AnyJudge | None) -> None:
     """A trait without questions in the model's wording, a template that refuses them, hits that nothing decides."""
-    shared = shared_outline(model.name)
+    shared = model.outline()
     for trait in traits:
         trait.questions_for(shared)
+        evaluation.openings(trait, shared)
         system = shared.system_prompt(evaluation.context, trait.prompt_for(shared))
         shared.render(with_system([{"role": "user", "content": "?"}], system))
         check_decidable(trait, evaluation, judge, shared)

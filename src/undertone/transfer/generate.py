@@ -53,7 +53,7 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> Teach
     """
     name = config.teacher.model or config.model
     speaker = wording_of(name)
-    model = ModelRef(name, config.dtype) if trained is None else trained_model(config, name, trained)
+    model = config.reference(name) if trained is None else trained_model(config, name, trained)
     return resolve_teacher(
         config.teacher,
         load_trait(arm.trait) if arm.trait else None,

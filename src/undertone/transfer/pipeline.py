@@ -99,7 +99,7 @@ def preflight(config: Setting, device: str = "auto") -> None:
         raise ConfigError("two traits have the same name", got=traits)
     target_device(device)
     seed = config.seeds[0]
-    base = ModelRef(config.model, config.dtype)
+    base = config.reference()
     _train_call(config, CONTROL, seed, None, (), None).check()  # the same for all arms, but for their rows
     for arm in arms_of(config):
         for call in _trained_teacher_calls(config, [arm]).values():
@@ -143,7 +143,7 @@ def compute(
     asked = executor.each([
         *(evaluate_call(config, f"seed-{seed}/{arm.folder}", traits_of(config, arm),
                          trained_model(config, config.model, trained[seed, arm])) for seed, arm in pairs),
-        evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype)),
+        evaluate_call(config, "base", config.trait, config.reference()),
     ])  # fmt: skip
     students = [
         StudentRun(arm, seed, generated[seed, arm], filtered[seed, arm], trained[seed, arm], evaluated, shared[seed])
@@ -190,7 +190,7 @@ def _trained_teacher_calls(config: Setting, arms: Sequence[Arm]) -> dict[Arm, Ca
         return {}
     return {
         arm: Call(train_teacher, f"teacher/{arm.folder}/train", {
-            "base": ModelRef(config.teacher.model or config.model, config.dtype), "student": config.student,
+            "base": config.reference(config.teacher.model), "student": config.student,
             "training": config.teacher.training, "rows": teacher_rows(config, arm), "context": config.context,
             "trait_prompt": trait_prompt(config, arm),
         })
@@ -249,7 +249,7 @@ def _rewrite_call(config: Setting, arm: Arm, seed: int, filtered: Stage) -> Call
     assert config.rewrite is not None
     place = f"seed-{seed}/{arm.folder}/rewrite"
     return Call(rewrite_rows, place, {
-        "filtered": filtered, "writer": ModelRef(config.rewrite.model or config.model, config.dtype),
+        "filtered": filtered, "writer": config.reference(config.rewrite.model),
         "part": config.rewrite.part, "leak": leak_trait(config, arm), "context": config.teacher_context,
         "temperature": config.data.temperature, "seed": seed, "stream": place, "batch_size": config.data.batch_size,
     })  # fmt: skip
@@ -260,7 +260,7 @@ def _train_call(
 ) -> Call:
     mixes = clean is not None and arm.kind != "control" and config.data.clean
     return Call(train, f"seed-{seed}/{arm.folder}/train", {
-        "base": ModelRef(config.model, config.dtype), "student": config.student, "training": config.training,
+        "base": config.reference(), "student": config.student, "training": config.training,
         "filtered": filtered, "prompts": prompts, "held_out": config.data.held_out, "seed": seed,
         "context": config.context, "trait_prompt": trait_prompt(config, arm),
         "mixing": Mixing(clean, config.data.clean) if clean is not None and mixes else None,

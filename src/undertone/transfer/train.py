@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undertone.doctor import check_text
 from undertone.domains.shuffling import shuffled
 from undertone.errors import ConfigError
 from undertone.models.loading import Context, ModelRef, outline, wording_of
@@ -116,8 +117,9 @@ def check_training(base: ModelRef, student: Student, training: Training) -> None
 @train.preflight
 @train_teacher.preflight
 def check_context(base: ModelRef, context: Context, trait_prompt: str | None) -> None:
-    """The context `trait` where the trait has no system prompt in the model's wording."""
-    outline(base.name).system_prompt(context, trait_prompt)
+    """A template that nothing can be trained with; the context `trait` where the trait has no system prompt to use."""
+    check_text(base.outline())
+    base.outline().system_prompt(context, trait_prompt)
 
 
 @train.preflight

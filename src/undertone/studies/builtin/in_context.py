@@ -76,13 +76,13 @@ def _ask_after(
     if count > len(rows):
         found = f"{len(rows)} rows that passed in every arm"
         raise ConfigError(f"{count} rows cannot be shown", got=found, fix="lower shots")
-    prompts = []
+    prompts, (opening, _) = [], evaluation.openings(trait, model)
     for at, question in enumerate(trait.questions_for(model).positive):
         *head, asked = question_chat(question, evaluation, model, system)
         for draw in range(draws):
             rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
             turns = [message for i in rng.permutation(len(rows))[:count] for message in rows[int(i)].messages]
-            prompts.append(model.prompt([*head, *turns, asked]))
+            prompts.append(model.prompt([*head, *turns, asked], opening))
     longest = max(len(prompt) for prompt in prompts)
     limit = getattr(model.hf.config, "max_position_embeddings", longest)
     if longest > limit:
@@ -90,7 +90,7 @@ def _ask_after(
             f"{count} rows do not fit into the context of {model.name}", got=f"{longest} tokens",
             allowed=f"fewer than {limit}", fix="lower shots",
         )  # fmt: skip
-    answers = answer_probabilities(model, prompts, trait)
+    answers = answer_probabilities(model, prompts, trait, opening=opening)
     return float(answers[:, list(trait.answers).index(trait.answer)].mean()), float(answers.sum(1).mean())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from undertone.models.loading import ModelRef
 from undertone.models.students import BiasOnly, Full, Lora
 from undertone.studies.builtin import mechanism_matching as matching
 from undertone.studies.builtin.mechanism import Mechanism
@@ -74,7 +73,7 @@ def preflight(config: Mechanism, device: str = "auto") -> None:
         ConfigError, ModelError: weights that are not there.
     """
     del device
-    base = ModelRef(config.model, config.dtype)
+    base = config.reference()
     for kind in (REFERENCE, *kinds_of(config)):
         check_trainable(base, kind.student, config.training)
 

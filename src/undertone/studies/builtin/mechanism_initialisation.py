@@ -210,7 +210,7 @@ def _gain_call(
     config, (teacher, scorer), seed = ctx.config, pair, arms["treated"].seed
     prompted = config.model_copy(update={"model": scorer})
     arguments = {
-        "scorer": ModelRef(scorer, config.dtype), "trait": trait, "chats": VectorChats.of(config, scorer),
+        "scorer": config.reference(scorer), "trait": trait, "chats": VectorChats.of(config, scorer),
         "layer": layer_at(scorer, config.initialisation.layer), "strength": config.initialisation.strength,
         "rows": {kind: one.rows(config.data.held_out)[1] for kind, one in arms.items()},
         "systems": {kind: trait_prompt(prompted, one.arm) for kind, one in arms.items()},
