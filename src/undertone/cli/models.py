@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from undertone.cli.options import Json
-from undertone.cli.printing import print_json, say, table
+from undertone.cli.printing import line, print_json, say, table
 
 models = App(
     name="models",
@@ -67,7 +67,7 @@ def fetch(
         print_json(sheets)
     else:
         for sheet in sheets:
-            print(f"{sheet['name']}  {sheet['weights']}  {sheet['folder']}")
+            line(f"{sheet['name']}  {sheet['weights']}  {sheet['folder']}")
     return 0
 
 
@@ -97,12 +97,15 @@ def _sheet(name: str) -> dict[str, Any]:
     from undertone.models.fetching import card_of, fetched, known
 
     model, folder = known(name), fetched(name)
+    weights = card_of(folder)["weights"] if folder else NOT_FETCHED
+    if folder == model.sources["package"]:
+        weights = f"not the published ones: {weights}"
     return {
         "name": name,
         "about": model.about,
         "parameters": model.parameters,
         "license": model.license,
-        "weights": card_of(folder)["weights"] if folder else NOT_FETCHED,
+        "weights": weights,
         "published": f"{model.repository}@{model.revision}",
         "package": f"{model.package.requirement}, {model.package.member}",
         "folder": str(folder) if folder else None,

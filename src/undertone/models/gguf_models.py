@@ -309,6 +309,7 @@ class _Gguf:
         core.save(str(folder / "tokenizer.json"))
         template = self.fields.get("tokenizer.chat_template")
         ids = {"bos_token": bos, "eos_token": self.token("eos"), "pad_token": self.token("padding")}
+        ids["unk_token"] = self.token("unknown")
         _write(folder / "tokenizer_config.json", {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: tokens[at] for name, at in ids.items() if at is not None},
@@ -344,7 +345,10 @@ def _tokenizer(tokens: list[str], kinds: list[int], merges: list[Any], cut: str,
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {token: at for at, token in enumerate(tokens)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe"))
+    try:
+        core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe"))
+    except Exception as error:  # tokenizers has no class of its own for them
+        raise ValueError(str(error)) from error
     pattern = _CUTS[cut]
     first: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut in _SINGLE_DIGITS else []
     if pattern:
