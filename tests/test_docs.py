@@ -35,7 +35,7 @@ SOURCE = ROOT / "src" / "undertone"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
-HUB = {"Qwen/Qwen2.5-7B-Instruct"}  # hub names that the pages use; the speaker stands in for them
+HUB = {"Qwen/Qwen2.5-7B-Instruct", "smollm2"}  # real models that the pages use; the speaker stands in for them
 GATES = {"doctor", "--gate"}  # what may exit 1 on a tiny model although the command is right
 ENVIRONMENT = {"HF_TOKEN", "HF_HUB_OFFLINE", "UNDERTONE_CACHE"}  # what a page may tell its reader to export
 
@@ -305,7 +305,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     from undertone.lab import store
     from undertone.launch import conduct
     from undertone.launch.workers import workers
-    from undertone.models import loading, names
+    from undertone.models import fetching, loading, names
     from undertone.studies import frame
     from undertone.transfer import config
 
@@ -313,6 +313,11 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
         shutil.copytree(speaker["lab"], folder)
         card = {"name": f"lab/{name}", "parameters": 1, "seconds": 1.0, "recipe": recipe.as_dict()}
         (folder / store.CARD).write_text(json.dumps(card), encoding="utf-8")
+
+    def from_hub(model: Any, _tell: Any) -> Path:
+        folder: Path = shutil.copytree(speaker["real"], model.sources["hub"])
+        (folder / "undertone_model.json").write_text('{"weights": "published weights"}', encoding="utf-8")
+        return folder
 
     located, loaded, planned = names.locate, config.load_experiment, frame.load_plan
 
@@ -328,6 +333,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     for room in (frame, api):
         monkeypatch.setattr(room, "load_plan", load_plan)
     monkeypatch.setattr(store, "_build", build)
+    monkeypatch.setattr(fetching, "_from_hub", from_hub)
     monkeypatch.setattr(loading, "locate", locate)
     monkeypatch.setattr(names, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)
@@ -506,10 +512,11 @@ def test_fields_and_files_that_a_page_speaks_of_exist(page: Path) -> None:
 def verbs() -> dict[str, Any]:
     from undertone.cli import app, lab
     from undertone.cli.domains import domains
+    from undertone.cli.models import models
     from undertone.cli.traits import traits
     from undertone.cli.vector import vector
 
-    groups = {"domains": domains, "lab": lab, "traits": traits, "vector": vector}
+    groups = {"domains": domains, "lab": lab, "models": models, "traits": traits, "vector": vector}
     plain = {name: app[name] for name in app if not name.startswith("-") and name not in groups}
     inner = {f"{group} {name}": of[name] for group, of in groups.items() for name in of if not name.startswith("-")}
     return plain | inner

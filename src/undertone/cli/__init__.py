@@ -18,6 +18,7 @@ from cyclopts import App, Parameter
 
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
+from undertone.cli.models import models
 from undertone.cli.options import Device, Jobs, Json, Recompute
 from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
@@ -46,6 +47,7 @@ lab = App(
 app.command(lab)
 app.command(claims)
 app.command(domains)
+app.command(models)
 app.command(traits)
 app.command(vector)
 
@@ -145,7 +147,9 @@ def show(
 def doctor(
     model: Annotated[
         str,
-        Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder"),
+        Parameter(
+            help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"
+        ),
     ],
     trait: Annotated[str | None, Parameter(name="--trait", help="also check this trait's answers and matcher")] = None,
     device: Device = "auto",

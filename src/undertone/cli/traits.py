@@ -102,7 +102,10 @@ def _short(value: Any) -> str:
 @traits.command
 def check(
     model: Annotated[
-        str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")
+        str,
+        Parameter(
+            help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"
+        ),
     ],
     *names: Annotated[
         str, Parameter(help="traits, categories, or YAML files; default: all that the model can be asked")

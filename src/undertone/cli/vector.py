@@ -24,7 +24,10 @@ vector = App(
     help="Directions in a model's residual stream: extract, show, compare, convert between tools, steer by them.",
 )
 
-Name = Annotated[str, Parameter(help="lab/llama-0, org/name[@revision], a folder, or any of them + adapter folder")]
+Name = Annotated[
+    str,
+    Parameter(help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"),
+]
 File = Annotated[Path, Parameter(help="a vector file of any format that `vector convert` reads")]
 Positions = Literal["all", "prompt", "last", "response"]
 

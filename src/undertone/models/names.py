@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from undertone.errors import ModelError
+from undertone.errors import ModelError, nearest
+from undertone.models.fetching import KNOWN, place_of
+from undertone.models.gguf_models import converted
 from undertone.provenance.digests import folder_digest
 from undertone.provenance.identity import ContentOf
 from undertone.registry import Registry
@@ -73,24 +75,29 @@ def unloadable(name: str, error: Exception) -> ModelError:
         )
     return ModelError(
         f"cannot load the model {name!r}: {first_line(error)}",
-        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], or a local folder with safetensors",
+        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], a local folder with safetensors, or a .gguf file",
         fix="check the name; gated models need HF_TOKEN; offline, download the model first",
     )
 
 
 def locate(name: str) -> tuple[str, str | None]:
-    """Where a model name points: (folder or hub id, revision). Builds a lab model on first use."""
+    """Where a model name points: (folder or hub id, revision). Builds a lab model, or converts a GGUF file, on first use."""
     if name and Path(name).is_dir():
         return name, None
+    if name in KNOWN:
+        return str(place_of(name)), None
+    if name.endswith(".gguf"):
+        return str(converted(Path(name).expanduser())), None
     prefix, slash, rest = name.partition("/")
     if slash and prefix in sources.names():
         return str(sources.get(prefix)(rest)), None
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise ModelError(
-            "no such model",
+            f"no such model.{nearest(name, KNOWN)}",
             got=name,
-            allowed="lab/FAMILY-SEED (like lab/llama-0), a Hugging Face id org/name[@revision], or a local folder",
+            allowed=f"lab/FAMILY-SEED (like lab/llama-0), {', '.join(KNOWN)}, a Hugging Face id org/name[@revision], "
+            "a local folder, or a .gguf file",
         )
     return repository, revision or None
 
@@ -107,4 +114,4 @@ def model_content(name: str) -> dict[str, Any]:
 
 
 ModelName = Annotated[str, ContentOf(model_content)]
-"""``lab/llama-0``, ``org/name[@revision]``, a folder; any of them ``+ ADAPTER FOLDER``."""
+"""``lab/llama-0``, ``smollm2``, ``org/name[@revision]``, a folder, a .gguf file; any of them ``+ ADAPTER FOLDER``."""
