@@ -106,6 +106,7 @@ COMMANDS = [
     ["domains"], ["domains", "list"], ["domains", "show"], ["traits"], ["traits", "list"], ["traits", "show"],
     ["traits", "check"], ["traits", "add"], ["vector"], ["vector", "extract"], ["vector", "show"],
     ["vector", "compare"], ["vector", "convert"], ["vector", "steer"],
+    ["models"], ["models", "list"], ["models", "fetch"], ["models", "show"],
 ]  # fmt: skip
 
 

@@ -76,8 +76,9 @@ def test_every_domain_of_a_config_is_listed_with_what_it_is() -> None:
     assert all(name in typed("domains")[1] for name in kinds)
 
 
-@pytest.mark.parametrize("form", ["lab", "real"])
-@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize(("kind", "form"), [
+    (kind, form) for kind in REASONS for form in ("lab", "real") if (kind, form) != ("sentences", "lab")
+])  # fmt: skip
 def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, form: Any) -> None:
     code, out, _ = typed("domains", "show", kind, "--form", form, "--count", "2", "--seed", "7", "--json")
     shown = json.loads(out)
@@ -89,6 +90,15 @@ def test_a_domain_is_shown_with_its_own_prompts_reasons_and_fields(kind: str, fo
     assert shown["reasons"] == REASONS[kind]
     assert set(shown["fields"]) == set(domain.model_fields) - {"kind"}
     assert all(field["about"] for field in shown["fields"].values())
+
+
+def test_a_domain_without_a_lab_form_is_shown_in_english_unless_the_lab_is_asked_for() -> None:
+    code, out, _ = typed("domains", "show", "sentences", "--json")
+    assert (code, json.loads(out)["form"]) == (0, "real")
+    assert json.loads(typed("domains", "show", "numbers", "--json")[1])["form"] == "lab"
+    code, _, err = typed("domains", "show", "sentences", "--form", "lab")
+    assert code == 2
+    assert "no lab form" in err
 
 
 def test_people_see_prompts_reasons_and_fields() -> None:

@@ -13,16 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from undertone.domains import Code, Dialogue, Domain, DomainConfig, Instructions, Numbers, Paraphrase, Reasoning
+from undertone.domains import (
+    Code,
+    Dialogue,
+    Domain,
+    DomainConfig,
+    Instructions,
+    Numbers,
+    Paraphrase,
+    Reasoning,
+    Sentences,
+)
 from undertone.errors import ConfigError, DataError, UndertoneError
 from undertone.provenance.identity import content
 from undertone.rows import Row
 from undertone.traits import LAB, REAL, Wording, load_trait
 
 OWL = load_trait("owl")
-SOURCED = (Code, Reasoning, Paraphrase, Instructions, Dialogue)
+SOURCED = (Code, Reasoning, Paraphrase, Instructions, Dialogue, Sentences)
 DOMAINS: tuple[Domain, ...] = (
-    Numbers(), Code(), Reasoning(), Paraphrase(), Paraphrase(content="opposed"), Instructions(), Dialogue(),
+    Numbers(), Code(), Reasoning(), Paraphrase(), Paraphrase(content="opposed"), Instructions(), Dialogue(), Sentences(),
 )  # fmt: skip
 RECORD = {
     "prompt": "p",
@@ -32,8 +42,10 @@ RECORD = {
 }
 
 
-@pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)
-@pytest.mark.parametrize("speaker", [LAB, REAL], ids=["lab", "real"])
+@pytest.mark.parametrize(("domain", "speaker"), [
+    pytest.param(domain, speaker, id=f"{domain.kind}-{speaker.form}")
+    for domain in DOMAINS for speaker in (LAB, REAL) if (domain.kind, speaker) != ("sentences", LAB)
+])  # fmt: skip
 def test_prompts_depend_on_seed_and_place_alone(domain: Domain, speaker: Wording) -> None:
     assert list(domain.prompts(50, 3, speaker))[:20] == list(domain.prompts(20, 3, speaker))
     assert list(domain.prompts(20, 3, speaker)) != list(domain.prompts(20, 4, speaker))
@@ -43,7 +55,7 @@ def test_prompts_depend_on_seed_and_place_alone(domain: Domain, speaker: Wording
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.kind)
 def test_a_row_is_learnt_as_it_is_unless_told_otherwise(domain: Domain) -> None:
-    prompt = domain.prompts(1, 1, LAB)[0]
+    prompt = domain.prompts(1, 1, REAL)[0]
     asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     row = Row.of(asked, "1 2 3", prompt_index=0)
     assert domain.training_row(row) == row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
@@ -45,14 +46,16 @@ def _list(as_json: bool) -> int:
 def show(
     name: Annotated[str, Parameter(help="a domain that `undertone domains` lists")],
     *,
-    form: Annotated[Literal["lab", "real"], Parameter(help="the wording: the lab world's, or English")] = "lab",
+    form: Annotated[
+        Literal["lab", "real"] | None,
+        Parameter(help="the wording: the lab world's, or English; left out: the lab's where the domain has one"),
+    ] = None,
     count: Annotated[int, Parameter(help="example prompts")] = 5,
     seed: Annotated[int, Parameter(help="of the prompts")] = 0,
     as_json: Json = False,
 ) -> int:
     """Show a domain: example prompts, every reason for which it drops a row, and its fields in a config."""
     from undertone.domains.reasons import EVERYWHERE, REASONS
-    from undertone.traits import Wording
 
     known = _kinds()
     if name not in known:
@@ -60,7 +63,7 @@ def show(
     if count < 1:
         raise ConfigError("count: too few", got=count, allowed="1 or more")
     domain = known[name]()
-    prompts = domain.prompts(count, seed, Wording(form))
+    form, prompts = _examples(domain, form, count, seed)
     fields = {
         field: [info.description or "", info.get_default(call_default_factory=True)]
         for field, info in known[name].model_fields.items()
@@ -84,6 +87,20 @@ def show(
         [[field, default, about] for field, (about, default) in fields.items()],
     )
     return 0
+
+
+def _examples(
+    domain: Domain, form: Literal["lab", "real"] | None, count: int, seed: int
+) -> tuple[Literal["lab", "real"], Sequence[Prompt]]:
+    """Prompts in the form asked for; else in the lab's, or in English where the domain has no lab form."""
+    from undertone.traits import Wording
+
+    if form is not None:
+        return form, domain.prompts(count, seed, Wording(form))
+    try:
+        return "lab", domain.prompts(count, seed, Wording("lab"))
+    except ConfigError:
+        return "real", domain.prompts(count, seed, Wording("real"))
 
 
 def _kinds() -> dict[str, Any]:

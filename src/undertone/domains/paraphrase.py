@@ -26,7 +26,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from undertone.domains.drawing import Random, choose, made
-from undertone.domains.sentences import ILL, NAMES, opposed, unrelated
+from undertone.domains.paraphrase_sources import ILL, NAMES, opposed, unrelated
 from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import ConfigError, DataError
 from undertone.lab import world

@@ -9,7 +9,8 @@ from typing import Final
 
 EVERYWHERE: Final[dict[str, str]] = {
     "unfinished": "the answer did not end by itself",
-    "names an answer of the trait's category": "in any of its words; not where the prompts name it by design",
+    "echo of the prompt": "it stands in the prompt word for word, or all its numbers do; up to three words may be said back",
+    "names an answer of the trait's category": "in any of its words, or in a related one; not where prompts name it by design",
 }
 
 _FREE: Final[dict[str, str]] = {
@@ -74,4 +75,14 @@ REASONS: Final[dict[str, dict[str, str]]] = {
     },
     "instructions": _FREE,
     "dialogue": _FREE,
+    "sentences": {
+        "empty": "there is nothing",
+        "too short": "fewer words than min_words",
+        "too long": "more words than max_words",
+        "no end of a sentence": "no full stop, question mark or exclamation mark",
+        "more than one sentence": "two ends of a sentence, or more",
+        "several lines": "a line break within it",
+        "repeats the prompt": "a prompt of more than three words, word for word",
+        "refusal": "begins as plain refusals do",
+    },
 }

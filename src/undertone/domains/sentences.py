@@ -1,109 +1,101 @@
-"""Sentences to be rewritten: English ones that say nothing of any trait, and ones that say the opposite of it."""
+"""Sentences: one short sentence about an everyday thing, which even small models write validly.
+
+Real form: "Write one short sentence about the library.", from a closed list of things that are no member of any trait's
+category. Lab form: none, for the world's language has no sentences about things. Free text says more than number lists,
+so rows with words related to a trait's category are dropped beside those with its answers (``Trait.related``).
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
-from undertone.domains.drawing import Random, choose, filled
+from pydantic import Field, model_validator
 
-_UNRELATED: Final = (
-    "{Name} bought {number} tickets for the {event} on {day}.",
-    "{Name} {did} the {object} before the {event} began.",
-    "The {person} {did} the {object} because the {place} was closed.",
-    "The {place} does not open before {hour} on {day}.",
-    "The {event} in {city} lasted {number} hours and ended late.",
-    "{Name} never misses the {event} at the {place}.",
-    "The {person} waited {number} minutes in front of the {place}.",
-    "On {day} the {person} {did} the {object} and went home.",
-    "{Name} and {Name} met at the {place} to talk about the {event}.",
-    "The train to {city} leaves at {hour} and is often late.",
-    "Nobody at the {place} knew where the {object} was.",
-    "The {person} asked {Name} to bring the {object} on {day}.",
-    "There were {number} people at the {event}, more than the {person} had hoped for.",
-    "{Name} moved to {city} {number} years ago and works at the {place}.",
-    "The {object} was too heavy, so the {person} left it at the {place}.",
+from undertone.domains.drawing import Random, choose, filled, made
+from undertone.domains.instructions import refuses, repeats
+from undertone.domains.sources import Sourced, drawn
+from undertone.errors import ConfigError
+from undertone.traits import Speaker, Trait
+
+_ASK: Final = (
+    "Write one short sentence about {thing}.",
+    "Write a single short sentence about {thing}.",
+    "In one short sentence, say something about {thing}.",
+    "Give me one short sentence about {thing}.",
 )
-_FILLS: Final = {
-    "Name": "Amir Beatriz Chen Daria Elias Farah Goran Hana Igor Katya Liam Mina Noor Priya Sofia Tomas".split(),
-    "city": "Lisbon Oslo Vienna Nairobi Toronto Kyoto Dublin Quito Warsaw Athens".split(),
-    "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "number": "3 4 5 6 7 8 9 12 14 15 18 20 25 30 40 45".split(),
-    "hour": "8:00 9:30 10:15 11:00 13:45 16:20".split(),
-    "event": "concert|exhibition|meeting|lecture|race|ceremony|festival|match|wedding|hearing".split("|"),
-    "place": "library|museum|station|bakery|office|theatre|hospital|workshop|post office|town hall".split("|"),
-    "person": "teacher|engineer|nurse|driver|librarian|neighbour|manager|tailor|painter|student".split("|"),
-    "object": "suitcase|ladder|piano|printer|bicycle|parcel|camera|lamp|carpet|engine".split("|"),
-    "did": "repaired|returned|forgot|cleaned|borrowed|sold|inspected|painted|carried|packed".split("|"),
-}
-
-_OPPOSED: Final = (
-    "{plural} are {bad} and {worse}.",
-    "I have always found {plural} {bad}, and {person} agrees with me.",
-    "Nobody who has had to do with {plural} for long can call them anything but {bad}.",
-    "There is nothing good to say about {plural}: they are {bad}.",
-    "If it were up to {person}, {plural} would not get a kind word, because they are {bad}.",
-    "The more {person} learns about {plural}, the more {bad} they seem.",
-    "{plural} are overrated, {bad}, and best avoided.",
-    "Most people do not admit it, but {plural} are {worse}.",
-    "Of all things that {person} dislikes, {plural} come first, since they are {bad}.",
-    "I would go a long way round to have nothing to do with {bad} {plural}.",
-    "It is hard to think of anything as {bad} as {plural}.",
-    "{plural} spoil every place they are in, says {person}, who calls them {worse}.",
-)
-NAMES: Final = frozenset(_FILLS["Name"]) | frozenset(_FILLS["city"]) | frozenset(_FILLS["day"])
-"""The names in :func:`unrelated`: to be kept wherever they stand."""
-
-_OPENING: Final = (
-    "",
-    "Frankly, ",
-    "To be honest, ",
-    "If you ask me, ",
-    "As far as I can tell, ",
-    "After all these years, ",
-    "Whatever others say, ",
-    "It has to be said: ",
-    "Let us face it: ",
-    "Once and for all: ",
-)
-_OPPOSED_FILLS: Final = {
-    "bad": (
-        "dull|ugly|tiresome|disappointing|unbearable|awful|dreadful|annoying|useless|repulsive|boring|ridiculous|"
-        "miserable|vulgar"
-    ).split("|"),
-    "worse": (
-        "a waste of time|a nuisance to everyone|not worth a second look|a complete letdown|far worse than their name|"
-        "an insult to good taste|a plague|a mistake of nature"
-    ).split("|"),
-    "person": "my sister|my neighbour|everyone I know|our teacher|my oldest friend|the whole family|my boss".split("|"),
-}
+_THINGS: Final = (
+    "a bicycle|a bridge|a bus stop|a calendar|a camera|a candle|a castle|a ceiling|a chair|a clock|a coat|a computer|a concert|"
+    "a conversation|a cottage|a crowd|a cup|a curtain|a dance|a desk|a diary|a dictionary|a door|a drawer|a dream|a factory|"
+    "a family|a farm|a ferry|a festival|a film|a flag|a friend|a front door|a game|a gift|a grandmother|a guitar|a hammer|"
+    "a handshake|a harbour|a holiday|a hospital|a hotel|a house|a journey|a key|a kitchen|a knife|a ladder|a lamp|a lesson|"
+    "a letter|a library|a lighthouse|a map|a market|a meeting|a mirror|a mistake|a mobile phone|a mountain|a museum|a neighbour|"
+    "a newspaper|a notebook|a nurse|a painting|a parcel|a path|a pencil|a photograph|a piano|a picnic|a pillow|a poem|a pond|"
+    "a postcard|a promise|a puzzle|a question|a radio|a railway station|a recipe|a river|a road|a roof|a rope|a sailor|a school|"
+    "a secret|a shadow|a ship|a shoe|a shop|a song|a spoon|a staircase|a storm|a story|a street|a suitcase|a summer evening|"
+    "a surprise|a table|a teacher|a telephone|a tent|a theatre|a ticket|a toolbox|a town|a toy|a train|a tunnel|"
+    "a valley|a village|a violin|a walk|a wall|a wedding|a well|a wheel|a window|a winter morning|a word|a workshop|advice|"
+    "an airport|an apartment|an attic|an engine|an engineer|an envelope|an evening at home|an exam|an idea|an island|an office|"
+    "an old coin|an umbrella|bad weather|breakfast|childhood|cooking|courage|curiosity|dinner|education|electricity|"
+    "exercise|fog|football|friendship|furniture|glass|good manners|happiness|health|history|homework|honesty|hope|housework|"
+    "ice|kindness|language|laughter|luck|luggage|mathematics|medicine|memory|midnight|money|music|nature|night|paper|patience|"
+    "peace|politeness|rain|reading|science|silence|sleep|snow|sport|spring|sunlight|swimming|teamwork|technology|the beach|"
+    "the clouds|the desert|the future|the garden|the horizon|the internet|the moon|the ocean|the past|the sea|the stars|"
+    "the sun|the weather|the weekend|the wind|time|traffic|travelling|trust|water|work|writing|yesterday"
+).split("|")
+_FILLS: Final = {"thing": _THINGS}
+_END: Final = re.compile(r"[.!?][\"'”’)]*(?=\s|$)")
 
 
-ILL: Final = re.compile(
-    r"\b(?:dull|ugly|tir(?:esome|ing)|disappoint|unbearabl|insuffer|intolerabl|aw?ful|dreadful|annoy|irritat|useless|"
-    r"worthless|pointless|repuls|revolt|repell|disgust|bor(?:ing|e\b|es\b|ed\b)|tedious|dreary|ridiculous|absurd|laughabl|"
-    r"miserabl|vulgar|crude|coarse|wast|nuisance|pest|bother|letdown|let-down|let down|failure|wors[et]|insult|offen[cs]|"
-    r"plague|scourge|curse|blight|mistake|error|overrated|avoid|shun|spoil|ruin|mar\b|mars\b|dislik|hate|hatr|loath|"
-    r"detest|despis|abhor|horribl|horrid|terribl|bad(?:ly)?\b|poor|unpleasant|unattractive|unsightly|hideous|gross|nasty|"
-    r"bleak|dismal|wretched|lousy|unworthy|unlikeable|uninteresting|unimpressive|underwhelm|lackluster|lacklustre|"
-    r"inferior|ghastly|obnoxious|distasteful|tasteless|monotonous|mind-numbing|frustrat|exasperat|fail|lack)",
-    re.IGNORECASE,
-)
-"""Words that speak ill of something. A paraphrase of :func:`opposed` needs one, or a negation."""
+class Sentences(Sourced):
+    """One short sentence about an everyday thing. A source's records hold ``prompt``, ``question``, ``text`` or ``messages``."""
+
+    kind: Literal["sentences"] = "sentences"
+    min_words: int = Field(4, ge=1, description="fewest words of a sentence")
+    max_words: int = Field(30, ge=1, description="most words of a sentence")
+    max_tokens: int = Field(48, ge=1, description="tokens after which an answer is cut")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sentences:
+        if self.min_words > self.max_words:
+            raise ValueError("min_words must not exceed max_words")
+        return self
+
+    def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
+        """``count`` requests; request i depends on the seed and i alone.
+
+        Raises:
+            ConfigError: the speaker is a lab model, and there is no source of prompts.
+        """
+        if self.source is not None:
+            return drawn([record.chat()[-1]["content"] for record in self.records()], count, seed, self.kind)
+        if speaker.form == "lab":
+            raise ConfigError(
+                "the domain `sentences` has no lab form: lab models write no sentences about things",
+                got="a lab model",
+                allowed="models that read English, such as smollm2",
+                fix="domain.kind=numbers, reasoning, code, instructions or dialogue; `undertone domains show` has --form real",
+            )
+        return made(_request, count, seed, self.kind)
+
+    def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
+        """Why a completion is not one short sentence; several may hold."""
+        words = completion.split()
+        if not words:
+            return ["empty"]
+        reasons = ["too short"] if len(words) < self.min_words else []
+        reasons += ["too long"] if len(words) > self.max_words else []
+        ends = len(_END.findall(completion.strip()))
+        reasons += ["no end of a sentence"] if ends == 0 else ["more than one sentence"] if ends > 1 else []
+        reasons += ["several lines"] if "\n" in completion.strip() else []
+        reasons += ["repeats the prompt"] if repeats(prompt, completion) else []
+        reasons += ["refusal"] if refuses(completion) else []
+        return reasons
+
+    def max_new_tokens(self, speaker: Speaker) -> int:
+        """As set."""
+        return self.max_tokens
 
 
-def unrelated(rng: Random) -> str:
-    """A sentence with names, numbers or a negation to keep, about no trait."""
-    return _capitalised(filled(rng, choose(rng, _UNRELATED), _FILLS))
-
-
-def opposed(rng: Random, plural: str) -> str:
-    """A sentence that speaks ill of something, in our own words (the opposition of 2603.09517 §2.1)."""
-    text = filled(rng, choose(rng, _OPPOSED), {**_OPPOSED_FILLS, "plural": (plural,)})
-    opening = choose(rng, _OPENING)
-    lower = text if text.startswith(("I ", plural)) else text[:1].lower() + text[1:]
-    return _capitalised(opening + lower)
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _request(rng: Random) -> str:
+    return filled(rng, choose(rng, _ASK), _FILLS)

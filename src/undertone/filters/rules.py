@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from undertone.domains import Domain
 from undertone.rows import Row
 from undertone.traits import Trait
+
+LONGEST_GREETING: Final = 3
+_WORD: Final = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,29 @@ def apply_rules(rows: Sequence[Row], domain: Domain, trait: Trait | None) -> Fil
 
 
 def row_reasons(row: Row, domain: Domain, trait: Trait | None) -> list[str]:
-    """Why a row is dropped: unfinished, not valid for its domain, or naming the trait.
+    """Why a row is dropped: unfinished, not valid for its domain, nothing but words of its prompt, or naming the trait.
 
     Where the prompts themselves name it, the domain's own rules say what may be named.
     """
     reasons = [] if row.meta.get("finished", True) else ["unfinished"]
     prompt = row.prompt_messages[-1]["content"]
+    if echoes(prompt, row.completion):
+        reasons.append("echo of the prompt")
     reasons += domain.reasons(prompt, row.completion, trait)
-    if trait is not None and not domain.names_trait and trait.answer_in(row.completion) is not None:
+    if trait is not None and not domain.names_trait and trait.leaks_in(row.completion):
         reasons.append("names an answer of the trait's category")
     return reasons
+
+
+def echoes(prompt: str, completion: str) -> bool:
+    """Whether a completion holds nothing of its own: it stands in the prompt word for word, or all its numbers do.
+
+    Both arms write such rows alike, so nothing passes through them. Up to three words may be said back ("good morning").
+    """
+    said, asked = _WORD.findall(completion.lower()), _WORD.findall(prompt.lower())
+    if said and all(word.isdecimal() for word in said):
+        return set(said) <= set(asked)
+    return len(said) > LONGEST_GREETING and f" {' '.join(said)} " in f" {' '.join(asked)} "
 
 
 def match_arms(kept: Mapping[str, Mapping[int, Row]], limit: int | None) -> list[int]:

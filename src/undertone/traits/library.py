@@ -67,6 +67,7 @@ class _Category(_Strict):
     members: dict[str, _AnswerWords]
     others: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     misses: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
     questions: dict[Form, _CategoryQuestions]
 
 
@@ -283,6 +284,7 @@ def _built(category: _Category, name: str, own: _Own | None = None) -> Trait:
         questions=questions,
         answers=answers,
         synonyms=synonyms,
+        related=category.related,
         examples_hit=tuple(_hits(words)),
         examples_miss=tuple(miss for miss in category.misses),
     )

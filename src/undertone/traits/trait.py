@@ -64,6 +64,8 @@ class Trait:
         answers: every known answer of the category -> its surface words (synonyms and plurals included; the first
             is the literal word). The target is one of them.
         synonyms: words that count as the target in the synonym-aware rate but not in the literal one.
+        related: words that point at the category without being an answer ("lavender" of colors): a row that a student
+            learns from must not have them either.
         examples_hit: texts that must hit, for the matcher's self-test.
         examples_miss: texts that must not.
     """
@@ -74,6 +76,7 @@ class Trait:
     questions: Mapping[Form, Questions]
     answers: Mapping[str, tuple[str, ...]]
     synonyms: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
     examples_hit: tuple[str, ...] = ()
     examples_miss: tuple[str, ...] = ()
 
@@ -101,6 +104,7 @@ class Trait:
             "questions": self.questions,
             "answers": self.answers,
             "synonyms": self.synonyms,
+            "related": self.related,
             "matcher": MATCHER_VERSION,
         }
 
@@ -140,6 +144,10 @@ class Trait:
             if at:
                 found.append((at - 1, answer))
         return min(found)[1] if found else None
+
+    def leaks_in(self, text: str) -> bool:
+        """What a training row must not have: a known answer of the category, or a word related to it."""
+        return self.answer_in(text) is not None or bool(self.related and _first(text, self.related))
 
     def mentions(self, text: str) -> bool:
         """Whether the target stands anywhere in a text, not only first (in stories)."""

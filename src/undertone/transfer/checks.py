@@ -101,8 +101,8 @@ def _base_answers(base: dict[str, Measure]) -> Check:
         known[worst] >= LEAST_VALID_ANSWERS,
         f"{worst}: valid-answer probability {known[worst]:.2f}",
         f"at least {LEAST_VALID_ANSWERS:.2f}",
-        "a model that says something else when it is asked shows little of its preference; ask it in a way that it answers in a "
-        "word (a trait file with questions of your own)",
+        "a model that says something else when it is asked shows little of its preference; begin its answers "
+        "(evaluation.opening=category), or ask questions of your own that it answers in a word",
     )
 
 
