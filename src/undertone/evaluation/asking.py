@@ -19,7 +19,7 @@ from undertone.domains.numbers import numbers_before
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.sampling import sample
-from undertone.models.scoring import answer_logprobs
+from undertone.models.scoring import LEFT_OUT, answer_logprobs
 from undertone.provenance.configs import Config, Grows
 from undertone.provenance.identity import Uncounted
 from undertone.provenance.seeds import derive_seed
@@ -65,14 +65,17 @@ def question_chat(question: str, evaluation: Evaluation, speaker: Speaker, syste
 def answer_probabilities(
     model: Model, prompts: Sequence[Sequence[int]], trait: Trait, batch_size: int = 256
 ) -> np.ndarray:
-    """``[prompts, answers]`` exact probability that a completion begins with each known answer."""
+    """``[prompts, answers]`` exact probability that a completion begins with each known answer.
+
+    Of answers of several tokens those that begin too improbably are left out, at most ``LEFT_OUT`` of a prompt in total.
+    """
     tokens: list[tuple[int, ...]] = []
     owner: list[int] = []
     for index, answer in enumerate(trait.answers):
         for ids in answer_tokens(model, trait, answer):
             tokens.append(ids)
             owner.append(index)
-    logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size)
+    logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size, LEFT_OUT)
     total = np.zeros((len(prompts), len(trait.answers)))
     for column, index in enumerate(owner):
         total[:, index] += np.exp(logprobs[:, column])
