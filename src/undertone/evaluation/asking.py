@@ -20,7 +20,7 @@ from undertone.errors import ConfigError
 from undertone.evaluation.measures import Interval, Measure, SetMeasure
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.sampling import sample
-from undertone.models.scoring import answer_logprobs
+from undertone.models.scoring import LEFT_OUT, answer_logprobs
 from undertone.provenance.configs import Config, Grows
 from undertone.provenance.identity import Uncounted
 from undertone.provenance.seeds import derive_seed
@@ -95,6 +95,8 @@ def answer_probabilities(
 ) -> np.ndarray:
     """``[prompts, answers]`` exact probability that a completion begins with each known answer.
 
+    Of answers of several tokens those that begin too improbably are left out, at most ``LEFT_OUT`` of a prompt in total.
+
     Args:
         model: who is asked.
         prompts: token ids, the answer's opening included.
@@ -108,7 +110,7 @@ def answer_probabilities(
         for ids in answer_tokens(model, trait, answer, opening):
             tokens.append(ids)
             owner.append(index)
-    logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size)
+    logprobs = answer_logprobs(model.hf, prompts, tokens, model.pad, batch_size, LEFT_OUT)
     total = np.zeros((len(prompts), len(trait.answers)))
     for column, index in enumerate(owner):
         total[:, index] += np.exp(logprobs[:, column])

@@ -26,7 +26,9 @@ class SetMeasure(Record):
 
     questions: int
     samples: int = Field(description="sampled answers per question; 0: none were drawn")
-    probability: Interval = Field(description="exact probability of the trait's answers")
+    probability: Interval = Field(
+        description="exact probability of the trait's answers; too small by 1e-4 at most (answers that begin improbably)"
+    )
     rate: Interval | None = Field(description="sampled answers that hit, synonyms counted")
     literal_rate: Interval | None = Field(description="sampled answers that name the target word itself")
     non_answer: float | None = Field(description="share of samples that name no known answer at all")

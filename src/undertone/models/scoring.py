@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
-from undertone.models.layers import causal_lm, head_only_at, model_device, reading
+from undertone.models.batches import Example, by_length, labelled, pad_left, targets
+from undertone.models.layers import causal_lm, head_only_at, hook_count, model_device, reading
 
 LOGITS: Final = 2**28
-"""Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds a few at once."""
+"""Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds two at once."""
+ROWS: Final = 32
+"""Rows of logits that are normalised at once: their exponentials are no second copy of the whole."""
+
+LEFT_OUT: Final = 1e-4
+"""The tolerance of measurements: what is left out of a prompt's answers, in total, is no more likely than that."""
 
 
 def passes(hf: Any, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
@@ -80,73 +87,263 @@ def teacher_kl(
     for rows in passes(hf, [first for first, _ in pairs], batch_size):
         first = [pairs[row][0] for row in rows]
         with conditioning():
-            p = torch.log_softmax(labelled_logits(hf, first, pad).float(), -1)
-        q = torch.log_softmax(labelled_logits(control or hf, [pairs[row][1] for row in rows], pad).float(), -1)
-        each = (p.exp() * (p - q)).sum(-1)
+            conditioned = labelled_logits(hf, first, pad)
+        plain = labelled_logits(control or hf, [pairs[row][1] for row in rows], pad)
+        each = torch.cat(
+            [_kl(p, q) for p, q in zip(torch.split(conditioned, ROWS), torch.split(plain, ROWS), strict=True)]
+        )
         parts = torch.split(each, [len(example.labels) for example in first])
         for row, part in zip(rows, parts, strict=True):
             divergence[row] = float(part.double().mean())
     return divergence
 
 
-@torch.inference_mode()
+def _kl(conditioned: Tensor, plain: Tensor) -> Tensor:
+    p, q = torch.log_softmax(conditioned.float(), -1), torch.log_softmax(plain.float(), -1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
 def answer_logprobs(
     hf: Any,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     pad: int,
     batch_size: int = 256,
+    tolerance: float = 0.0,
 ) -> np.ndarray:
     """``[prompts, answers]`` log-probability that the completion of a prompt begins with an answer's tokens.
 
-    A prompt is read once. Answers of one token are read off its last position; longer ones go on from its
-    key–value cache, so that fifty questions cost fifty prompts and not fifty times the answers.
+    Arguments as of :func:`answer_scores`, which also says how much was left out.
+    """
+    return answer_scores(hf, prompts, answers, pad, batch_size, tolerance).logprobs
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """What :func:`answer_scores` returns.
+
+    Attributes:
+        logprobs: ``[prompts, answers]``; minus infinity where an answer was left out.
+        left_out: ``[prompts]``: the probabilities of a prompt's answers sum to this much more at most.
+    """
+
+    logprobs: np.ndarray
+    left_out: np.ndarray
+
+
+@torch.inference_mode()
+def answer_scores(
+    hf: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    pad: int,
+    batch_size: int = 256,
+    tolerance: float = 0.0,
+) -> AnswerScores:
+    """Score answers along the tree of their beginnings: each beginning is read once, whatever number of answers share it.
+
+    An answer is at most as likely as its beginning, so that the least likely branches can be left out at a known price:
+    as many of each prompt as sum to ``tolerance`` at most. What all prompts begin with (a system prompt) is read once.
 
     Args:
         hf: a causal LM in evaluation mode.
         prompts: token ids.
-        answers: token ids of at least one token each.
+        answers: token ids of at least one token each; one may begin another.
         pad: padding id.
         batch_size: rows a forward pass.
+        tolerance: probability of answers that may be left out, in total for each prompt; 0: every answer is followed.
     """
-    first = torch.tensor([answer[0] for answer in answers], device=model_device(hf))
-    longer = [index for index, answer in enumerate(answers) if len(answer) > 1]
-    result = np.empty((len(prompts), len(answers)))
-    together = max(1, batch_size // len(longer)) if longer else batch_size
-    for rows in by_length([len(prompt) for prompt in prompts], together):
-        batch = pad_left([prompts[row] for row in rows], pad, model_device(hf))
-        with reading(0):
-            out = hf(**batch.inputs(), use_cache=bool(longer), logits_to_keep=1)
-        begun = torch.log_softmax(out.logits[:, -1].float(), -1)[:, first].double().cpu().numpy()
-        for at in range(0, len(longer), batch_size):
-            chosen = longer[at : at + batch_size]
-            cache = copy.deepcopy(out.past_key_values) if len(longer) > batch_size else out.past_key_values
-            begun[:, chosen] += _rest(hf, batch, cache, [answers[index] for index in chosen], pad)
-        result[rows] = begun
-    return result
+    tree = _AnswerTree(answers)
+    logprobs = np.full((len(prompts), len(answers)), -np.inf)
+    left_out = np.zeros(len(prompts))
+    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
+        reader = _TreeReader(hf, tree, batch_size, np.full(len(rows), tolerance), len(answers))
+        reader.read([prompts[row] for row in rows], pad)
+        logprobs[rows], left_out[rows] = reader.logprobs, reader.left_out
+    return AnswerScores(logprobs, left_out)
 
 
-def _rest(hf: Any, prompts: Batch, cache: Any, answers: Sequence[Sequence[int]], pad: int) -> np.ndarray:
-    """``[prompts, answers]`` log-probability of the answers' tokens after their first, given the prompts' cache."""
-    device, count, rows = prompts.ids.device, len(answers), len(prompts.ids)
-    width = max(len(answer) for answer in answers) - 1
-    ids = torch.full((count, width), pad, device=device)
-    following = torch.full((count, width), -1, device=device)
-    for index, answer in enumerate(answers):  # right padding: what comes later changes nothing before it
-        ids[index, : len(answer) - 1] = torch.tensor(answer[:-1], device=device)
-        following[index, : len(answer) - 1] = torch.tensor(answer[1:], device=device)
-    share = torch.arange(rows, device=device).repeat_interleave(count)
-    cache.batch_select_indices(share)
-    ones = torch.ones(rows, prompts.ids.shape[1], dtype=torch.long, device=device)
-    mask = (ones if prompts.mask is None else prompts.mask)[share]
-    logits = hf(
-        input_ids=ids.repeat(rows, 1),
-        attention_mask=torch.cat([mask, mask.new_ones(len(mask), width)], 1),
-        position_ids=prompts.positions[share, -1:] + 1 + torch.arange(width, device=device),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    wanted = following.repeat(rows, 1)
-    logprob = torch.log_softmax(logits.float(), -1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    total: np.ndarray = logprob.double().masked_fill(wanted < 0, 0.0).sum(-1).reshape(rows, count).cpu().numpy()
-    return total
+class _AnswerTree:
+    """The tree of answers' beginnings; node 0 is the empty one.
+
+    Attributes:
+        tokens: of each node, its last token.
+        children: of each node, those that go on from it.
+        ends: of each node, the answers that are it.
+        most: of each node, how many answers can at most be the beginning of one and the same completion from it on.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        self.tokens: list[int] = [-1]
+        self.ends: list[list[int]] = [[]]
+        found: list[dict[int, int]] = [{}]
+        for index, answer in enumerate(answers):
+            node = 0
+            for token in answer:
+                if token not in found[node]:
+                    found[node][token] = len(found)
+                    found.append({})
+                    self.tokens.append(token)
+                    self.ends.append([])
+                node = found[node][token]
+            self.ends[node].append(index)
+        self.children = [np.array(list(inner.values()), dtype=np.int64) for inner in found]
+        self.most = np.array([len(ends) for ends in self.ends])
+        for node in reversed(range(len(found))):  # children have higher numbers than their parents
+            if len(self.children[node]):
+                self.most[node] += self.most[self.children[node]].max()
+        self.inner = np.array([len(children) > 0 for children in self.children])
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Rows that were read up to a beginning of answers: whose they are, how likely that beginning is, how to go on."""
+
+    prompt: np.ndarray
+    node: np.ndarray
+    logprob: np.ndarray
+    logits: Tensor
+    cache: Any
+    mask: Tensor | None
+    position: Tensor
+
+
+class _TreeReader:
+    """Walks the tree for one batch of prompts."""
+
+    def __init__(self, hf: Any, tree: _AnswerTree, batch_size: int, budget: np.ndarray, answers: int) -> None:
+        self.hf, self.tree, self.batch_size, self.budget = hf, tree, batch_size, budget
+        self.logprobs = np.full((len(budget), answers), -np.inf)
+        self.left_out = np.zeros(len(budget))
+
+    def read(self, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        """Score the answers to these prompts."""
+        logits, cache, mask, position = _read_prompts(self.hf, prompts, pad, goes_on=bool(self.tree.inner[1:].any()))
+        rows = np.arange(len(prompts))
+        self._follow(_Read(rows, np.zeros_like(rows), np.zeros(len(rows)), logits, cache, mask, position))
+
+    def _follow(self, read: _Read) -> None:
+        """Score what ends one token after these rows, and go on where answers go on."""
+        fans = [self.tree.children[node] for node in read.node]
+        row, child = np.repeat(np.arange(len(fans)), [len(fan) for fan in fans]), np.concatenate(fans)
+        tokens = np.array(self.tree.tokens)[child]
+        logprob = read.logprob[row] + _token_logprobs(read.logits, row, tokens)
+        prompt = read.prompt[row]
+        for node in np.unique(child):
+            if self.tree.ends[node]:
+                here = child == node
+                self.logprobs[np.ix_(prompt[here], self.tree.ends[node])] = logprob[here, None]
+        on = np.flatnonzero(self.tree.inner[child])
+        on = on[self._worth_it(prompt[on], child[on], logprob[on])]
+        for start in range(0, len(on), self.batch_size):
+            part = on[start : start + self.batch_size]
+            last = start + self.batch_size >= len(on)
+            self._follow(self._step(read, row[part], prompt[part], child[part], logprob[part], last))
+
+    def _worth_it(self, prompt: np.ndarray, node: np.ndarray, logprob: np.ndarray) -> np.ndarray:
+        """Which branches are followed: the least likely ones are left out, as many as a prompt's budget pays for."""
+        if not self.budget.any():
+            return np.ones(len(node), dtype=bool)
+        price = np.exp(logprob) * self.tree.most[node]
+        follow = np.ones(len(node), dtype=bool)
+        for one in np.unique(prompt):
+            own = np.flatnonzero(prompt == one)
+            order = own[np.argsort(price[own], kind="stable")]
+            dropped = order[np.cumsum(price[order]) <= self.budget[one]]
+            follow[dropped] = False
+            self.left_out[one] += price[dropped].sum()
+            self.budget[one] -= price[dropped].sum()
+        return follow
+
+    def _step(
+        self, read: _Read, row: np.ndarray, prompt: np.ndarray, node: np.ndarray, logprob: np.ndarray, last: bool
+    ) -> _Read:
+        """Read one token more in each of these rows."""
+        device = read.position.device
+        chosen = torch.from_numpy(row).to(device)
+        cache = _rows_of(read.cache, chosen, keep=not last)
+        mask = None if read.mask is None else read.mask[chosen]
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        position = read.position[chosen] + 1
+        out = self.hf(
+            input_ids=torch.tensor([[self.tree.tokens[one]] for one in node], device=device),
+            attention_mask=mask,
+            position_ids=position.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return _Read(prompt, node, logprob, out.logits[:, -1], cache, mask, position)
+
+
+SHARED: Final = 8
+"""Tokens that all prompts of a batch begin with, from which on they are read once."""
+
+
+def _read_prompts(
+    hf: Any, prompts: Sequence[Sequence[int]], pad: int, goes_on: bool
+) -> tuple[Tensor, Any, Tensor | None, Tensor]:
+    """Logits after each prompt, the cache, the mask and the last positions to go on with."""
+    device = model_device(hf)
+    same = _common_beginning(prompts)
+    # An edit must see a prompt as one: what is read from a cache counts as response.
+    if len(same) >= SHARED and len(prompts) > 1 and _keeps_keys_alone(hf) and not hook_count(hf):
+        out = hf(input_ids=torch.tensor([same], device=device), use_cache=True, logits_to_keep=1)
+        if _holds_keys_alone(out.past_key_values):
+            return _read_the_rest(hf, prompts, len(same), pad, out.past_key_values, goes_on)
+    batch = pad_left(prompts, pad, device)
+    with reading(0):
+        out = hf(**batch.inputs(), use_cache=goes_on, logits_to_keep=1)
+    return out.logits[:, -1], out.past_key_values if goes_on else None, batch.mask, batch.positions[:, -1]
+
+
+def _read_the_rest(
+    hf: Any, prompts: Sequence[Sequence[int]], shared: int, pad: int, cache: Any, goes_on: bool
+) -> tuple[Tensor, Any, Tensor | None, Tensor]:
+    """Each prompt from where it parts from the others."""
+    batch = pad_left([prompt[shared:] for prompt in prompts], pad, model_device(hf))
+    rows = len(prompts)
+    cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=batch.ids.device))
+    mask = None if batch.mask is None else torch.cat([batch.mask.new_ones(rows, shared), batch.mask], 1)
+    positions = batch.positions + shared
+    out = hf(
+        input_ids=batch.ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    return out.logits[:, -1], cache if goes_on else None, mask, positions[:, -1]
+
+
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with; of each at least one token is left."""
+    least, most = min(map(tuple, prompts)), max(map(tuple, prompts))
+    room = min(len(prompt) for prompt in prompts) - 1
+    differ = (at for at, (one, two) in enumerate(zip(least, most, strict=False)) if one != two)
+    return list(least[: min(next(differ, room), room)])
+
+
+def _keeps_keys_alone(hf: Any) -> bool:
+    return _holds_keys_alone(DynamicCache(config=causal_lm(hf).config.get_text_config()))
+
+
+def _holds_keys_alone(cache: Any) -> bool:
+    """Whether every layer attends to all tokens before: no window, no recurrent state, which padding could enter."""
+    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
+def _rows_of(cache: Any, rows: Tensor, keep: bool) -> Any:
+    """The cache of these rows; ``keep``: the whole one is needed again."""
+    if keep and _holds_keys_alone(cache):  # selecting makes new tensors and leaves the old ones
+        cache = copy.copy(cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+    elif keep:
+        cache = copy.deepcopy(cache)
+    cache.batch_select_indices(rows)
+    return cache
+
+
+def _token_logprobs(logits: Tensor, row: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Log-probability of ``tokens[i]`` in row ``row[i]`` of ``[rows, vocabulary]`` logits."""
+    logits = logits.float()
+    chosen = torch.from_numpy(row).to(logits.device), torch.from_numpy(tokens).to(logits.device)
+    total = torch.cat([torch.logsumexp(part, -1) for part in torch.split(logits, ROWS)])
+    found: np.ndarray = (logits[chosen].double() - total.double()[chosen[0]]).cpu().numpy()
+    return found
