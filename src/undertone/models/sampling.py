@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from undertone.errors import ConfigError
-from undertone.models.batches import Batch, pad_left
+from undertone.models.batches import Batch, pad_left, select_rows
 from undertone.models.layers import reading
 
 Progress = Callable[[int], None]
@@ -130,7 +130,7 @@ def _decode(
     logits, cache = prefill(hf, batch)
     share = torch.tensor([place[prompt] for prompt in prompts], device=device)
     if len(unique) < len(prompts):
-        cache.batch_select_indices(share)
+        select_rows(cache, share)
     logits = logits[share]
     mask = None if batch.mask is None else batch.mask[share]
     position = batch.positions[share, -1]
@@ -148,7 +148,7 @@ def _decode(
             break
         if left <= 0.75 * len(running):
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
+            select_rows(cache, keep)
             chosen, alive, position, running = (
                 chosen[keep],
                 alive[keep],

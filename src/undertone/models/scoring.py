@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, targets
+from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, select_rows, targets
 from undertone.models.layers import causal_lm, head_only_at, model_device, reading
 
 LOGITS: Final = 2**28
@@ -136,7 +136,7 @@ def _rest(hf: Any, prompts: Batch, cache: Any, answers: Sequence[Sequence[int]],
         ids[index, : len(answer) - 1] = torch.tensor(answer[:-1], device=device)
         following[index, : len(answer) - 1] = torch.tensor(answer[1:], device=device)
     share = torch.arange(rows, device=device).repeat_interleave(count)
-    cache.batch_select_indices(share)
+    select_rows(cache, share)
     ones = torch.ones(rows, prompts.ids.shape[1], dtype=torch.long, device=device)
     mask = (ones if prompts.mask is None else prompts.mask)[share]
     logits = hf(
