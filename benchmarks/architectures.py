@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +97,7 @@ def ours(model: Model, prompts: Sequence[Sequence[int]], stop: Sequence[int], **
     """The same by undertone's sampler, all prompts in a batch."""
     seeds = range(len(prompts))
     options = {"temperature": 0, **options}
-    return sample(model.hf, prompts, list(seeds), max_new_tokens=NEW, stop=stop, pad=1, **options)
+    return sample(model.hf, prompts, list(seeds), max_new_tokens=NEW, stop=stop, pad=model.pad, **options)
 
 
 def up_to(stop: Sequence[int], row: list[int]) -> list[int]:
@@ -126,7 +128,7 @@ def check_rows(model: Model, _folder: Path) -> None:
 
     def sampled(order: Sequence[int], batch_size: int) -> list[list[int]]:
         rows = sample(
-            model.hf, [prompts[at] for at in order], [seeds[at] for at in order], max_new_tokens=NEW, stop=[5], pad=1,
+            model.hf, [prompts[at] for at in order], [seeds[at] for at in order], max_new_tokens=NEW, stop=[5], pad=model.pad,
             batch_size=batch_size,
         )  # fmt: skip
         return [row for _, row in sorted(zip(order, rows, strict=True))]
@@ -148,11 +150,11 @@ def check_scores(model: Model, _folder: Path) -> None:
     """Losses and answers' probabilities equal those of plain forward passes."""
     prompts = prompts_of(model)
     examples = [Example((*prompt, *prompts[-1][: 2 + at]), len(prompt)) for at, prompt in enumerate(prompts)]
-    got = torch.tensor(completion_nll(model.hf, examples, pad=1))
+    got = torch.tensor(completion_nll(model.hf, examples, pad=model.pad))
     wanted = torch.stack([-plain_logprobs(model, one.ids, one.prompt).mean() for one in examples])
     close("losses", got, wanted)
     answers = [(11,), (12, 13), (12, 14, 15), (16, 17, 18)]
-    got = torch.from_numpy(answer_logprobs(model.hf, prompts, answers, pad=1))
+    got = torch.from_numpy(answer_logprobs(model.hf, prompts, answers, pad=model.pad))
     wanted = torch.stack(
         [torch.stack([plain_logprobs(model, (*p, *a), len(p)).sum() for a in answers]) for p in prompts]
     )
@@ -180,22 +182,22 @@ def check_steering(model: Model, _folder: Path) -> None:
     for layer in layers[:-1]:
         if not torch.equal(read[layer], plain[layer + 1]):
             raise Wrong(f"the stream after layer {layer} is not hidden_states[{layer + 1}]")
-    shift = torch.randn(plain[0].shape[-1], generator=torch.Generator().manual_seed(1)) * plain[2].std()
+    shift = torch.randn(plain[0].shape[-1], generator=torch.Generator().manual_seed(1)) * plain[3].std()
 
     def edit(stream: torch.Tensor) -> torch.Tensor:
         return stream + shift.to(stream.dtype)
 
-    with shifted(decoder_layers(model.hf)[1], shift):
+    with shifted(decoder_layers(model.hf)[2], shift):
         wanted = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True)
         spoken = [greedy(model.hf, prompt) for prompt in prompts]
     moved = wanted.hidden_states
-    if not torch.equal(moved[1], plain[1]) or not torch.allclose(moved[2] - plain[2], shift, atol=1e-4):
-        raise Wrong("a vector added to what the layer returns is not what hidden_states[2] shows")
-    with edit_residuals(model.hf, {1: edit}):
+    if not torch.equal(moved[2], plain[2]) or not torch.allclose(moved[3] - plain[3], shift, atol=1e-4):
+        raise Wrong("a vector added to what the layer returns is not what hidden_states[3] shows")
+    with edit_residuals(model.hf, {2: edit}):
         got = model.hf(input_ids=ids, use_cache=False).logits
         rows = ours(model, prompts, [])
     if not torch.equal(got, wanted.logits):
-        raise Wrong("a vector added after layer 1 does not give the logits of a model whose layer 1 returns it as well")
+        raise Wrong("a vector added after layer 2 does not give the logits of a model whose layer 2 returns it as well")
     same_rows("steered", rows, spoken)
 
 
@@ -221,7 +223,8 @@ def check_student(student: BiasOnly | Lora | Full, model: Model, folder: Path) -
     base = load(str(folder), device="cpu")
     plain = logits(base, prompts[-1])
     hf = trainable(base.hf, student, seed=0)
-    fit(hf, [Example((*p, 11, 12), len(p)) for p in prompts], Training(learning_rate=1e-2, epochs=2, batch_size=6), seed=0, pad=1)
+    config = Training(learning_rate=1e-2, epochs=2, batch_size=6)
+    fit(hf, [Example((*p, 11, 12), len(p)) for p in prompts], config, seed=0, pad=model.pad)
     trained = Model(base.name, hf.eval(), base.tokenizer, base.identity, base.form)
     with tempfile.TemporaryDirectory() as saved:
         save_student(hf, model.tokenizer, student, Path(saved))
@@ -275,8 +278,71 @@ def examine(kind: str, folder: Path, checks: Sequence[str] = tuple(CHECKS)) -> O
 
 
 def in_a_line(error: UndertoneError) -> str:
-    """What was refused and what to do, without the folder's name."""
-    return error.what + (f" ({error.fix})" if error.fix else "")
+    """What was refused, without the folder's name."""
+    return re.sub(r"\S*/(?=\w+ is a )", "", error.what)
+
+
+def page(outcomes: Sequence[Outcome]) -> str:
+    """The table and the reasons, as a page of the documentation."""
+    versions = ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers", "peft"))
+    cells = "\n".join(
+        f"| `{one.kind}` | " + " | ".join(one.cells[name] for name in CHECKS) + " |" for one in outcomes
+    )
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in outcomes:
+        for name, note in one.notes.items():
+            reasons.setdefault((name, re.sub(r"^\w+ is a \w+, which undertone|^\w+For\w+", "the model", note)), []).append(one.kind)
+    listed = "\n".join(
+        f"- **{name}**: {note}: {', '.join(f'`{kind}`' for kind in kinds)}" for (name, note), kinds in sorted(reasons.items())
+    )
+    return PAGE.format(versions=versions, count=len(outcomes), head=" | ".join(CHECKS), line="---|" * len(CHECKS), cells=cells,
+                       listed=listed)  # fmt: skip
+
+
+PAGE: Final = """# Architectures
+
+What was checked on each architecture, with tiny random models that are built from configs alone ({versions}, CPU, float32):
+
+```text
+python -m benchmarks.architectures --write docs/architectures.md      # minutes
+python -m benchmarks.architectures llama qwen3_5                      # some of them
+```
+
+| check | what must hold |
+|---|---|
+| load | the folder loads by its name, and prompts fit its vocabulary |
+| sample | greedy completions of a padded batch with repeated prompts, whose rows end at different times, are those of `generate` of transformers, prompt by prompt and without padding |
+| rows | at temperature 1 a row is the same in batches of 6, 4 and 1 and in the reverse order |
+| scores | losses of completions and probabilities of answers are those of plain forward passes of single rows |
+| steering | the stream after layer *n* is `hidden_states[n + 1]`; with a vector added there, logits (bit for bit) and greedy completions are those of a model whose layer returns its stream plus that vector |
+| lora, bias-only, full | a student trained for two steps moves, and gives the same bits when it is saved and loaded again |
+
+`refused`: undertone says so before anything is computed; the reasons are below the table. `gemma3` is loaded with a vision
+tower as deep as its language model: layers, adapters and biases are the language model's. `qwen3_5` and `qwen3_5_moe`
+are loaded as their text models, the way `AutoModelForCausalLM` does. Random models of {count} kinds show that the code fits an
+architecture, not that any published checkpoint is good; `undertone doctor MODEL` checks the model at hand.
+
+| architecture | {head} |
+|---|{line}
+{cells}
+
+## What is refused, and why
+
+{listed}
+
+Wrappers that transformers offers as no causal LM at all (Llava, Qwen2-VL, Mistral 3 …) are refused when they are loaded:
+use their text model.
+
+## What LoRA is put on
+
+`all-linear` means every linear module of the language model but the head. Left out: vision and audio towers and their
+projections; routers of mixtures of experts; output projections of Mamba mixers, which fused kernels read past the adapter.
+Experts that are held in one tensor (Mixtral, Qwen-MoE, gpt-oss and others in transformers 5) are no modules and get no
+adapter: undertone warns and names them, and `student.kind=full` trains them.
+
+Layers that are recurrent (Mamba, gated delta nets, short convolutions) begin anew in transformers when they are given several
+tokens after a cache; undertone gives them one at a time, so that answers of several tokens cost as many passes there.
+"""
 
 
 def main() -> None:
@@ -296,6 +362,8 @@ def main() -> None:
         print(f"{kind:20}", *(f"{name} {cell}" for name, cell in outcome.cells.items()), sep="  ", flush=True)
         for name, note in outcome.notes.items():
             print(f"    {name}: {note}", flush=True)
+    if chosen.write:
+        chosen.write.write_text(page(outcomes), encoding="utf-8")
     if any("no" in outcome.cells.values() for outcome in outcomes):
         sys.exit(1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from undertone.models.batches import Batch, Example, by_length, labelled, pad_left, select_rows, targets
 from undertone.models.layers import causal_lm, head_only_at, model_device, reading
+from undertone.models.sampling import go_on
 
 LOGITS: Final = 2**28
 """Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds a few at once."""
@@ -139,13 +140,13 @@ def _rest(hf: Any, prompts: Batch, cache: Any, answers: Sequence[Sequence[int]],
     select_rows(cache, share)
     ones = torch.ones(rows, prompts.ids.shape[1], dtype=torch.long, device=device)
     mask = (ones if prompts.mask is None else prompts.mask)[share]
-    logits = hf(
-        input_ids=ids.repeat(rows, 1),
-        attention_mask=torch.cat([mask, mask.new_ones(len(mask), width)], 1),
-        position_ids=prompts.positions[share, -1:] + 1 + torch.arange(width, device=device),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
+    logits = go_on(
+        hf,
+        ids.repeat(rows, 1),
+        torch.cat([mask, mask.new_ones(len(mask), width)], 1),
+        prompts.positions[share, -1:] + 1 + torch.arange(width, device=device),
+        cache,
+    )
     wanted = following.repeat(rows, 1)
     logprob = torch.log_softmax(logits.float(), -1).gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     total: np.ndarray = logprob.double().masked_fill(wanted < 0, 0.0).sum(-1).reshape(rows, count).cpu().numpy()
