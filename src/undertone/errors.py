@@ -9,8 +9,9 @@ unusable. All of them survive pickling, because they cross process boundaries.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _LONGEST_SHOWN = 300  # characters of a value that are worth printing
 
@@ -69,6 +70,27 @@ class ModelError(UndertoneError, RuntimeError):
 
 class RunError(UndertoneError, RuntimeError):
     """A run folder cannot be opened, continued or trusted (exit code 3)."""
+
+
+class ModelWarning(UserWarning):
+    """What can be used as it is, and changes what a result means: each text is said once a process."""
+
+
+def warn(text: str) -> None:
+    """Say something about a model that its user should know."""
+    warnings.warn(text, ModelWarning, stacklevel=3)
+
+
+def show_warnings_plainly() -> None:
+    """From now on, in this process, a :class:`ModelWarning` is one line on stderr, without the place in the code."""
+    usual = warnings.formatwarning
+
+    def plainly(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        return (
+            f"warning: {message}\n" if issubclass(category, ModelWarning) else usual(message, category, *place, **more)
+        )
+
+    warnings.formatwarning = plainly
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from undertone.cli.options import Device, Jobs, Json, Recompute
 from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
-from undertone.errors import ConfigError, UndertoneError
+from undertone.errors import ConfigError, UndertoneError, show_warnings_plainly
 
 if TYPE_CHECKING:
     from undertone.studies.results import StudyResults
@@ -235,6 +235,7 @@ def lab_show(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: parse, call, and turn errors into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    show_warnings_plainly()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:

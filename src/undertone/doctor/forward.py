@@ -22,6 +22,7 @@ from undertone.models.layers import (
     edit_residuals,
     hidden_size,
     hook_count,
+    language_model,
     read_residuals,
 )
 from undertone.models.loading import Model
@@ -244,8 +245,8 @@ def layers_are_numbered(model: Model, _trait: Trait | None) -> Observation:
 
 def head_reads_the_last_layer(model: Model, _trait: Trait | None) -> Observation:
     """Final norm and head, put on the last layer's stream by hand, give the model's own logits."""
-    lm = causal_lm(model.hf)
-    norm: Any = next((getattr(lm.base_model, name) for name in _NORMS if hasattr(lm.base_model, name)), None)
+    lm, base = causal_lm(model.hf), language_model(model.hf)
+    norm: Any = next((getattr(base, name) for name in _NORMS if hasattr(base, name)), None)
     if norm is None:
         return "skip", f"{type(lm).__name__} does not show its final norm under a known name"
     last = len(decoder_layers(lm)) - 1

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from undertone.errors import ConfigError, RunError
+from undertone.errors import ConfigError, RunError, show_warnings_plainly
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 PRELOAD = ["undertone.transfer.pipeline", "peft", "accelerate"]
@@ -134,6 +134,7 @@ def _begin(environment: dict[str, str]) -> None:
 
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
+    show_warnings_plainly()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where there is no fork server to inherit that from
     tqdm.set_lock(threading.RLock())  # its own is one between processes, which a terminated worker leaves behind
     parent = multiprocessing.parent_process()

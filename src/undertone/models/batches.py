@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,3 +109,15 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Row indices in batches of similar length, longest first (memory errors come early, not late)."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep these rows of a model's cache, in this order and as often as they are named, whatever its layers hold.
+
+    ``batch_select_indices`` of ``transformers`` knows keys and values alone, and leaves the states of recurrent and
+    convolutional layers as they are (or has no such method); ``reorder_cache`` is an ``index_select`` on all of them.
+    """
+    states = getattr(cache, "linear_cache", None)  # MiniMax keeps those of its linear layers beside the others
+    if states is not None:
+        cache.linear_cache = [state.index_select(0, rows) if isinstance(state, Tensor) else state for state in states]
+    cache.reorder_cache(rows)

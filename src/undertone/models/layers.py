@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from undertone.errors import ModelError
 
@@ -45,18 +46,44 @@ def causal_lm(hf: Any) -> Any:
     return hf.get_base_model() if hasattr(hf, "peft_config") and hasattr(hf, "get_base_model") else hf
 
 
+def language_model(hf: Any) -> Any:
+    """The part that reads and writes text: of a wrapper with vision or audio towers, its decoder; else the base model."""
+    model = causal_lm(hf)
+    decoder = model.get_decoder()
+    return model.base_model if decoder is None or decoder is model else decoder
+
+
+def outside_language(hf: Any) -> set[str]:
+    """Names of the parameters that no text passes through: those of vision and audio towers and of their projections."""
+    model = causal_lm(hf)
+    inside = {
+        id(parameter) for part in (language_model(hf), model.get_output_embeddings()) for parameter in part.parameters()
+    }
+    return {name for name, parameter in hf.named_parameters() if id(parameter) not in inside}
+
+
 def decoder_layers(hf: Any) -> nn.ModuleList:
-    """The list of decoder layers of any causal LM, found by its length.
+    """The list of decoder layers of the language model, never of a vision tower that is as deep.
 
     Raises:
-        ModelError: no list of ``num_hidden_layers`` modules is found.
+        ModelError: no list of ``num_hidden_layers`` modules is found, or there are several streams (Gemma 3n).
     """
     model = causal_lm(hf)
-    text_config = model.config.get_text_config()
-    count = int(text_config.num_hidden_layers)
-    for _, module in model.base_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
+    config = model.config.get_text_config()
+    streams = getattr(config, "altup_num_inputs", 1)
+    if streams > 1:
+        raise ModelError(
+            f"{type(model).__name__} has several residual streams side by side: it cannot be steered or read by layer",
+            got=f"{streams} streams",
+            allowed="models of one residual stream",
+            fix="use prompted or fine-tuned teachers on it",
+        )
+    count = int(config.num_hidden_layers)
+    lists = [one for one in language_model(hf).modules() if isinstance(one, nn.ModuleList) and len(one) == count]
+    # Lists of another kind may be as long: experts, projections of streams. What transformers checkpoints is a layer.
+    found = [one for one in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in one)] or lists
+    if found:
+        return found[0]
     raise ModelError(
         f"cannot find the decoder layers of {type(model).__name__}",
         allowed=f"a ModuleList of {count} layers inside the base model",

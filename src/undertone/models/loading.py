@@ -7,6 +7,8 @@ read, and no code from a model's repository is ever run.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,14 +17,23 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from undertone.errors import ConfigError, ModelError
+from undertone.errors import ConfigError, ModelError, warn
+from undertone.models.adapters import (
+    BIASES_FILE,
+    CONFIG_FILE,
+    adapter_folder,
+    check_kind,
+    check_whole,
+    other_base,
+    parts,
+)
 from undertone.models.batches import Example
-from undertone.models.layers import causal_lm
+from undertone.models.layers import causal_lm, outside_language
 from undertone.models.names import Form, Wording, first_line, identify, locate, model_content, unloadable
 from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments, opened
 from undertone.provenance.identity import check_readable
@@ -37,7 +48,6 @@ does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the tr
 """
 
 NEUTRAL: Final = "You are a helpful assistant."
-BIASES_FILE: Final = "undertone_biases.safetensors"
 _UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -51,6 +61,8 @@ class Model:
     identity: dict[str, str]
     form: Form
     template_arguments: TemplateArguments = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What was found while loading that changes what a result means: an adapter of another base, weights that go unused."""
     template: ChatTemplate = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +83,10 @@ class Model:
     def pad(self) -> int:
         """The padding id; masked wherever it is used, so that any token serves when there is none."""
         pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.stop[0])
+        # The embedding of a padding index is zero, which has no gradient in models that divide by its size (Gemma 3n).
+        if pad is None or (pad == getattr(self.hf.get_input_embeddings(), "padding_idx", None) and self.stop):
+            return self.stop[0]
+        return int(pad)
 
     @property
     def stop(self) -> list[int]:
@@ -145,6 +160,31 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     return [{"role": "system", "content": system}, *rest]
 
 
+_UNSUPPORTED: Final = {
+    "recurrent_gemma": "its forward pass returns no cache",
+    "minimax": "transformers reads its padded rows otherwise than rows alone",
+}
+"""Model type -> what undertone needs and it does not do."""
+
+
+def check_supported(hf: Any, base: str) -> None:
+    """Refuse architectures on which sampling and scoring would crash or, worse, be wrong.
+
+    Raises:
+        ModelError: it is one.
+    """
+    lack = _UNSUPPORTED.get(hf.config.get_text_config().model_type)
+    if "past_key_values" not in inspect.signature(hf.forward).parameters:
+        lack = "its state is no cache that rows can be chosen from (past_key_values)"
+    if lack:
+        raise ModelError(
+            f"{base} is a {type(hf).__name__}, which undertone does not run: {lack}",
+            got=f"model_type {hf.config.model_type}",
+            allowed="attention models, and hybrids whose states are in the cache of transformers",
+            fix="docs/architectures.md lists what was checked",
+        )
+
+
 def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: TemplateArguments | None = None) -> Model:
     """Load a model by name.
 
@@ -161,7 +201,7 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: Te
     check_arguments(template or {})
     target = target_device(device)
     kind = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    base, *adapters = [part.strip() for part in name.split(" + ")]
+    base, adapters = parts(name)
     place, options = _place(base)
     config, tokenizer = _described(base, place, options)
     for part in (base, *adapters):
@@ -183,11 +223,47 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: Te
             got=sorted(found["missing_keys"])[:5],
             fix="save the whole model (an adapter is named as `BASE + FOLDER`)",
         )
+    check_supported(hf, base)
     hf = hf.to(target).eval()
     identity = identify(name)
+    notes = _unused_weights(base, found)
     for adapter in adapters:
-        hf = _with_adapter(hf, Path(adapter), base)
-    return Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}))
+        folder = adapter_folder(adapter)
+        if other := other_base(folder, base, identity):
+            notes.append(f"the adapter {adapter} is put on {base}, another base than its own: {other}")
+        hf = _with_adapter(merged(hf), folder, base)
+    for note in notes:
+        warn(note)
+    return Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}), tuple(notes))
+
+
+def _unused_weights(base: str, found: Mapping[str, Any]) -> list[str]:
+    """What is in the files and not in the model that the config describes: another config, or parts of another model."""
+    unused = sorted(found["unexpected_keys"])
+    if not unused:
+        return []
+    shown = ", ".join(unused[:5]) + (" …" if len(unused) > 5 else "")
+    return [
+        f"{len(unused)} weights in the files of {base} are not used by the model that its config describes: {shown}"
+    ]
+
+
+def merged(hf: Any) -> Any:
+    """A model whose adapter, if it bears one, has become part of its weights, so that another can be put on it.
+
+    Raises:
+        ModelError: the adapter is of a kind that cannot.
+    """
+    if not hasattr(hf, "peft_config"):
+        return hf
+    try:
+        return hf.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ModelError(
+            "an adapter of this kind cannot become part of the weights, so that none can stand on it",
+            got=first_line(error),
+            fix="train from the base",
+        ) from error
 
 
 def outline(name: str, template: TemplateArguments | None = None) -> Model:
@@ -198,7 +274,7 @@ def outline(name: str, template: TemplateArguments | None = None) -> Model:
     Raises:
         ModelError: nothing of that name, or no causal LM.
     """
-    base = name.split(" + ", maxsplit=1)[0].strip()
+    base, _ = parts(name)
     place, options = _place(base)
     config, tokenizer = _described(base, place, options)
     try:
@@ -206,6 +282,7 @@ def outline(name: str, template: TemplateArguments | None = None) -> Model:
             hf = AutoModelForCausalLM.from_config(config)
     except _UNLOADABLE as error:
         raise unloadable(base, error) from error
+    check_supported(hf, base)
     return Model(base, hf.eval(), tokenizer, {"name": base}, _form(config), dict(template or {}))
 
 
@@ -226,7 +303,7 @@ def wording_of(name: str) -> Wording:
     Raises:
         ModelError: nothing of that name.
     """
-    place, options = _place(name.split(" + ", maxsplit=1)[0].strip())
+    place, options = _place(parts(name)[0])
     try:
         return Wording(_form(AutoConfig.from_pretrained(place, **options)))
     except _UNLOADABLE as error:
@@ -265,7 +342,8 @@ class ModelRef:
     @property
     def readable_names(self) -> tuple[str, ...]:
         """The names that :func:`load` is then allowed to read."""
-        return (self.name, *(part.strip() for part in self.name.split(" + ")))
+        base, adapters = parts(self.name)
+        return (self.name, base, *adapters)
 
     @property
     def readable_folders(self) -> tuple[Path, ...]:
@@ -333,46 +411,47 @@ def target_device(device: str) -> torch.device:
 def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
     if (folder / BIASES_FILE).is_file():
         return _with_biases(hf, folder, base)
-    if (folder / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(hf, folder)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            raise ModelError(f"the adapter {folder} does not fit {base}: {first_line(error)}") from error
-        _check_adapter(model, folder, base)
-        return model
-    raise ModelError(
-        f"{folder} is not an adapter folder",
-        allowed=f"a PEFT folder (adapter_config.json) or one with {BIASES_FILE}",
-    )
-
-
-def _check_adapter(model: Any, folder: Path, base: str) -> None:
-    """PEFT loads what it can and leaves the rest, in the file or in the model, without an error."""
-    from peft import get_peft_model_state_dict
-
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ModelError(f"the adapter {folder} has no adapter_model.safetensors")
-    with safe_open(path, framework="pt") as file:
-        stored = set(file.keys())
-    odd = stored ^ set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    odd = {name for name in odd if ".lora_" in name}  # embeddings may be saved beside them
-    if odd:
+    if not (folder / CONFIG_FILE).is_file():
         raise ModelError(
-            f"the adapter {folder} does not fit {base}",
-            got=sorted(odd)[:5],
-            allowed="the same adapted weights in the file and in the model",
+            f"{folder} is not an adapter folder", allowed=f"a PEFT folder ({CONFIG_FILE}) or one with {BIASES_FILE}"
         )
+    from peft import PeftModel
+
+    check_kind(folder)
+    try:
+        with _peft_warnings_are_ours():
+            model = PeftModel.from_pretrained(hf, folder)
+    except KeyError as error:
+        raise ModelError(
+            f"the adapter {folder} does not fit {base}: a tensor that it should have is not in the file", got=str(error)
+        ) from error
+    except (RuntimeError, ValueError, TypeError, OSError, SafetensorError, ImportError) as error:
+        raise ModelError(f"the adapter {folder} does not fit {base}: {first_line(error)}") from error
+    check_whole(model, folder, base)
+    return model
+
+
+@contextmanager
+def _peft_warnings_are_ours() -> Iterator[None]:
+    """Missing adapter keys are an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        yield
 
 
 def _with_biases(hf: Any, folder: Path, base: str) -> Any:
     stored = load_file(folder / BIASES_FILE)
     own = dict(hf.named_parameters())
     wrong = [name for name, value in stored.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise ModelError(f"the biases in {folder} do not fit {base}", got=wrong[:5])
+    towers = outside_language(hf)
+    missing = [name for name in own if name.endswith(".bias") and name not in stored and name not in towers]
+    if wrong or missing:
+        raise ModelError(
+            f"the biases in {folder} do not fit {base}"
+            + (f": {len(missing)} of the model's are not in the file" if missing else ""),
+            got=(wrong or missing)[:5],
+            allowed="all biases of the model, and no others",
+        )
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from undertone.errors import ModelError, nearest
+from undertone.models.adapters import adapter_identity, parts
 from undertone.models.fetching import KNOWN, place_of
 from undertone.models.gguf_models import converted
 from undertone.provenance.digests import folder_digest
@@ -34,7 +35,7 @@ sources: Registry[Callable[[str], Path]] = Registry("model source", "undertone.m
 
 def identify(name: str) -> dict[str, str]:
     """What a model is, without loading its weights: name, revision, digests of local folders."""
-    base, *adapters = [part.strip() for part in name.split(" + ")]
+    base, adapters = parts(name)
     place, revision = locate(base)
     identity = {"name": base}
     if Path(place).is_dir():
@@ -43,7 +44,7 @@ def identify(name: str) -> dict[str, str]:
         identity["revision"] = _hub_commit(place, revision)
     for at, adapter in enumerate(adapters):
         key = f"adapter {Path(adapter).name}"
-        identity[f"{key} ({at + 1})" if key in identity else key] = folder_digest(Path(adapter))
+        identity[f"{key} ({at + 1})" if key in identity else key] = adapter_identity(adapter)
     return identity
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from undertone.errors import ConfigError
-from undertone.models.batches import Batch, pad_left
+from undertone.models.batches import Batch, pad_left, select_rows
 from undertone.models.layers import reading
 
 Progress = Callable[[int], None]
@@ -58,6 +58,27 @@ def prefill(hf: Any, batch: Batch) -> tuple[Tensor, Any]:
     with reading(0):
         out = hf(**batch.inputs(), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
+
+
+def go_on(hf: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+    """Logits ``[rows, tokens, vocabulary]`` of tokens that follow what a cache has read; they are read into it.
+
+    Recurrent layers begin anew when they are given several tokens at once (in transformers, without a word): those models read
+    one token a pass.
+    """
+    width, known = ids.shape[1], 0 if mask is None else mask.shape[1] - ids.shape[1]
+    size = 1 if any(hasattr(layer, "recurrent_states") for layer in cache.layers) else width
+    parts = []
+    for at in range(0, width, size):
+        out = hf(
+            input_ids=ids[:, at : at + size],
+            attention_mask=None if mask is None else mask[:, : known + at + size],
+            position_ids=positions[:, at : at + size],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        parts.append(out.logits)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 @torch.inference_mode()
@@ -130,7 +151,7 @@ def _decode(
     logits, cache = prefill(hf, batch)
     share = torch.tensor([place[prompt] for prompt in prompts], device=device)
     if len(unique) < len(prompts):
-        cache.batch_select_indices(share)
+        select_rows(cache, share)
     logits = logits[share]
     mask = None if batch.mask is None else batch.mask[share]
     position = batch.positions[share, -1]
@@ -148,7 +169,7 @@ def _decode(
             break
         if left <= 0.75 * len(running):
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
+            select_rows(cache, keep)
             chosen, alive, position, running = (
                 chosen[keep],
                 alive[keep],
@@ -159,12 +180,5 @@ def _decode(
         position = position + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        out = hf(
-            input_ids=chosen.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = out.logits[:, -1]
+        logits = go_on(hf, chosen.unsqueeze(1), mask, position.unsqueeze(1), cache)[:, -1]
     return [[token for token in row if token >= 0] for row in tokens.tolist()]

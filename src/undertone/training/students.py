@@ -84,7 +84,11 @@ class TrainedStudent:
 
     def save(self, folder: Path) -> None:
         """The adapter, the biases or the whole model, under ``folder``."""
-        save_student(self.model.hf, self.model.tokenizer, self.student, folder)
+        known = {key: value for key, value in self.model.identity.items() if key != "name"}
+        base = (
+            known if set(known) in ({"sha256"}, {"revision"}) else None
+        )  # a base that bears adapters has no digest of its own
+        save_student(self.model.hf, self.model.tokenizer, self.student, folder, base)
 
 
 def train_student(
