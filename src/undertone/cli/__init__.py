@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import cyclopts
 from cyclopts import App, Parameter
 
+from undertone.cli import vector_tuning  # noqa: F401  (adds `vector tune`)
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.models import models

@@ -1,4 +1,4 @@
-"""``undertone vector``: extract, show, compare, convert and steer by vectors."""
+"""``undertone vector``: extract, show, compare, convert and steer by vectors (``vector_tuning`` adds ``tune``)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from undertone.models.batches import Example, by_length, labelled, pad_left, targets
+from undertone.models.batches import Example, by_length, labelled, pad_left, select_rows, targets
 from undertone.models.layers import causal_lm, head_only_at, hook_count, model_device, reading
 
 LOGITS: Final = 2**28
@@ -336,7 +336,7 @@ def _rows_of(cache: Any, rows: Tensor, keep: bool) -> Any:
         cache.layers = [copy.copy(layer) for layer in cache.layers]
     elif keep:
         cache = copy.deepcopy(cache)
-    cache.batch_select_indices(rows)
+    select_rows(cache, rows)
     return cache
 
 
