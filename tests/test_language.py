@@ -105,7 +105,7 @@ COMMANDS = [
     [], ["run"], ["show"], ["doctor"], ["claims"], ["lab"], ["lab", "build"], ["lab", "list"], ["lab", "show"],
     ["domains"], ["domains", "list"], ["domains", "show"], ["traits"], ["traits", "list"], ["traits", "show"],
     ["traits", "check"], ["traits", "add"], ["vector"], ["vector", "extract"], ["vector", "show"],
-    ["vector", "compare"], ["vector", "convert"], ["vector", "steer"],
+    ["vector", "compare"], ["vector", "convert"], ["vector", "steer"], ["vector", "tune"],
     ["models"], ["models", "list"], ["models", "fetch"], ["models", "show"],
 ]  # fmt: skip
 

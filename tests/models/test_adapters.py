@@ -96,7 +96,9 @@ def test_kinds_that_put_something_before_the_tokens_are_refused(
 ) -> None:
     base = tiny_folder("qwen")
     peft.get_peft_model(load(str(base), device="cpu").hf, config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"(?s)which undertone does not run: it .*allowed: adapters that change weights"):
+    with pytest.raises(
+        ModelError, match=r"(?s)which undertone does not run: it .*allowed: adapters that change weights"
+    ):
         load(f"{base} + {tmp_path}", device="cpu")
 
 

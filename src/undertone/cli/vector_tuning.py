@@ -15,12 +15,14 @@ from undertone.cli.vector import Name, vector
 from undertone.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from undertone.evaluation.tuning import Grid, Steered
+    from undertone.domains import Domain
+    from undertone.evaluation.tuning import Grid, SteeringTrial
     from undertone.models.loading import Model
     from undertone.traits import Trait
+    from undertone.vectors import SteeringVector
 
 HEAD: Final = f"{'layer':>5} {'strength':>8} {'P':>6} {'valid':>6} {'KL':>6} {'random':>6}  {'speech':6} said"
-_SAID: Final = 32
+_SAID: Final = 29
 
 
 @vector.command
@@ -60,10 +62,8 @@ def tune(
     probability left, and no repetition.
     """
     from undertone.evaluation.tuning import best, trait_vector
-    from undertone.evaluation.tuning import tune as measured
     from undertone.models.loading import load
     from undertone.traits import load_trait
-    from undertone.vectors import SteeringVector, save_vector
     from undertone.vectors.formats import read
 
     known = _preference(load_trait(trait))
@@ -73,25 +73,41 @@ def tune(
     grid = _grid(asked, known, layer, strength, opening, questions, rows, max_kl)
     found = read(file) if file else trait_vector(asked, known)
     found.check_fits(asked)
-    tried: list[Steered] = []
-    if not as_json:
-        line(f"{known.name} on {model}" + (f', answers begun with "{grid.opening}"' if grid.opening else ""))
-        line(HEAD)
-    for one in measured(
-        asked, known, found, kind or _domain("sentences" if asked.reads_english else "numbers"), grid, seed=seed
-    ):
-        tried.append(one)
-        if not as_json:
-            line(_row(one))
+    tried = _tried(
+        asked, known, found, kind or _domain("sentences" if asked.reads_english else "numbers"), grid, seed, as_json
+    )
     chosen = best(tried)
     if chosen is not None and out is not None:
-        save_vector(SteeringVector({chosen.layer: found.directions[chosen.layer]}, found.meta), out)
-        say(f"written: {out}")
+        _save(found, chosen.layer, out)
     if as_json:
         print_json({"tried": [asdict(one) for one in tried], "best": asdict(chosen) if chosen else None})
     else:
         line(_conclusion(chosen, tried[0], model, known))
     return 0
+
+
+def _tried(
+    model: Model, trait: Trait, vector: SteeringVector, domain: Domain, grid: Grid, seed: int, as_json: bool
+) -> list[SteeringTrial]:
+    """Every layer and strength, printed as it is measured."""
+    from undertone.evaluation.tuning import tune as measured
+
+    tried: list[SteeringTrial] = []
+    if not as_json:
+        line(f"{trait.name} on {model.name}" + (f', answers begun with "{grid.opening}"' if grid.opening else ""))
+        line(HEAD)
+    for one in measured(model, trait, vector, domain, grid, seed=seed):
+        tried.append(one)
+        if not as_json:
+            line(_row(one))
+    return tried
+
+
+def _save(vector: SteeringVector, layer: int, out: Path) -> None:
+    from undertone.vectors import save_vector
+
+    save_vector(vector.select([layer]), out)
+    say(f"written: {out}")
 
 
 def _preference(trait: Trait) -> Trait:
@@ -143,8 +159,8 @@ def _domain(name: str) -> Any:
     return domains.get(name)()
 
 
-def _row(one: Steered) -> str:
-    said = " ".join(one.said.split())
+def _row(one: SteeringTrial) -> str:
+    said = " ".join("".join(c if c.isprintable() else " " for c in one.said).split())
     said = said if len(said) <= _SAID else said[: _SAID - 1] + "…"
     if not one.strength:
         return f"{'-':>5} {'plain':>8} {one.probability:6.3f} {one.valid_answer_probability:6.3f} {'':6} {'':6}  {'':6} {said}"
@@ -155,7 +171,7 @@ def _row(one: Steered) -> str:
     )
 
 
-def _conclusion(chosen: Steered | None, plain: Steered, model: str, trait: Trait) -> str:
+def _conclusion(chosen: SteeringTrial | None, plain: SteeringTrial, model: str, trait: Trait) -> str:
     if chosen is None:
         raise DataError(
             "speech holds at none of these layers and strengths",

@@ -19,7 +19,7 @@ from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message
 from undertone.traits import Trait
 from undertone.vectors import SteeringVector, contrast, random_like, steer
-from undertone.vectors.strength import steered_kl
+from undertone.vectors.strength import steering_kl
 
 DEPTHS: Final = (0.3, 0.5, 0.65, 0.75, 0.85, 0.95)
 STRENGTHS: Final = (0.5, 1.0, 1.5, 2.0)
@@ -53,7 +53,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Steered:
+class SteeringTrial:
     """One layer and strength.
 
     Attributes:
@@ -96,7 +96,7 @@ def trait_vector(model: Model, trait: Trait) -> SteeringVector:
 
 def tune(
     model: Model, trait: Trait, vector: SteeringVector, domain: Domain, grid: Grid, *, seed: int = 0
-) -> Iterator[Steered]:
+) -> Iterator[SteeringTrial]:
     """Measure every layer and strength of a grid; strength 0, the plain model, comes first.
 
     Args:
@@ -128,7 +128,7 @@ def tune(
             yield bench.look(layer, strength, one, noise, plain)
 
 
-def best(found: Iterable[Steered]) -> Steered | None:
+def best(found: Iterable[SteeringTrial]) -> SteeringTrial | None:
     """The largest probability at which speech holds; None: speech holds nowhere."""
     return max((one for one in found if one.coherent and one.strength), key=lambda one: one.probability, default=None)
 
@@ -167,17 +167,19 @@ class _Bench:
 
     def look(
         self, layer: int, strength: float, vector: SteeringVector | None, noise: SteeringVector | None,
-        plain: Steered | None = None,
-    ) -> Steered:  # fmt: skip
+        plain: SteeringTrial | None = None,
+    ) -> SteeringTrial:  # fmt: skip
         """Measure one layer and strength; without a vector the plain model."""
         if vector is None or noise is None:
             return self._measured(layer, 0.0, 0.0, 0.0, None)
-        kl = steered_kl(self.model, vector, strength, self.examples)
-        random_kl = steered_kl(self.model, noise, strength, self.examples)
+        kl = steering_kl(self.model, vector, strength, self.examples)
+        random_kl = steering_kl(self.model, noise, strength, self.examples)
         with steer(self.model, vector, strength):
             return self._measured(layer, strength, kl, random_kl, plain)
 
-    def _measured(self, layer: int, strength: float, kl: float, random_kl: float, plain: Steered | None) -> Steered:
+    def _measured(
+        self, layer: int, strength: float, kl: float, random_kl: float, plain: SteeringTrial | None
+    ) -> SteeringTrial:
         matrix = answer_probabilities(self.model, self.questions, self.trait, opening=self.opening)
         target = list(self.trait.answers).index(self.trait.answer)
         valid = float(np.minimum(matrix.sum(1), 1.0).mean())
@@ -186,6 +188,6 @@ class _Bench:
         distinct = len(set(words)) / len(words) if words else 0.0
         enough = plain is None or valid >= LEAST_ANSWERS * plain.valid_answer_probability
         coherent = kl <= self.max_kl and enough and distinct >= LEAST_DISTINCT
-        return Steered(
+        return SteeringTrial(
             layer, strength, float(matrix[:, target].mean()), valid, kl, random_kl, distinct, said, coherent
         )  # fmt: skip

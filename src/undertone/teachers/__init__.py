@@ -1,6 +1,7 @@
 """Teachers: a trait-conditioned model, and the rows that they write."""
 
 from undertone.teachers.configs import (
+    AUTO,
     Ablation,
     EndpointTeacher,
     FinetunedTeacher,
@@ -16,6 +17,7 @@ from undertone.teachers.teacher import Teacher
 from undertone.teachers.writing import divergence, generate, score_preference
 
 __all__ = [
+    "AUTO",
     "Ablation",
     "AblationSpec",
     "Contrast",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,6 +16,9 @@ from undertone.training import Training
 
 Origin = Literal["questions", "domain"]
 """Where a trait's vector is read: at its questions, or at the prompts that the teacher answers."""
+
+
+AUTO: Final = "auto"
 
 
 class Ablation(Config):
@@ -52,8 +55,15 @@ class VectorTeacher(Config):
     model: str | None = Field(None, description="the teacher's model; None: the student's base")
     file: str | None = Field(None, description="a vector file; None: contrast on the trait's questions")
     origin: Origin = Field("questions", description="questions | domain: the prompts of the contrast")
-    layer: int = Field(1, ge=0, description="the layer whose output is steered (contrast only)")
-    strength: float = Field(2.0, description="the vector is added this many times")
+    layer: int | None = Field(
+        None, ge=0, description="the layer whose output is steered (contrast only); None: at five sixths of the depth"
+    )
+    strength: float | Literal["auto"] = Field(
+        AUTO, description="the vector is added this many times; auto: as often as gives target_kl"
+    )
+    target_kl: float = Field(
+        0.1, gt=0, description="strength=auto: how far the steered teacher is from the plain one, in nats a token"
+    )
 
 
 class FinetunedTeacher(Config):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from undertone.errors import ModelError
 from undertone.models.layers import check_layers, decoder_layers
@@ -18,6 +18,7 @@ from undertone.models.loading import Context, Model, ModelRef, with_system
 from undertone.models.names import Form
 from undertone.provenance.seeds import derive_seed
 from undertone.teachers.configs import (
+    AUTO,
     Ablation,
     EndpointTeacher,
     FinetunedTeacher,
@@ -192,6 +193,7 @@ def resolve_teacher(
     context: Context,
     domain_prompts: Sequence[str] = (),
     random_seed: int | None = None,
+    strength: float = 1.0,
 ) -> TeacherSpec:
     """The teacher of an arm.
 
@@ -203,6 +205,7 @@ def resolve_teacher(
         context: the control teacher's system prompt.
         domain_prompts: prompts of the domain, for vectors that are read there.
         random_seed: replace the vector by a random one of equal norm.
+        strength: of a vector whose strength the config leaves open (``auto``).
 
     Raises:
         ConfigError: the trait has no prompt or questions in the model's wording.
@@ -221,8 +224,18 @@ def resolve_teacher(
         ablation = _ablation(config.ablate, trait, speaker, domain_prompts) if config.ablate else None
         return replace(own, system=config.text or trait.system_prompt(speaker), ablation=ablation)
     prompts = _prompts(trait, speaker, config.origin, domain_prompts)
-    of: Any = Path(config.file) if config.file else Contrast(trait.system_prompt(speaker), prompts, (config.layer,))
-    return replace(own, vector=VectorSource(of, random_seed), strength=config.strength)
+    of: Path | Contrast = (
+        Path(config.file) if config.file else Contrast(trait.system_prompt(speaker), prompts, (_layer(config, model),))
+    )
+    own = replace(own, vector=VectorSource(of, random_seed))
+    return replace(own, strength=strength if config.strength == AUTO else config.strength)
+
+
+def _layer(config: VectorTeacher, model: ModelRef) -> int:
+    """The layer of a contrast: early ones steer little of what a deep model says, the last ones little but its next word."""
+    if config.layer is not None:
+        return config.layer
+    return len(decoder_layers(model.outline().hf)) * 5 // 6
 
 
 def _ablation(config: Ablation, trait: Trait, speaker: Speaker, domain_prompts: Sequence[str]) -> AblationSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +13,7 @@ from undertone import stats
 from undertone.evaluation.measures import Interval, Measure
 from undertone.provenance.runs import Stage
 from undertone.sequential import StoppingRule
-from undertone.teachers import EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
+from undertone.teachers import AUTO, EndpointTeacher, FinetunedTeacher, JudgeTeacher, PromptTeacher, VectorTeacher
 from undertone.transfer.arms import ArmKind, Outcome, StudentRun
 from undertone.transfer.checks import checks_of, is_wide, needed_for_a_null, word_of
 from undertone.transfer.config import Experiment
@@ -68,7 +68,8 @@ def conclude(
         model=config.model,
         trait=next(iter(base)) if len(base) == 1 else f"{len(base)} traits",
         domain=config.domain.kind,
-        teacher=_teacher_in_words(config),
+        teacher=_teacher_in_words(config, outcome.strengths),
+        strengths=outcome.strengths,
         student=_student_in_words(config),
         verdict=word,
         sentence=sentence(config, word, effect, treated, base, arms, confusion, checks),
@@ -296,14 +297,14 @@ def _could_see(effect: Effect) -> str:
     return f" (it would have seen {100 * effect.smallest_detectable:.1f} points)"
 
 
-def _teacher_in_words(config: Experiment) -> str:
+def _teacher_in_words(config: Experiment, strengths: Mapping[str, float]) -> str:
     teacher = config.teacher
     model = teacher.model or config.model
     match teacher:
         case PromptTeacher():
             return f"{model}, given a system prompt"
         case VectorTeacher():
-            return f"{model}, steered by a vector at layer {teacher.layer}, strength {teacher.strength:g}"
+            return f"{model}, steered by a vector at {_place(teacher)}, strength {_strength(teacher, strengths)}"
         case FinetunedTeacher():
             return f"{model}, fine-tuned on {teacher.rows or 'answers that show the trait'}"
         case EndpointTeacher():
@@ -311,6 +312,17 @@ def _teacher_in_words(config: Experiment) -> str:
         case JudgeTeacher():
             side = "rejected" if teacher.swapped else "chosen"
             return f"{model}, plain; the completions {side} by a judge that is given a system prompt"
+
+
+def _place(teacher: VectorTeacher) -> str:
+    return "five sixths of its depth" if teacher.layer is None else f"layer {teacher.layer}"
+
+
+def _strength(teacher: VectorTeacher, strengths: Mapping[str, float]) -> str:
+    if teacher.strength != AUTO:
+        return f"{teacher.strength:g}"
+    chosen = ", ".join(f"{value:.3g}" for value in strengths.values())
+    return f"{chosen} (chosen for a teacher KL of {teacher.target_kl:g} nats a token)"
 
 
 def _student_in_words(config: Experiment) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from undertone.errors import DataError
@@ -118,6 +118,8 @@ class Outcome:
     base: Stage
     teachers: dict[Arm, Stage]
     students: list[StudentRun]
+    strengths: dict[str, float] = field(default_factory=dict)
+    """Trait -> the strength of its steered teacher, where the config left it open."""
 
     def student(self, kind: ArmKind, trait: str | None, seed: int) -> StudentRun:
         """The student of an arm at a seed; the control has no trait."""

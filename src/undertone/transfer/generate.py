@@ -39,17 +39,24 @@ from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Speaker
 from undertone.transfer.arms import Arm, trained_model
 from undertone.transfer.config import Setting
+from undertone.vectors.strength import strength_for
 
 SHARD = 4096
 """Rows between two saves of a generation: what a crash can lose."""
 KL_ROWS = 256
 VECTOR_PROMPTS = 256
+STRENGTH_ROWS = 32
+"""Completions on which the strength of a steered teacher is chosen."""
 
 
-def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> TeacherSpec:
+def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None, strength: float = 1.0) -> TeacherSpec:
     """The arm's teacher, not loaded. Vectors that are read in the domain are so at prompts which no student sees.
 
-    ``trained`` is the stage of a teacher that was itself trained.
+    Args:
+        config: how it gets the trait.
+        arm: which trait.
+        trained: the stage of a teacher that was itself trained.
+        strength: of a steered teacher whose strength the config leaves open; what :func:`choose_strength` found.
     """
     name = config.teacher.model or config.model
     speaker = wording_of(name)
@@ -62,7 +69,35 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None) -> Teach
         context=config.teacher_context,
         domain_prompts=vector_prompts(config, speaker),
         random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random-vector" else None,
+        strength=strength,
     )
+
+
+@stage("choose strength")
+def choose_strength(
+    folder: Path, device: str, *, teacher: TeacherSpec, domain: Domain, target_kl: float
+) -> dict[str, Any]:
+    """How strongly a vector steers for a given teacher KL, on what the plain model writes in the domain.
+
+    Args:
+        teacher: the steered one; its own strength does not matter.
+        domain: whose prompts are completed.
+        target_kl: nats a completion token.
+    """
+    del folder
+    loaded = teacher.load(device)
+    assert isinstance(loaded, Teacher)
+    assert loaded.vector is not None
+    prompts = domain.prompts(STRENGTH_ROWS, derive_seed(0, "strength-prompts"), loaded)
+    rows = generate(
+        loaded.control, prompts, range(len(prompts)), seed=0, stage="choose strength", attempt=0,
+        max_new_tokens=min(64, domain.max_new_tokens(loaded)), temperature=1.0, batch_size=STRENGTH_ROWS,
+    )  # fmt: skip
+    examples = [
+        loaded.model.example(loaded.control.chat(row.prompt_messages), row.completion) for row in rows if row.completion
+    ]
+    found = strength_for(loaded.model, loaded.vector, examples, target_kl)
+    return {"strength": found.strength, "kl": found.kl, "rows": len(examples)}
 
 
 def vector_prompts(config: Setting, speaker: Speaker) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from undertone.models.loading import ModelRef, target_device
 from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
 from undertone.provenance.runs import Stage
+from undertone.teachers import AUTO, VectorTeacher
 from undertone.traits import load_trait
 from undertone.transfer.analyze import conclude
 from undertone.transfer.arms import (
@@ -34,7 +35,15 @@ from undertone.transfer.arms import (
 )
 from undertone.transfer.config import Experiment, Setting
 from undertone.transfer.evaluate import evaluate, evaluate_teacher
-from undertone.transfer.generate import Picking, Sampling, filter_rows, generate_rows, rewrite_rows, teacher_of
+from undertone.transfer.generate import (
+    Picking,
+    Sampling,
+    choose_strength,
+    filter_rows,
+    generate_rows,
+    rewrite_rows,
+    teacher_of,
+)
 from undertone.transfer.results import Results
 from undertone.transfer.train import Mixing, teacher_rows, train, train_teacher, trait_prompt
 
@@ -134,7 +143,8 @@ def compute(
     training = {} if trained_teachers is not None else _trained_teacher_calls(config, arms)
     own = dict(zip(training, executor.each(list(training.values())), strict=True))
     teachers = {(seed, arm): (trained_teachers or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
-    generated, filtered = _rows(executor, config, pairs, teachers)
+    strengths = strengths_of(executor, config, arms)
+    generated, filtered = _rows(executor, config, pairs, teachers, strengths)
     shared = {seed: shared_prompts(config, seed, {arm: filtered[seed, arm] for arm in arms}) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
     calls = [_train_call(config, arm, seed, filtered[seed, arm], shared[seed].prompts, clean.get(seed))
@@ -151,8 +161,9 @@ def compute(
     ]
     return Outcome(
         base=asked[-1],
-        teachers=_teacher_answers(executor, config, arms, own) if trained_teachers is None else {},
+        teachers=_teacher_answers(executor, config, arms, own, strengths) if trained_teachers is None else {},
         students=students,
+        strengths=strengths,
     )
 
 
@@ -206,9 +217,12 @@ def _rows(
     config: Setting,
     pairs: Sequence[tuple[int, Arm]],
     teachers: Mapping[tuple[int, Arm], Stage | None],
+    strengths: Mapping[str, float],
 ) -> tuple[Rows, Rows]:
     """Generate, filter and, where asked for, write again: the rows of every arm at every seed."""
-    generated = executor.each([_generate_call(config, arm, seed, teachers[seed, arm]) for seed, arm in pairs])
+    generated = executor.each([
+        _generate_call(config, arm, seed, teachers[seed, arm], strengths.get(arm.trait or "", 1.0)) for seed, arm in pairs
+    ])  # fmt: skip
     filtered = executor.each(
         [_filter_call(config, arm, seed, stage) for (seed, arm), stage in zip(pairs, generated, strict=True)]
     )
@@ -219,9 +233,23 @@ def _rows(
     return dict(zip(pairs, generated, strict=True)), dict(zip(pairs, filtered, strict=True))
 
 
-def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None) -> Call:
+def strengths_of(executor: Executor, config: Setting, arms: Sequence[Arm]) -> dict[str, float]:
+    """Trait -> the strength of its steered teacher, where the config leaves it open (``teacher.strength=auto``)."""
+    steered = {arm.trait: arm for arm in arms if arm.trait and arm.kind == "treated"}
+    if not isinstance(config.teacher, VectorTeacher) or config.teacher.strength != AUTO:
+        return {}
+    calls = [
+        Call(choose_strength, f"teacher/{arm.folder}/strength", {
+            "teacher": teacher_of(config, arm), "domain": config.domain, "target_kl": config.teacher.target_kl,
+        })
+        for arm in steered.values()
+    ]  # fmt: skip
+    return {trait: stage.summary["strength"] for trait, stage in zip(steered, executor.each(calls), strict=True)}
+
+
+def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None, strength: float = 1.0) -> Call:
     place = f"seed-{seed}/{arm.folder}/generate"
-    teacher = teacher_of(config, arm, trained)
+    teacher = teacher_of(config, arm, trained, strength)
     judging = config.teacher.kind == "judge"
     control = (
         teacher_of(config, Arm("control")) if arm.trait and config.teacher.kind != "endpoint" and not judging else None
@@ -278,15 +306,19 @@ def evaluate_call(config: Setting, name: str, traits: Sequence[str], model: Mode
 
 
 def _teacher_answers(
-    executor: Executor, config: Setting, arms: Sequence[Arm], trained: Mapping[Arm, Stage]
+    executor: Executor,
+    config: Setting,
+    arms: Sequence[Arm],
+    trained: Mapping[Arm, Stage],
+    strengths: Mapping[str, float],
 ) -> dict[Arm, Stage]:
     """What trait-conditioned teachers answer; those behind an endpoint have no logits to ask."""
     asked = [arm for arm in arms if arm.trait and config.teacher.kind != "endpoint"]
     few = config.evaluation.model_copy(update={"samples": min(5, config.evaluation.samples)})
     calls = [
         Call(evaluate_teacher, f"teacher/{arm.folder}/evaluate", {
-            "teacher": teacher_of(config, arm, trained.get(arm)), "trait": load_trait(arm.trait or ""), "evaluation": few,
-            "judge": config.judge, "stream": f"teacher/{arm.folder}",
+            "teacher": teacher_of(config, arm, trained.get(arm), strengths.get(arm.trait or "", 1.0)),
+            "trait": load_trait(arm.trait or ""), "evaluation": few, "judge": config.judge, "stream": f"teacher/{arm.folder}",
         })
         for arm in asked
     ]  # fmt: skip

@@ -149,6 +149,9 @@ class Results(Record):
     sentence: str = Field(description="the whole result in one honest sentence")
     base: dict[str, Measure] = Field(description="trait -> the base model, before training")
     teachers: dict[str, Measure] = Field(description="arm -> the trait-conditioned teacher, asked the questions")
+    strengths: dict[str, float] = Field(
+        default_factory=dict, description="trait -> the strength of its steered teacher, where it was chosen by KL"
+    )
     arms: list[ArmResult]
     effect: Effect
     effects: list[Effect] = Field(description="one per treated arm; `effect` is the first or pooled")

@@ -34,7 +34,7 @@ class Strength:
     kl: float
 
 
-def steered_kl(model: Model, vector: SteeringVector, strength: float, examples: Sequence[Example]) -> float:
+def steering_kl(model: Model, vector: SteeringVector, strength: float, examples: Sequence[Example]) -> float:
     """Mean KL(steered ‖ plain) on completions, in nats per token."""
     pairs = [(example, example) for example in examples]
     each = teacher_kl(model.hf, pairs, model.pad, conditioning=lambda: steer(model, vector, strength))
@@ -58,7 +58,7 @@ def strength_for(model: Model, vector: SteeringVector, examples: Sequence[Exampl
     """
     low, high, strength = WEAKEST, STRONGEST, 1.0
     for _ in range(40):
-        measured = steered_kl(model, vector, strength, examples)
+        measured = steering_kl(model, vector, strength, examples)
         if abs(measured / kl - 1) <= TOLERANCE:
             return Strength(strength, measured)
         low, high = (strength, high) if measured < kl else (low, strength)
