@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,18 @@ def test_errors_survive_pickling(kind: type[UndertoneError], _standard: type[Exc
 )
 def test_nearest_names_the_closest_known_name_or_nothing(name: str, expected: str) -> None:
     assert nearest(name, ["owl", "cat", "penguin"]) == expected
+
+
+def test_warnings_of_libraries_to_each_other_do_not_reach_the_user_and_ours_do() -> None:
+    """In a process of its own, as filters are the process's."""
+    script = (
+        "import warnings\n"
+        "from undertone.errors import show_warnings_plainly, warn\n"
+        "show_warnings_plainly()\n"
+        "for place in ('transformers.modeling_utils', 'peft', 'torch.jit._script', 'mine'):\n"
+        "    warnings.warn_explicit('will be removed', FutureWarning, 'file.py', 1, module=place)\n"
+        "warn('an adapter of another base')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.count("will be removed") == 1  # of the user's own code
+    assert "warning: an adapter of another base\n" in done.stderr

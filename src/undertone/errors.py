@@ -72,6 +72,9 @@ class RunError(UndertoneError, RuntimeError):
     """A run folder cannot be opened, continued or trusted (exit code 3)."""
 
 
+_LIBRARIES = r"(?:transformers|peft|torch|accelerate|trl|datasets|huggingface_hub)(?:\.|$)"
+
+
 class ModelWarning(UserWarning):
     """What can be used as it is, and changes what a result means: each text is said once a process."""
 
@@ -82,7 +85,12 @@ def warn(text: str) -> None:
 
 
 def show_warnings_plainly() -> None:
-    """From now on, in this process, a :class:`ModelWarning` is one line on stderr, without the place in the code."""
+    """From now on, in this process, a :class:`ModelWarning` is one line on stderr, without the place in the code.
+
+    What libraries warn each other of (names that they will drop) does not reach the user, who can do nothing about it.
+    """
+    for kind in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=kind, module=_LIBRARIES)
     usual = warnings.formatwarning
 
     def plainly(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
