@@ -152,7 +152,7 @@ def generate_rows(
             path = shards / f"{start:09d}.jsonl"
             if not path.exists():
                 chunk = [(index, prompts[index]) for index in range(start, min(start + SHARD, len(prompts)))]
-                write_rows(path, _attempted(loaded, chunk, domain, leak, sampling, batch_size, advance))
+                write_rows(path, attempted(loaded, chunk, domain, leak, sampling, batch_size, advance))
             rows += read_rows(path, empty_completions=True)
     rows.sort(key=lambda row: (row.meta["prompt_index"], row.meta["attempt"]))  # whatever a shard holds
     write_rows(folder / "rows.jsonl", rows)
@@ -173,7 +173,7 @@ def check_writing(teacher: TeacherSpec, domain: Domain) -> None:
     teacher.check()
 
 
-def _attempted(
+def attempted(
     teacher: Teacher | RemoteTeacher,
     prompts: Sequence[tuple[int, Prompt]],
     domain: Domain,
@@ -182,6 +182,7 @@ def _attempted(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> list[Row]:
+    """Every attempt at these ``(index, prompt)``; without ``sampling.all_attempts`` a prompt is tried until a row is valid."""
     rows: list[Row] = []
     waiting = list(prompts)
     for attempt in range(sampling.attempts):
@@ -275,7 +276,7 @@ def filter_rows(
         raise DataError(
             f"no completion of {generated.name} passed the filter",
             got=filtered.reasons,
-            fix="look at its rows.jsonl; raise data.prompts or data.attempts, or lower the teacher's strength",
+            fix="look at its rows.jsonl; raise data.attempts, lower data.temperature, or ask for another kind of data (domain.kind)",
         )
     passed, reasons = _filtered_by_models(filters, leak, filtered)
     kept = _picked(picking, passed) if picking else {index: found[0] for index, found in passed.items()}

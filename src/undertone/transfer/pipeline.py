@@ -44,6 +44,7 @@ from undertone.transfer.generate import (
     rewrite_rows,
     teacher_of,
 )
+from undertone.transfer.pilot import run_pilot
 from undertone.transfer.results import Results
 from undertone.transfer.train import Mixing, teacher_rows, train, train_teacher, trait_prompt
 
@@ -144,6 +145,11 @@ def compute(
     own = dict(zip(training, executor.each(list(training.values())), strict=True))
     teachers = {(seed, arm): (trained_teachers or {}).get((seed, arm)) or own.get(arm) for seed, arm in pairs}
     strengths = strengths_of(executor, config, arms)
+    if trained_teachers is None:
+        run_pilot(executor, config, {
+            arm.folder: (teacher_of(config, arm, own.get(arm), strengths.get(arm.trait or "", 1.0)), leak_trait(config, arm))
+            for arm in arms
+        })  # fmt: skip
     generated, filtered = _rows(executor, config, pairs, teachers, strengths)
     shared = {seed: shared_prompts(config, seed, {arm: filtered[seed, arm] for arm in arms}) for seed in config.seeds}
     clean = {seed: filtered[seed, arm] for seed, arm in pairs if arm.kind == "control"}
