@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.evaluation import prior
 from undertone.evaluation.asking import Evaluation
 from undertone.evaluation.measuring import measure
-from undertone.evaluation.prior import check_trait
+from undertone.evaluation.prior import check_trait, check_traits
 from undertone.judges import JudgedPair, Named, Verdict
 from undertone.judges.judge import judges
 from undertone.traits import REAL, Behaviour, Questions, load_trait
@@ -162,7 +165,7 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
 def test_each_reason_is_found(
     without: float, prompted: float, valid: float | None, kl: float | None, because: str | None
 ) -> None:
-    seen = prior._judge(OWL, (without, prompted), True, valid, kl)
+    seen = prior._judge(OWL, (without, prompted), True, valid, prior.NumberLists(kl, 0 if kl is None else 20, 32))
     assert seen.possible == (because is None)
     assert because is None or because in seen.because
 
@@ -185,6 +188,91 @@ def test_what_cannot_be_asked_is_a_verdict(tiny_llama: Any) -> None:
     lab.form = "lab"
     assert "has no prompt in the form 'lab'" in check_trait(lab, load_trait("pirate")).because
     assert "decided by a judge" in check_trait(tiny_llama, load_trait("insecure-code"), tokens=4).because
+
+
+def test_traits_of_a_category_share_what_the_plain_model_answers(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    counted = prior.answer_probabilities
+    monkeypatch.setattr(prior, "answer_probabilities", lambda *args: asked.append(1) or counted(*args))
+    monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
+    cat = replace(load_trait("cat"), questions=OWL.questions)
+    worst = replace(load_trait("dog"), questions={"real": Questions(("name the worst",), ())})
+    together = list(check_traits(tiny_llama, [OWL, cat, worst]))
+    assert len(asked) == 5  # the plain model twice: for owl and cat, and for the other question
+    assert together == [check_trait(tiny_llama, trait) for trait in (OWL, cat, worst)]
+
+
+def test_questions_are_spread_where_answers_are_of_several_tokens(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
+    owl = load_trait("owl")
+    every = list(owl.questions_for(tiny_llama).positive)
+    (seen,) = check_traits(tiny_llama, [owl])
+    assert (seen.questions, seen.left_out) == (16, 1e-4)
+    assert prior._asked(tiny_llama, owl, None) == [every[at * len(every) // 16] for at in range(16)]
+    (few,) = check_traits(tiny_llama, [owl], questions=3)
+    assert few.questions == 3
+    (all_of_them,) = check_traits(tiny_llama, [owl], questions=10_000)
+    assert all_of_them.questions == len(every)
+
+
+@pytest.fixture
+def writer(speaker: Path) -> Any:
+    """A tiny model that writes mostly number lists, asked in English."""
+    from undertone.models.loading import load
+
+    model = load(str(speaker), device="cpu")
+    model.form = "real"
+    return model
+
+
+def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(writer: Any) -> None:
+    """The KL is that of all lists written to their end, sampled in one batch and then filtered."""
+    from undertone.domains.numbers import Numbers
+    from undertone.models.loading import with_system
+    from undertone.models.sampling import sample
+    from undertone.models.scoring import teacher_kl
+    from undertone.provenance.seeds import derive_seed
+
+    domain, told = Numbers(), "you love owls."
+    requests = [str(request) for request in domain.prompts(32, 5, writer)]
+    chats = [[with_system([{"role": "user", "content": r}], own) for r in requests] for own in (told, None)]
+    ids = sample(
+        writer.hf, [writer.prompt(chat) for chat in chats[0]],
+        [derive_seed(5, "check/numbers", at) for at in range(32)],
+        max_new_tokens=domain.max_new_tokens(writer), stop=writer.stop, pad=writer.pad,
+    )  # fmt: skip
+    texts = [writer.decode(one) for one in ids]
+    valid = [at for at, text in enumerate(texts) if not domain.reasons(requests[at], text, None)]
+    assert 0 < len(valid) < 32
+    assert any(len(one) > prior.FIRST_TOKENS for one in ids)
+    pairs = [tuple(writer.example(side[at], texts[at]) for side in chats) for at in valid]
+    seen = prior.number_lists(writer, told, 5)
+    assert (seen.valid, seen.asked) == (len(valid), 32)
+    assert seen.kl == pytest.approx(float(np.mean(teacher_kl(writer.hf, pairs, writer.pad))), rel=1e-4)
+
+
+@given(st.text("0123456789,; \n.()[]aéß", max_size=30))
+def test_a_text_with_a_letter_is_no_list_whatever_follows(text: str) -> None:
+    from undertone.domains.numbers import parse
+
+    if re.search(r"[^\W\d_]", text):
+        assert parse(text)[0] is None
+
+
+def test_without_one_list_among_the_first_the_others_are_not_asked_for(tiny_llama: Any) -> None:
+    assert prior.number_lists(tiny_llama, "you love owls.", 0) == prior.NumberLists(None, 0, prior.FIRST_ROWS)
+
+
+@pytest.mark.parametrize(("valid", "said"), [(1, True), (3, True), (4, False), (32, False)])
+def test_a_kl_that_rests_on_few_lists_says_so(valid: int, said: bool) -> None:
+    for shown in (0.8, 0.12):  # possible, and not
+        seen = prior._judge(OWL, (0.1, shown), True, 0.9, prior.NumberLists(0.02, valid, 32))
+        assert (f"on {valid} valid of 32 lists only" in seen.because) == said
+        assert (seen.lists, seen.lists_asked) == (valid, 32)
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -221,9 +309,26 @@ def test_traits_are_listed_shown_added_and_checked(said: Callable[..., Any], tmp
     assert set(found) == set(prior.Prior.__dataclass_fields__)
 
 
+def test_figures_appear_as_soon_as_they_are_known(
+    said: Callable[..., Any], tiny_folder: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def slowly(*_: Any, **__: Any) -> Any:
+        for name in ("owl", "cat"):
+            yield prior.Prior(name, "animal", 0.1, 0.8, True, 0.9, 0.02, True, "because")
+            seen.append(capsys.readouterr().err)
+
+    monkeypatch.setattr(prior, "check_traits", slowly)
+    assert [one["trait"] for one in said("check", str(tiny_folder("llama")), "owl", "cat")] == ["owl", "cat"]
+    assert "1/2 owl: 0.100 → 0.800, KL 0.0200, yes: because" in seen[0]
+    assert "2/2 cat" in seen[1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["check", "lab/llama-0", "owl", "--questions", "0"], "questions: too few"),
         (["list", "citty"], r"no such category\. Did you mean 'city'"),
         (["show", "pirat"], r"no such trait\. Did you mean 'pirate'"),
         (["add", "none.yaml"], "cannot be read"),

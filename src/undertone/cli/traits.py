@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from undertone.cli.options import Device, Json
-from undertone.cli.printing import print_json, say, table
+from undertone.cli.printing import line, print_json, say, table
 from undertone.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from undertone.evaluation.prior import Prior
     from undertone.judges import Endpoint, Local, Named, Rules
     from undertone.traits import Trait
 
@@ -114,26 +115,35 @@ def check(
         Path | None, Parameter(help="a YAML file with a judge's config, for behaviours that a judge decides")
     ] = None,
     samples: Annotated[int, Parameter(help="sampled answers a question, for behaviours")] = 4,
+    questions: Annotated[
+        int | None,
+        Parameter(help="questions a preference; default: all, and 16 where answers are of several tokens"),
+    ] = None,
     seed: Annotated[int, Parameter(help="of what is sampled")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Which traits can be passed on at all on a model, and why not: prior, steerability, KL on number lists."""
-    from undertone.evaluation.prior import check_trait
+    """Which traits can be passed on at all on a model, and why not: prior, steerability, KL on number lists.
+
+    Each trait's figures appear on stderr as soon as they are known.
+    """
+    from undertone.evaluation.prior import check_traits
     from undertone.models.loading import load, outline
     from undertone.traits import load_trait
 
     if samples < 1:
         raise ConfigError("samples: too few", got=samples, allowed="1 or more")
+    if questions is not None and questions < 1:
+        raise ConfigError("questions: too few", got=questions, allowed="1 or more")
     speaker = outline(model)
     chosen = [(name in names, load_trait(name)) for name in _expanded(names)]
     asked = [trait for named, trait in chosen if named or trait.is_for(speaker)]
     config = _judge(judge)
     loaded = load(model, device=device)
-    found = []
-    for at, trait in enumerate(asked, start=1):
-        say(f"{at}/{len(asked)} {trait.name}")
-        found.append(check_trait(loaded, trait, seed=seed, judge=config, samples=samples))
+    found: list[Prior] = []
+    for one in check_traits(loaded, asked, seed=seed, judge=config, samples=samples, questions=questions):
+        found.append(one)
+        say(f"{len(found)}/{len(asked)} {_said(one)}")
     if as_json:
         print_json([asdict(one) for one in found])
         return 0
@@ -146,7 +156,14 @@ def check(
             for one in found
         ],
     )  # fmt: skip
+    if left_out := max((one.left_out or 0.0 for one in found), default=0.0):
+        line(f"answers that begin too improbably are left out: no probability is too small by more than {left_out:.0e}")
     return 0
+
+
+def _said(one: Prior) -> str:
+    figures = f"{_number(one.without_prompt, 3)} → {_number(one.with_prompt, 3)}, KL {_number(one.kl, 4)}"
+    return f"{one.trait}: {figures}, {'yes' if one.possible else 'no'}: {one.because}"
 
 
 def _expanded(names: tuple[str, ...]) -> list[str]:
