@@ -125,10 +125,14 @@ def test_bias_only_is_refused_where_only_a_tower_has_biases(wrapper: str) -> Non
         trainable(outline(wrapper).hf, BiasOnly(), 0)
 
 
-def test_experts_that_get_no_adapter_are_named(tmp_path: Path) -> None:
-    folder = str(save_model("mixtral", tmp_path / "m"))
-    with pytest.warns(ModelWarning, match=r"reaches no expert of Mixtral.*mlp.experts.down_proj, mlp.experts.gate_up_proj"):
+def test_experts_that_get_no_adapter_are_named_and_those_that_do_are_not(tmp_path: Path) -> None:
+    folder = str(save_model("jetmoe", tmp_path / "j"))
+    with pytest.warns(ModelWarning, match=r"not reach all experts of JetMoe.*: mlp.input_linear.weight, mlp.output_linear"):
         trainable(outline(folder).hf, Lora(), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        hf = trainable(outline(str(save_model("mixtral", tmp_path / "m"))).hf, Lora(), 0)
+    assert any(".experts.lora_A" in name for name, _ in hf.named_parameters())
 
 
 def test_mamba_output_projections_get_no_adapter(tmp_path: Path) -> None:
