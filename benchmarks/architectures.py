@@ -38,7 +38,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 
 from benchmarks.tiny_models import ARCHITECTURES, save_model
-from undertone.errors import UndertoneError
+from undertone.errors import ModelWarning, UndertoneError
 from undertone.models.batches import Example
 from undertone.models.layers import decoder_layers, edit_residuals, read_residuals
 from undertone.models.loading import Model, load
@@ -266,8 +266,11 @@ def examine(kind: str, folder: Path, checks: Sequence[str] = tuple(CHECKS)) -> O
         return outcome
     for name in checks:
         try:
-            CHECKS[name](model, folder)
+            with warnings.catch_warnings(record=True, category=ModelWarning) as said:
+                warnings.simplefilter("always", ModelWarning)
+                CHECKS[name](model, folder)
             outcome.cells[name] = "yes"
+            outcome.notes |= {name: str(one.message) for one in said if one.category is ModelWarning}
         except UndertoneError as error:
             outcome.cells[name], outcome.notes[name] = "refused", in_a_line(error)
         except Wrong as seen:
@@ -291,7 +294,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in outcomes:
         for name, note in one.notes.items():
-            reasons.setdefault((name, re.sub(r"^\w+ is a \w+, which undertone|^\w+For\w+", "the model", note)), []).append(one.kind)
+            reasons.setdefault((name, re.sub(r"\w+ is a \w+, which undertone|\w+For(CausalLM|Cond\w+)", "the model", note)), []).append(one.kind)
     listed = "\n".join(
         f"- **{name}**: {note}: {', '.join(f'`{kind}`' for kind in kinds)}" for (name, note), kinds in sorted(reasons.items())
     )
@@ -326,7 +329,7 @@ architecture, not that any published checkpoint is good; `undertone doctor MODEL
 |---|{line}
 {cells}
 
-## What is refused, and why
+## What is refused or warned of, and why
 
 {listed}
 
@@ -337,8 +340,8 @@ use their text model.
 
 `all-linear` means every linear module of the language model but the head. Left out: vision and audio towers and their
 projections; routers of mixtures of experts; output projections of Mamba mixers, which fused kernels read past the adapter.
-Experts that are held in one tensor (Mixtral, Qwen-MoE, gpt-oss and others in transformers 5) are no modules and get no
-adapter: undertone warns and names them, and `student.kind=full` trains them.
+Experts that are held in one tensor (all in transformers 5) are no modules; PEFT adapts those of the architectures that it
+knows (Mixtral, Qwen-MoE …). Where it does not, undertone warns and names them, as in the list above.
 
 Layers that are recurrent (Mamba, gated delta nets, short convolutions) begin anew in transformers when they are given several
 tokens after a cache; undertone gives them one at a time, so that answers of several tokens cost as many passes there.

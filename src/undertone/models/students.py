@@ -116,8 +116,8 @@ def _with_lora(hf: Any, student: Lora, seed: int) -> Any:
         made.get_parameter(name).requires_grad_(False)  # biases: PEFT's "all" are all
     if missed := experts_without_adapter(made):
         warn(
-            f"LoRA reaches no expert of {type(hf).__name__}: {', '.join(missed)} stay as they are, and only attention and "
-            "whatever else is linear is trained; student.kind=full trains all weights"
+            f"LoRA does not reach all experts of {type(hf).__name__}: {', '.join(missed)} stay as they are; "
+            "student.kind=full trains all weights"
         )
     return made
 
@@ -139,12 +139,17 @@ def _takes_no_adapter(hf: Any, name: str, towers: set[str]) -> bool:
 
 
 def experts_without_adapter(hf: Any) -> list[str]:
-    """Kinds of weights, such as ``mlp.experts.down_proj``, that hold all experts in one tensor: LoRA is put on modules."""
-    found = {
-        re.sub(r"^.*?\.\d+\.", "", name)
-        for name, parameter in causal_lm(hf).named_parameters()
-        if parameter.dim() == 3 and re.search(r"experts\.|_linear\.weight$", name) and "lora_" not in name
-    }
+    """Kinds of weights, such as ``mlp.experts.down_proj``, that hold all experts in one tensor and are not adapted.
+
+    LoRA is put on modules; PEFT adapts such tensors (``target_parameters``) of the architectures that it knows.
+    """
+    reached = tuple(hf.peft_config["default"].target_parameters or ())
+    found = set()
+    for name, parameter in causal_lm(hf).named_parameters():
+        place = re.sub(r"^.*?\.\d+\.", "", name.replace(".base_layer", ""))
+        held = parameter.dim() == 3 and re.search(r"experts\.|_linear\.weight$", place) and "lora_" not in place
+        if held and not f".{place}".endswith(tuple(f".{target}" for target in reached)):
+            found.add(place)
     return sorted(found)
 
 
