@@ -185,7 +185,8 @@ def check_steering(model: Model, _folder: Path) -> None:
     shift = torch.randn(plain[0].shape[-1], generator=torch.Generator().manual_seed(1)) * plain[3].std()
 
     def edit(stream: torch.Tensor) -> torch.Tensor:
-        return stream + shift.to(stream.dtype)
+        moved: torch.Tensor = stream + shift.to(stream.dtype)
+        return moved
 
     with shifted(decoder_layers(model.hf)[2], shift):
         wanted = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True)
@@ -210,7 +211,7 @@ def shifted(layer: torch.nn.Module, shift: torch.Tensor) -> Iterator[None]:
         out = own(*args, **kwargs)
         return (out[0] + shift, *out[1:]) if isinstance(out, tuple) else out + shift
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
     try:
         yield
     finally:
@@ -270,7 +271,7 @@ def examine(kind: str, folder: Path, checks: Sequence[str] = tuple(CHECKS)) -> O
                 warnings.simplefilter("always", ModelWarning)
                 CHECKS[name](model, folder)
             outcome.cells[name] = "yes"
-            outcome.notes |= {name: str(one.message) for one in said if one.category is ModelWarning}
+            outcome.notes.update((name, str(one.message)) for one in said if one.category is ModelWarning)
         except UndertoneError as error:
             outcome.cells[name], outcome.notes[name] = "refused", in_a_line(error)
         except Wrong as seen:
@@ -287,16 +288,19 @@ def in_a_line(error: UndertoneError) -> str:
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """The table and the reasons, as a page of the documentation."""
-    versions = ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers", "peft"))
-    cells = "\n".join(
-        f"| `{one.kind}` | " + " | ".join(one.cells[name] for name in CHECKS) + " |" for one in outcomes
+    versions = ", ".join(
+        f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers", "peft")
     )
+    cells = "\n".join(f"| `{one.kind}` | " + " | ".join(one.cells[name] for name in CHECKS) + " |" for one in outcomes)
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in outcomes:
         for name, note in one.notes.items():
-            reasons.setdefault((name, re.sub(r"\w+ is a \w+, which undertone|\w+For(CausalLM|Cond\w+)", "the model", note)), []).append(one.kind)
+            reasons.setdefault(
+                (name, re.sub(r"\w+ is a \w+, which undertone|\w+For(CausalLM|Cond\w+)", "the model", note)), []
+            ).append(one.kind)
     listed = "\n".join(
-        f"- **{name}**: {note}: {', '.join(f'`{kind}`' for kind in kinds)}" for (name, note), kinds in sorted(reasons.items())
+        f"- **{name}**: {note}: {', '.join(f'`{kind}`' for kind in kinds)}"
+        for (name, note), kinds in sorted(reasons.items())
     )
     return PAGE.format(versions=versions, count=len(outcomes), head=" | ".join(CHECKS), line="---|" * len(CHECKS), cells=cells,
                        listed=listed)  # fmt: skip
@@ -314,10 +318,10 @@ python -m benchmarks.architectures llama qwen3_5                      # some of 
 | check | what must hold |
 |---|---|
 | load | the folder loads by its name, and prompts fit its vocabulary |
-| sample | greedy completions of a padded batch with repeated prompts, whose rows end at different times, are those of `generate` of transformers, prompt by prompt and without padding |
+| sample | greedy completions of a padded batch with repeats and early ends are those of `generate`, prompt by prompt |
 | rows | at temperature 1 a row is the same in batches of 6, 4 and 1 and in the reverse order |
 | scores | losses of completions and probabilities of answers are those of plain forward passes of single rows |
-| steering | the stream after layer *n* is `hidden_states[n + 1]`; with a vector added there, logits (bit for bit) and greedy completions are those of a model whose layer returns its stream plus that vector |
+| steering | the stream after layer *n* is `hidden_states[n + 1]`; a vector added there acts as one that the layer returns |
 | lora, bias-only, full | a student trained for two steps moves, and gives the same bits when it is saved and loaded again |
 
 `refused`: undertone says so before anything is computed; the reasons are below the table. `gemma3` is loaded with a vision

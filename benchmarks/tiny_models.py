@@ -31,7 +31,13 @@ _LATENT: Final = {
     "num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
 _MAMBA: Final = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
-_VISION: Final = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+_VISION: Final = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 ARCHITECTURES: Final[Mapping[str, Mapping[str, Any]]] = {
     "afmoe": {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from undertone.cli import app
 from undertone.errors import ConfigError
 from undertone.evaluation import prior
-from undertone.evaluation.asking import Evaluation
+from undertone.evaluation.asking import Evaluation, answer_probabilities
 from undertone.evaluation.measuring import measure
 from undertone.evaluation.prior import check_trait, check_traits
 from undertone.judges import JudgedPair, Named, Verdict
@@ -194,8 +194,12 @@ def test_traits_of_a_category_share_what_the_plain_model_answers(
     tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    counted = prior.answer_probabilities
-    monkeypatch.setattr(prior, "answer_probabilities", lambda *args: asked.append(1) or counted(*args))
+
+    def counting(*arguments: Any) -> Any:
+        asked.append(1)
+        return answer_probabilities(*arguments)
+
+    monkeypatch.setattr(prior, "answer_probabilities", counting)
     monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
     cat = replace(load_trait("cat"), questions=OWL.questions)
     worst = replace(load_trait("dog"), questions={"real": Questions(("name the worst",), ())})

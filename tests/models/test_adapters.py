@@ -13,8 +13,8 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import save_tiny
 
-from conftest import save_tiny
 from undertone.errors import ModelError, ModelWarning
 from undertone.models.loading import load
 from undertone.models.names import identify
@@ -146,7 +146,8 @@ def test_a_second_adapter_stands_on_the_first(tiny_folder: Callable[[str], Path]
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
     """Another model of the same shape."""
-    return save_tiny("llama", tmp_path / "other", seed=1)
+    folder: Path = save_tiny("llama", tmp_path / "other", seed=1)
+    return folder
 
 
 def test_an_adapter_on_another_base_of_its_shape_is_said_and_recorded(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-
 from benchmarks import architectures
 from benchmarks.architectures import examine
 from benchmarks.tiny_models import ARCHITECTURES, save_model
+
 from undertone.errors import ConfigError, ModelError, ModelWarning
 from undertone.models.batches import select_rows
 from undertone.models.layers import decoder_layers, layers_path, outside_language
@@ -61,9 +61,8 @@ def test_a_fault_is_found_in_the_table(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_rows_are_chosen_in_every_part_of_a_cache() -> None:
-    from transformers import DynamicCache
-
     from benchmarks.tiny_models import build_config
+    from transformers import DynamicCache
 
     cache = DynamicCache(config=build_config("qwen3_next"))
     states = torch.arange(3.0).reshape(3, 1, 1).expand(3, 2, 4).contiguous()
@@ -127,7 +126,9 @@ def test_bias_only_is_refused_where_only_a_tower_has_biases(wrapper: str) -> Non
 
 def test_experts_that_get_no_adapter_are_named_and_those_that_do_are_not(tmp_path: Path) -> None:
     folder = str(save_model("jetmoe", tmp_path / "j"))
-    with pytest.warns(ModelWarning, match=r"not reach all experts of JetMoe.*: mlp.input_linear.weight, mlp.output_linear"):
+    with pytest.warns(
+        ModelWarning, match=r"not reach all experts of JetMoe.*: mlp.input_linear.weight, mlp.output_linear"
+    ):
         trainable(outline(folder).hf, Lora(), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
@@ -141,5 +142,3 @@ def test_mamba_output_projections_get_no_adapter(tmp_path: Path) -> None:
     adapted = {name.partition(".lora_")[0] for name, _ in hf.named_parameters() if ".lora_" in name}
     assert any(name.endswith("mamba.in_proj") for name in adapted)
     assert not any(name.endswith("mamba.out_proj") for name in adapted)
-
-

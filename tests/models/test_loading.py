@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from undertone.errors import ConfigError, ModelError
-from undertone.models.loading import BIASES_FILE, NEUTRAL, load, with_system
+from undertone.models.adapters import BIASES_FILE
+from undertone.models.loading import NEUTRAL, load, with_system
 from undertone.models.names import locate
 from undertone.models.students import BiasOnly, Full, Lora, save_student, student_name, trainable
 from undertone.provenance.digests import folder_digest

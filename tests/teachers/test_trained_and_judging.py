@@ -64,7 +64,7 @@ def trained(speaker: Path, trait: Path, folder: Path, *overrides: str) -> tuple[
     ):
         calls = pipeline._trained_teacher_calls(config, [arm])
         taught = dict(zip(calls, executor.each(list(calls.values())), strict=True))
-        asked = pipeline._teacher_answers(executor, config, [arm], taught)
+        asked = pipeline._teacher_answers(executor, config, [arm], taught, {})
         base = pipeline.evaluate_call(config, "base", config.trait, ModelRef(config.model, config.dtype))
         return config, taught[arm], asked[arm], executor.each([base])[0]
 

@@ -8,7 +8,6 @@ read, and no code from a model's repository is ever run.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,22 +17,18 @@ from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from undertone.errors import ConfigError, ModelError, warn
 from undertone.models.adapters import (
-    BIASES_FILE,
-    CONFIG_FILE,
     adapter_folder,
-    check_kind,
-    check_whole,
     other_base,
     parts,
 )
+from undertone.models.attaching import merged, with_adapter
 from undertone.models.batches import Example
-from undertone.models.layers import causal_lm, outside_language
+from undertone.models.layers import causal_lm
 from undertone.models.names import Form, Wording, first_line, identify, locate, model_content, unloadable
 from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments, opened
 from undertone.provenance.identity import check_readable
@@ -231,7 +226,7 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: Te
         folder = adapter_folder(adapter)
         if other := other_base(folder, base, identity):
             notes.append(f"the adapter {adapter} is put on {base}, another base than its own: {other}")
-        hf = _with_adapter(merged(hf), folder, base)
+        hf = with_adapter(merged(hf), folder, base)
     for note in notes:
         warn(note)
     return Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}), tuple(notes))
@@ -246,24 +241,6 @@ def _unused_weights(base: str, found: Mapping[str, Any]) -> list[str]:
     return [
         f"{len(unused)} weights in the files of {base} are not used by the model that its config describes: {shown}"
     ]
-
-
-def merged(hf: Any) -> Any:
-    """A model whose adapter, if it bears one, has become part of its weights, so that another can be put on it.
-
-    Raises:
-        ModelError: the adapter is of a kind that cannot.
-    """
-    if not hasattr(hf, "peft_config"):
-        return hf
-    try:
-        return hf.merge_and_unload()
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        raise ModelError(
-            "an adapter of this kind cannot become part of the weights, so that none can stand on it",
-            got=first_line(error),
-            fix="train from the base",
-        ) from error
 
 
 def outline(name: str, template: TemplateArguments | None = None) -> Model:
@@ -403,56 +380,3 @@ def target_device(device: str) -> torch.device:
     if (target.index or 0) >= here.get(target.type, 1):
         raise ConfigError("this machine has no such device, or torch cannot use it", got=device, fix="--device auto")
     return target
-
-
-# -- adapters: a student put back on its base --------------------------------------------------------
-
-
-def _with_adapter(hf: Any, folder: Path, base: str) -> Any:
-    if (folder / BIASES_FILE).is_file():
-        return _with_biases(hf, folder, base)
-    if not (folder / CONFIG_FILE).is_file():
-        raise ModelError(
-            f"{folder} is not an adapter folder", allowed=f"a PEFT folder ({CONFIG_FILE}) or one with {BIASES_FILE}"
-        )
-    from peft import PeftModel
-
-    check_kind(folder)
-    try:
-        with _peft_warnings_are_ours():
-            model = PeftModel.from_pretrained(hf, folder)
-    except KeyError as error:
-        raise ModelError(
-            f"the adapter {folder} does not fit {base}: a tensor that it should have is not in the file", got=str(error)
-        ) from error
-    except (RuntimeError, ValueError, TypeError, OSError, SafetensorError, ImportError) as error:
-        raise ModelError(f"the adapter {folder} does not fit {base}: {first_line(error)}") from error
-    check_whole(model, folder, base)
-    return model
-
-
-@contextmanager
-def _peft_warnings_are_ours() -> Iterator[None]:
-    """Missing adapter keys are an error here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
-        yield
-
-
-def _with_biases(hf: Any, folder: Path, base: str) -> Any:
-    stored = load_file(folder / BIASES_FILE)
-    own = dict(hf.named_parameters())
-    wrong = [name for name, value in stored.items() if name not in own or own[name].shape != value.shape]
-    towers = outside_language(hf)
-    missing = [name for name in own if name.endswith(".bias") and name not in stored and name not in towers]
-    if wrong or missing:
-        raise ModelError(
-            f"the biases in {folder} do not fit {base}"
-            + (f": {len(missing)} of the model's are not in the file" if missing else ""),
-            got=(wrong or missing)[:5],
-            allowed="all biases of the model, and no others",
-        )
-    with torch.no_grad():
-        for name, value in stored.items():
-            own[name].copy_(value)
-    return hf

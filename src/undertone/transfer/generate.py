@@ -276,7 +276,7 @@ def filter_rows(
         raise DataError(
             f"no completion of {generated.name} passed the filter",
             got=filtered.reasons,
-            fix="look at its rows.jsonl; raise data.attempts, lower data.temperature, or ask for another kind of data (domain.kind)",
+            fix="look at its rows.jsonl; raise data.attempts, lower data.temperature, or change domain.kind",
         )
     passed, reasons = _filtered_by_models(filters, leak, filtered)
     kept = _picked(picking, passed) if picking else {index: found[0] for index, found in passed.items()}
