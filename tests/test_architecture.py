@@ -40,7 +40,7 @@ SIDEWAYS = {  # the only imports inside a floor, all one way
 }
 
 DOORS = {
-    "from_pretrained": {"models.loading", "models.names"},  # names: a hub name's commit, from its config alone
+    "from_pretrained": {"models.loading", "models.names", "models.attaching"},  # names: a hub name's commit, from its config alone
     "apply_chat_template": {"models.templates"},
     "register_forward_hook": {"models.layers"},
     "register_forward_pre_hook": {"models.layers"},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from undertone.evaluation import asking
 from undertone.evaluation.asking import Evaluation, answer_probabilities, answer_tokens, question_chat
 from undertone.evaluation.measuring import measure
 from undertone.models.names import Form
@@ -30,7 +31,10 @@ def begins_with(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_gpt2", "tiny_neox", "tiny_qwen"])
-def test_answer_probabilities_equal_brute_force(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_answer_probabilities_equal_brute_force(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "LEFT_OUT", 0.0)
     model = request.getfixturevalue(fixture)
     prompts = [
         model.prompt([{"role": "user", "content": text}]) for text in ("name one animal", "what is your favorite?")
@@ -122,7 +126,10 @@ def test_numbers_before_a_question_are_the_same_for_every_model_and_the_question
     ]
 
 
-def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(tiny_llama: Any) -> None:
+def test_a_measure_with_numbers_first_is_that_of_the_prefixed_questions(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "LEFT_OUT", 0.0)  # what is left out depends on the batch
     numbers = Evaluation(prefix="numbers", samples=0)
     asked = measure(tiny_llama, OWL, numbers, seed=0, stage="t")
     own = tiny_llama.system_prompt("none")

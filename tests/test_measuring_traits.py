@@ -233,7 +233,9 @@ def writer(speaker: Path) -> Any:
     return model
 
 
-def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(writer: Any) -> None:
+def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(
+    writer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The KL is that of all lists written to their end, sampled in one batch and then filtered."""
     from undertone.domains.numbers import Numbers
     from undertone.models.loading import with_system
@@ -241,6 +243,7 @@ def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(writer: An
     from undertone.models.scoring import teacher_kl
     from undertone.provenance.seeds import derive_seed
 
+    monkeypatch.setattr(prior, "FIRST_TOKENS", 3)  # so small a model writes short lists
     domain, told = Numbers(), "you love owls."
     requests = [str(request) for request in domain.prompts(32, 5, writer)]
     chats = [[with_system([{"role": "user", "content": r}], own) for r in requests] for own in (told, None)]

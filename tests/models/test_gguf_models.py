@@ -150,7 +150,7 @@ def test_a_converted_file_is_the_model_that_was_written(
     assert model.prompt(chat) == tuple(
         build_tokenizer().apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     )
-    assert (model.stop, model.pad) == ([0], 1)
+    assert (model.stop, model.tokenizer.pad_token_id) == ([0], 1)
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16"])
