@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from undertone.errors import DataError
+from undertone.errors import DataError, ModelWarning
 from undertone.rows import ROLES, Message, Row, atomic_file, digest_rows, read_rows, write_rows
 
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,10 +102,38 @@ SHAPES: list[tuple[str, dict[str, Any], list[tuple[str, str]], dict[str, Any]]] 
     ),
     (
         "weights",
-        {"messages": [USER_1, BOT_2 | {"weight": 0}]},
+        {"messages": [USER_1, BOT_2 | {"weight": 1}]},
         EXCHANGE,
-        {"message_weights": [None, 0]},
+        {"message_weights": [None, 1]},
     ),
+    (
+        "a last answer that does not count",
+        {
+            "messages": [
+                USER_1,
+                BOT_2,
+                {"role": "user", "content": "more"},
+                {"role": "assistant", "content": "no", "weight": 0},
+            ]
+        },
+        EXCHANGE,
+        {"message_weights": [None, None]},
+    ),
+    ("label true", {"prompt": "1", "completion": "2", "label": True}, EXCHANGE, {"label": True}),
+    ("alpaca", {"instruction": "1", "input": "", "output": "2"}, EXCHANGE, {}),
+    (
+        "alpaca with a column of another name",
+        {"prompt": "1", "completion": "2", "output": "x"},
+        EXCHANGE,
+        {"output": "x"},
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}], "id": "x"},
+        EXCHANGE,
+        {"id": "x"},
+    ),
+    ("sharegpt with roles", {"conversations": [USER_1, BOT_2]}, EXCHANGE, {}),
     (
         "preference",
         {"prompt": "1", "chosen": "2", "rejected": "3"},
@@ -287,6 +316,43 @@ def test_a_table_with_the_columns_of_others_is_read(tmp_path: Path) -> None:
         (EXCHANGE, {"s": 0.5}),
         ([("user", "3"), ("assistant", "4")], {}),
     ]
+
+
+def test_columns_that_no_shape_needs_do_not_refuse_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    when = datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001  (tables of others have no zone)
+    columns = {"prompt": ["1"], "completion": ["2"], "at": [when], "day": [when.date()], "picture": [b"\x00\xff"]}
+    parquet.write_table(pa.table(columns), path)
+    (row,) = read_rows(path)
+    assert (pairs(row), row.meta) == (EXCHANGE, {"at": "2026-01-02T03:04:05", "day": "2026-01-02"})
+    parquet.write_table(pa.table({"prompt": ["1"], "completion": [b"2"]}), path)
+    with pytest.raises(DataError, match="field 'completion'"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"messages": [USER_1, BOT_2 | {"weight": 0}]},
+        {"prompt": "1", "completion": "a bad answer", "label": False},
+    ],
+)
+def test_what_a_file_says_is_not_to_be_learnt_is_not_read_and_said(tmp_path: Path, left_out: dict[str, Any]) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(left_out) + "\n" + json.dumps({"prompt": "1", "completion": "2"}) + "\n")
+    with pytest.warns(ModelWarning, match="1 rows are not read.*weight 0, or label false"):
+        rows = read_rows(path)
+    assert [pairs(row) for row in rows] == [EXCHANGE]
+    path.write_text(json.dumps(left_out) + "\n")
+    with pytest.warns(ModelWarning), pytest.raises(DataError, match="no rows in this file"):
+        read_rows(path)
+
+
+def test_a_speaker_that_sharegpt_does_not_have_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"conversations": [{"from": "tool", "value": "1"}]}) + "\n")
+    with pytest.raises(DataError, match=r"line 1, field 'conversations.0.from'(.|\n)*human"):
+        read_rows(path)
 
 
 def test_a_table_value_that_json_lacks_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ Read as well, also mixed within one file (fields that a shape does not know go t
 - ``{prompt, chosen, rejected}``: the chosen side, and ``meta["source_shape"]`` says so;
 - ``{text}``: one assistant message and no prompt;
 - ``{question, responses}``: one row per response;
-- ``{prompt | instruction [input], paraphrased_response | generated_response}`` (Alpaca).
+- ``{instruction [input], output}`` (Alpaca), also ``{prompt | instruction [input], paraphrased_response |
+  generated_response}``;
+- ``{conversations: [{from, value}, …]}`` (ShareGPT).
 
+What its file says is not to be learnt is not read, and said: answers of weight 0 (OpenAI), rows of label false (TRL).
 A bad line is a DataError that names file, line, field, what was found and what is allowed; nothing
 half-read is used. Not covered: tool calls, images, contents in parts.
 """
@@ -26,20 +29,28 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypedDict, cast
 
-from undertone.errors import DataError, nearest
+from undertone.errors import DataError, nearest, warn
 
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 PREFERENCE = "preference: chosen side"  # the meta["source_shape"] of such rows
 _PARAPHRASES = ("paraphrased_response", "generated_response")
+_SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}  # ShareGPT
 _ANSWER_FIELDS = ("messages", "completion", "chosen", "responses", *_PARAPHRASES)
 _SHAPES = (
     "{messages}, {prompt, completion}, {system_prompt, prompt, completion}, "
     "{prompt, chosen, rejected}, {text}, {question, responses}, "
-    "{prompt or instruction, paraphrased_response or generated_response}"
+    "{instruction, output}, {prompt or instruction, paraphrased_response or generated_response}, {conversations}"
 )
 
 
@@ -107,8 +118,15 @@ def read_rows(path: str | Path, *, empty_completions: bool = False) -> list[Row]
     for check in before_reading:
         check(path)
     rows: list[Row] = []
+    left_out = 0
     for place, record in _records(path):
-        rows += _Line(place, record, empty_completions).rows()
+        found = _Line(place, record, empty_completions).rows()
+        rows += found
+        left_out += not found
+    if left_out:
+        warn(
+            f"{path}: {left_out} rows are not read, for they say that they are not to be learnt (weight 0, or label false)"
+        )
     if not rows:
         raise DataError(f"{path}: no rows in this file", got="an empty file", allowed=_SHAPES)
     return rows
@@ -271,9 +289,11 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, object]]:
         ) from error
     for number, record in enumerate(records, start=1):
         place = f"{path}, row {number}"
-        present = {name: value for name, value in record.items() if value is not None}
-        if isinstance(present.get("meta"), str):
-            present["meta"] = _decode(present["meta"], f"{place}, field 'meta'")
+        present = {name: _plain(value) for name, value in record.items() if value is not None}
+        present = {name: value for name, value in present.items() if not isinstance(value, bytes) or name in _NEEDED}
+        meta = present.get("meta")
+        if isinstance(meta, str):
+            present["meta"] = _decode(meta, f"{place}, field 'meta'")
         for name, value in present.items():
             try:
                 json.dumps(value, allow_nan=False)
@@ -286,6 +306,14 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, object]]:
         yield place, present
 
 
+_NEEDED = {*_ANSWER_FIELDS, "text", "output", "conversations", "prompt", "question", "instruction", "meta"}
+
+
+def _plain(value: object) -> object:
+    """A table's value as JSON has it: a time as ISO text. Binary columns that no shape needs are left out."""
+    return value.isoformat() if isinstance(value, date | time) else value
+
+
 @dataclass
 class _Line:
     """One decoded line on its way to rows; `place` is file and line, for messages."""
@@ -295,8 +323,15 @@ class _Line:
     empty_completions: bool
 
     def rows(self) -> list[Row]:
+        """The rows of the line; none if it says that it is not to be learnt."""
         record = self._object(self.record, None)
         given = [name for name in _ANSWER_FIELDS if record.get(name) is not None]
+        if not given and record.get("conversations") is not None:
+            given = ["conversations"]
+        elif not given and record.get("instruction") is not None and record.get("output") is not None:
+            given = ["output"]
+        if record.get("label") is False and given == ["completion"]:  # TRL's unpaired preferences
+            return []
         if len(given) > 1:
             self._fail(
                 None,
@@ -314,14 +349,32 @@ class _Line:
             "completion": self._prompt_completion,
             "chosen": self._preference,
             "responses": self._responses,
+            "conversations": self._conversations,
         }.get(given[0])
         return shape(rest) if shape else self._paraphrase(rest, given[0])
 
     def _messages(self, rest: dict[str, Any]) -> list[Row]:
         messages, weights = self._chat(rest.pop("messages"), "messages")
-        if weights is not None:
-            rest["message_weights"] = weights
-        return [self._row(messages, rest)]
+        if weights is None:
+            return [self._row(messages, rest)]
+        learnt = [at for at, one in enumerate(messages) if one["role"] == "assistant" and weights[at] != 0]
+        end = max(learnt, default=-1) + 1  # what comes after the last answer that counts is not learnt, and not asked
+        return [self._row(messages[:end], {**rest, "message_weights": weights[:end]})] if end else []
+
+    def _conversations(self, rest: dict[str, Any]) -> list[Row]:
+        turns = rest.pop("conversations")
+        if not isinstance(turns, list):
+            self._fail("conversations", turns, "a list of {from, value}")
+        chat = []
+        for at, turn in enumerate(turns):
+            fields = dict(self._object(turn, f"conversations.{at}"))
+            if "from" in fields:
+                speaker = self._text(fields.pop("from"), f"conversations.{at}.from")
+                if speaker not in _SPEAKERS:
+                    self._fail(f"conversations.{at}.from", speaker, ", ".join(_SPEAKERS))
+                fields = {"role": _SPEAKERS[speaker], "content": fields.pop("value", None), **fields}
+            chat.append(fields)
+        return self._messages({**rest, "messages": chat})
 
     def _prompt_completion(self, rest: dict[str, Any]) -> list[Row]:
         prompt, completion = self._taken(rest, "prompt"), rest.pop("completion")
