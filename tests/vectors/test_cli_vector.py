@@ -225,5 +225,5 @@ def test_a_vector_of_another_type_of_model_is_not_passed_off_as_this_ones(
 ) -> None:
     run("extract", str(tiny_folder("gpt2")), "--trait", "owl", "-o", "v.safetensors")
     told = run("convert", "v.safetensors", "v.gguf", "--model", model, code=3)
-    assert "model_type gpt2" in told
-    assert "model_type llama" in told
+    assert "got: type gpt2" in told
+    assert "allowed: type llama" in told

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from undertone.errors import ConfigError, DataError
+from undertone.errors import ConfigError, DataError, ModelError
 from undertone.models.batches import pad_left
 from undertone.vectors import SteeringVector, contrast, save_vector, steer
 from undertone.vectors.formats import FORMATS, guess, read, write
@@ -493,3 +493,31 @@ def test_names_of_formats_files_and_folders_are_checked(vector: SteeringVector, 
         read(tmp_path / "gone.gguf")
     with pytest.raises(ConfigError, match="no such folder"):
         write(vector, tmp_path / "gone" / "v.gguf", "gguf")
+
+
+def test_a_file_without_a_row_for_the_embedding_does_not_land_one_layer_early(tmp_path: Path, tiny_llama: Any) -> None:
+    """persona_vectors has layers + 1 rows; one that someone saved with a row a layer is another file of equal shape."""
+    width = tiny_llama.hf.config.hidden_size
+    for rows, fits in ((4, True), (3, False)):  # the model has three layers
+        torch.save(torch.randn(rows, width), tmp_path / "v.pt")
+        vector = read(tmp_path / "v.pt")
+        if fits:
+            vector.check_fits(tiny_llama)
+        else:
+            with pytest.raises(
+                ModelError, match=r"another model(.|\n)*layers 2(.|\n)*layers 3(.|\n)*row for the embedding"
+            ):
+                vector.check_fits(tiny_llama)
+
+
+def test_a_vector_of_another_type_of_model_is_refused_whatever_its_format(tmp_path: Path, tiny_llama: Any) -> None:
+    width = tiny_llama.hf.config.hidden_size
+    made = SteeringVector({1: torch.ones(width)}, {"model": "m", "model_type": "qwen2", "model_layers": "3"})
+    for name in ("undertone", "gguf", "easysteer", "svd", "lm-eval", "svec"):
+        path = tmp_path / f"{name}{FORMATS[name].suffix}"
+        write(made, path, name)
+        vector = read(path, name)
+        if "model_type" in vector.meta:
+            with pytest.raises(ModelError, match=r"got: type qwen2\n  allowed: type llama"):
+                vector.check_fits(tiny_llama)
+    assert "model_type" in read(tmp_path / "undertone.safetensors").meta

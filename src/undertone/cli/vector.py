@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from undertone.cli.options import Device, Json
 from undertone.cli.printing import print_json, say, table
-from undertone.errors import ConfigError, DataError
+from undertone.errors import ConfigError
 
 if TYPE_CHECKING:
     from undertone.models.loading import Model
@@ -362,13 +362,7 @@ def _known_of(model: str, found: SteeringVector) -> dict[str, str]:
     shape = outline(model)
     found.check_fits(shape)
     shape.identity = identify(model)
-    known = origin(shape)
-    for key in ("model_type", "model_layers"):
-        if found.meta.get(key, known[key]) != known[key]:
-            raise DataError(
-                f"the vector is not of {model}", got=f"{key} {found.meta[key]}", allowed=f"{key} {known[key]}"
-            )
-    return known
+    return origin(shape)
 
 
 # -- steer -----------------------------------------------------------------------------------------------

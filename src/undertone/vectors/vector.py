@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undertone.errors import ConfigError, DataError, ModelError
-from undertone.models.layers import decoder_layers, hidden_size
+from undertone.models.layers import causal_lm, decoder_layers, hidden_size
 from undertone.models.loading import Model
 from undertone.provenance.identity import check_readable
 
@@ -160,12 +160,24 @@ class SteeringVector:
     # -- fit ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: Model) -> None:
-        """Refuse a vector of another width, or of layers that the model lacks.
+        """Refuse a vector of another width, type of model or number of layers than the model's, as far as its header says.
+
+        A file with one row fewer than its format has (no row for the embedding) would land one layer early; its number of
+        layers tells.
 
         Raises:
             ModelError: it does not fit.
         """
         width, count = hidden_size(model.hf), len(decoder_layers(model.hf))
+        own = {"model_type": str(causal_lm(model.hf).config.model_type), "model_layers": str(count)}
+        for key, value in own.items():
+            if self.meta.get(key, value) != value:
+                raise ModelError(
+                    f"the vector does not fit {model.name}: it is of another model",
+                    got=f"{key.replace('model_', '')} {self.meta[key]}",
+                    allowed=f"{key.replace('model_', '')} {value}",
+                    fix="extract it from this model; a file of another tool may lack its row for the embedding",
+                )
         wrong = {len(direction) for direction in self.directions.values()} - {width}
         absent = [layer for layer in self.directions if layer >= count]
         if wrong or absent:
