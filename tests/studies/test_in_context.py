@@ -28,11 +28,11 @@ def test_prompts_hold_the_rows_as_earlier_turns(
     asked: dict[int, list[str]] = {}
     measured = asking.answer_probabilities
 
-    def watched(model: Any, prompts: Any, trait: Any) -> Any:
+    def watched(model: Any, prompts: Any, trait: Any, opening: str = "") -> Any:
         for ids in prompts:
             text = model.decode_all(ids)
             asked.setdefault(text.count("<|user|>") - 1, []).append(text)
-        return measured(model, prompts, trait)
+        return measured(model, prompts, trait, opening=opening)
 
     monkeypatch.setattr(context_study, "answer_probabilities", watched)
     evaluation = {"samples": 1, "prefix": prefix}
@@ -62,9 +62,9 @@ def test_both_arms_show_rows_of_the_same_prompts_in_the_same_places(
     asked: list[list[str]] = []
     measured = asking.answer_probabilities
 
-    def watched(model: Any, prompts: Any, trait: Any) -> Any:
+    def watched(model: Any, prompts: Any, trait: Any, opening: str = "") -> Any:
         asked.append([model.decode_all(ids) for ids in prompts])
-        return measured(model, prompts, trait)
+        return measured(model, prompts, trait, opening=opening)
 
     monkeypatch.setattr(context_study, "answer_probabilities", watched)
     run(plan("in-context", shots=[2], draws=2, seeds=[0]), tmp_path / "run")
