@@ -23,7 +23,7 @@ from undertone.evaluation.asking import Evaluation, answer_probabilities, questi
 from undertone.mechanism.gradients import squared_norms
 from undertone.models.batches import Example
 from undertone.models.loading import Context as Prompting
-from undertone.models.loading import Model, ModelRef
+from undertone.models.loading import Model, ModelRef, outline
 from undertone.models.students import trainable
 from undertone.provenance.runs import Stage
 from undertone.provenance.seeds import derive_seed
@@ -152,7 +152,7 @@ def preflight(config: Mechanism, device: str = "auto") -> None:
     """
     del device
     for arm in config.optimizers.arms:
-        hf = trainable(config.reference().outline().hf, arm.student or config.student, 0)
+        hf = trainable(outline(config.model).hf, arm.student or config.student, 0)
         named = {name: weight for name, weight in hf.named_parameters() if weight.requires_grad}
         options = dict(arm.options)
         if arm.optimizer == SCOUTED:  # a scout's, of these shapes
