@@ -18,8 +18,9 @@ from undertone.rows import Row
 from undertone.training import Lesson, Training, train_student
 
 
-def test_the_context_is_what_the_config_says(tiny: Any) -> None:
-    assert context_length(tiny.hf) == 128
+def test_the_context_is_what_the_config_says(tiny_gpt2: Any, tiny_llama: Any) -> None:
+    assert context_length(tiny_gpt2.hf) == 128
+    assert context_length(tiny_llama.hf) == 512
 
 
 def test_answers_end_with_the_context_and_are_those_of_generate(tiny_gpt2: Any) -> None:
