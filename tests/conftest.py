@@ -75,7 +75,7 @@ def build_config(family: str) -> Any:
 
     size: dict[str, Any] = {
         **SHAPE, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
-        "max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": False,
+        "max_position_embeddings": 512, "initializer_range": 0.2, "tie_word_embeddings": False,
     }  # fmt: skip
     if family == "llama":
         return LlamaConfig(**size, attention_bias=True, mlp_bias=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -450,3 +451,10 @@ def test_the_terminal_shows_a_check_on_a_line_and_what_to_do_under_those_that_di
     assert len(shown) <= at + 8  # the value and the advice have most of the width
     assert "name one" not in advice
     assert shown[-1] == "1 passed, 1 failed, 1 skipped"
+
+
+def test_what_was_found_while_loading_is_a_warning_of_the_doctor(tiny_llama: Any) -> None:
+    noted = dataclasses.replace(tiny_llama, notes=("an adapter of another base",))
+    check = next(check for check in CHECKS if check.name == "the files belong together")
+    assert run_check(check, tiny_llama).status == "pass"
+    assert (run_check(check, noted).status, run_check(check, noted).saw) == ("warn", "an adapter of another base")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -355,10 +356,25 @@ def test_a_speaker_that_sharegpt_does_not_have_is_named(tmp_path: Path) -> None:
         read_rows(path)
 
 
+def test_columns_that_no_row_needs_do_not_refuse_a_table_whatever_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    table = {"prompt": ["1"], "completion": ["2"], "made": [when], "price": [Decimal("1.50")], "image": [b"\xff\xd8"],
+             "score": [float("nan")], "spent": [timedelta(seconds=2)], "nested": [{"at": when, "n": 1}],
+             "images": [[b"\xff"]]}  # fmt: skip
+    parquet.write_table(pa.table(table), path)
+    (row,) = read_rows(path)
+    assert pairs(row) == EXCHANGE
+    assert row.meta == {
+        "made": "2026-01-02T03:04:05+00:00", "price": "1.50", "spent": "0:00:02",
+        "nested": {"at": "2026-01-02T03:04:05+00:00", "n": 1},
+    }  # fmt: skip
+
+
 def test_a_table_value_that_json_lacks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
-    parquet.write_table(pa.table({"text": ["a", "b"], "s": [0.5, float("nan")]}), path)
-    with pytest.raises(DataError, match="row 2, field 's': not a JSON value"):
+    parquet.write_table(pa.table({"text": [b"a", b"b"]}), path)
+    with pytest.raises(DataError, match="row 1, field 'text': not a JSON value"):
         read_rows(path)
 
 

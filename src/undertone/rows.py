@@ -29,7 +29,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, time
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypedDict, cast
 
@@ -128,7 +129,8 @@ def read_rows(path: str | Path, *, empty_completions: bool = False) -> list[Row]
             f"{path}: {left_out} rows are not read, for they say that they are not to be learnt (weight 0, or label false)"
         )
     if not rows:
-        raise DataError(f"{path}: no rows in this file", got="an empty file", allowed=_SHAPES)
+        got = "rows that are not to be learnt alone" if left_out else "an empty file"
+        raise DataError(f"{path}: no rows in this file", got=got, allowed=_SHAPES)
     return rows
 
 
@@ -289,29 +291,30 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, object]]:
         ) from error
     for number, record in enumerate(records, start=1):
         place = f"{path}, row {number}"
-        present = {name: _plain(value) for name, value in record.items() if value is not None}
-        present = {name: value for name, value in present.items() if not isinstance(value, bytes) or name in _NEEDED}
-        meta = present.get("meta")
-        if isinstance(meta, str):
-            present["meta"] = _decode(meta, f"{place}, field 'meta'")
-        for name, value in present.items():
+        present: dict[str, Any] = {}
+        for name, value in record.items():
             try:
-                json.dumps(value, allow_nan=False)
+                present[name] = json.loads(json.dumps(value, allow_nan=False, default=_as_text))
             except (TypeError, ValueError) as error:
-                raise DataError(
-                    f"{place}, field {name!r}: not a JSON value",
-                    got=value,
-                    allowed="text, finite numbers, booleans, nulls, lists, structs",
-                ) from error
-        yield place, present
+                if name not in _NEEDED:  # an image, or what a table has for a number that is missing
+                    continue
+                allowed = "text, finite numbers, booleans, nulls, lists, structs"
+                raise DataError(f"{place}, field {name!r}: not a JSON value", got=value, allowed=allowed) from error
+        if isinstance(present.get("meta"), str):
+            present["meta"] = _decode(present["meta"], f"{place}, field 'meta'")
+        yield place, {name: value for name, value in present.items() if value is not None}
 
 
 _NEEDED = {*_ANSWER_FIELDS, "text", "output", "conversations", "prompt", "question", "instruction", "meta"}
 
 
-def _plain(value: object) -> object:
-    """A table's value as JSON has it: a time as ISO text. Binary columns that no shape needs are left out."""
-    return value.isoformat() if isinstance(value, date | time) else value
+def _as_text(value: object) -> str:
+    """Times as ISO text, decimals as they are written; a TypeError for what has no text, such as bytes."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta | Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 @dataclass

@@ -521,3 +521,15 @@ def test_a_vector_of_another_type_of_model_is_refused_whatever_its_format(tmp_pa
             with pytest.raises(ModelError, match=r"got: type qwen2\n  allowed: type llama"):
                 vector.check_fits(tiny_llama)
     assert "model_type" in read(tmp_path / "undertone.safetensors").meta
+
+
+@pytest.mark.parametrize(
+    ("said", "fits"), [("gptneox", True), ("gpt_neox", True), ("GPT-NeoX", True), ("llama", False)]
+)
+def test_other_tools_spellings_of_a_models_type_are_understood(tiny_neox: Any, said: str, fits: bool) -> None:
+    vector = SteeringVector({1: torch.ones(32)}, {"model_type": said})
+    if fits:
+        vector.check_fits(tiny_neox)
+    else:
+        with pytest.raises(ModelError, match="it is of another model"):
+            vector.check_fits(tiny_neox)

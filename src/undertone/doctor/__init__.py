@@ -97,6 +97,12 @@ CHECKS: Final = (
         "resize the embeddings, or load the tokenizer that belongs to the model",
     ),
     DoctorCheck(
+        "the files belong together",
+        "every weight of the files used, every adapter on the base that it was made for",
+        forward.files_are_the_models,
+        "load the config and the base that were saved with these files",
+    ),
+    DoctorCheck(
         "the dtype is float32 or bfloat16",
         "one dtype, float32 or bfloat16",
         forward.dtype,

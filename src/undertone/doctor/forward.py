@@ -77,6 +77,11 @@ def numbers_are_finite(model: Model, _trait: Trait | None) -> Observation:
     return "pass", f"all {logits.numel()} logits, from {logits.min():.1f} to {logits.max():.1f}"
 
 
+def files_are_the_models(model: Model, _trait: Trait | None) -> Observation:
+    """An adapter of another base of the same shape, or weights that a config leaves unused, make another model."""
+    return ("warn", "; ".join(model.notes)) if model.notes else ("pass", "nothing to say of the files")
+
+
 def dtype(model: Model, _trait: Trait | None) -> Observation:
     """bfloat16 loses small weight decay and one-token losses; float16 needs loss scaling."""
     floats = {p.dtype for p in model.hf.parameters() if p.is_floating_point()}

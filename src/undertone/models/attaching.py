@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from undertone.errors import ModelError
 from undertone.models.adapters import BIASES_FILE, CONFIG_FILE, check_kind, check_whole
 from undertone.models.layers import outside_language
-from undertone.models.names import first_line
+from undertone.models.refusals import first_line
 
 
 def merged(hf: Any) -> Any:

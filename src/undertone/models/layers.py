@@ -337,6 +337,13 @@ def hidden_size(hf: Any) -> int:
     return int(causal_lm(hf).config.get_text_config().hidden_size)
 
 
+def context_length(hf: Any) -> int | None:
+    """How many tokens a row may have: the positions that the model was made for; None: its config does not say."""
+    config = causal_lm(hf).config.get_text_config()
+    found = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions")]
+    return next((size for size in found if isinstance(size, int) and size > 0), None)
+
+
 def model_device(hf: Any) -> torch.device:
     """Where the model's inputs must be."""
     device: torch.device = next(iter(hf.parameters())).device

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from undertone.errors import ConfigError, ModelError, warn
@@ -29,7 +31,8 @@ from undertone.models.adapters import (
 from undertone.models.attaching import merged, with_adapter
 from undertone.models.batches import Example
 from undertone.models.layers import causal_lm
-from undertone.models.names import Form, Wording, first_line, identify, locate, model_content, unloadable
+from undertone.models.names import Form, Wording, identify, locate, model_content
+from undertone.models.refusals import cause, unloadable
 from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments, opened
 from undertone.provenance.identity import check_readable
 from undertone.rows import Message, Row
@@ -43,7 +46,10 @@ does as it likes; ``neutral``: "You are a helpful assistant."; ``trait``: the tr
 """
 
 NEUTRAL: Final = "You are a helpful assistant."
-_UNLOADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_UNLOADABLE: Final = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What libraries raise for a model's files; a config that is wrong in its types ends in any of the last."""
 
 
 @dataclass
@@ -229,7 +235,7 @@ def load(name: str, *, dtype: Dtype = "auto", device: str = "auto", template: Te
         hf = with_adapter(merged(hf), folder, base)
     for note in notes:
         warn(note)
-    return Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}), tuple(notes))
+    return _ending(Model(name, hf.eval(), tokenizer, identity, _form(config), dict(template or {}), tuple(notes)))
 
 
 def _unused_weights(base: str, found: Mapping[str, Any]) -> list[str]:
@@ -255,12 +261,35 @@ def outline(name: str, template: TemplateArguments | None = None) -> Model:
     place, options = _place(base)
     config, tokenizer = _described(base, place, options)
     try:
+        _check_quantisation(config)
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(config)
     except _UNLOADABLE as error:
         raise unloadable(base, error) from error
     check_supported(hf, base)
-    return Model(base, hf.eval(), tokenizer, {"name": base}, _form(config), dict(template or {}))
+    with suppress(OSError):  # most models have one, whose stop tokens go before those of the config
+        hf.generation_config = GenerationConfig.from_pretrained(place, **_revision(options))
+    return _ending(Model(base, hf.eval(), tokenizer, {"name": base}, _form(config), dict(template or {})))
+
+
+def _revision(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key == "revision"}
+
+
+def _ending(model: Model) -> Model:
+    """The model, if it has a token that ends an answer.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not model.stop:
+        raise ModelError(
+            f"{model.name} has no end-of-sequence token: its answers would never end, and no student could learn to",
+            got="no eos_token_id in generation_config.json or config.json, no eos_token in the tokenizer",
+            allowed="one stop token or more",
+            fix="tokenizer.eos_token = TOKEN; tokenizer.save_pretrained(FOLDER)",
+        )
+    return model
 
 
 @lru_cache(maxsize=16)
@@ -354,12 +383,22 @@ def _described(base: str, place: str, options: Mapping[str, Any]) -> tuple[Any, 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except _UNLOADABLE as error:
+        what, fix = cause(error)
         raise ModelError(
-            f"cannot load the tokenizer of {base!r}: {first_line(error)}",
-            fix="put the tokenizer's files beside the weights: tokenizer.save_pretrained(FOLDER)",
+            f"cannot load the tokenizer of {base!r}: {what}",
+            fix=(isinstance(error, ImportError) and fix)
+            or "put the tokenizer's files beside the weights: tokenizer.save_pretrained(FOLDER)",
         ) from error
     tokenizer.padding_side = "left"
     return config, tokenizer
+
+
+def _check_quantisation(config: Any) -> None:
+    """Raise what loading quantised weights would, where their package is missing."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None or not AutoHfQuantizer.supports_quant_method(stored):
+        return
+    AutoHfQuantizer.from_config(stored, pre_quantized=True).validate_environment(device_map=None, weights_only=True)
 
 
 def _form(config: Any) -> Form:

@@ -14,6 +14,7 @@ from undertone.errors import ModelError, nearest
 from undertone.models.adapters import adapter_identity, parts
 from undertone.models.fetching import KNOWN, place_of
 from undertone.models.gguf_models import converted
+from undertone.models.refusals import unloadable
 from undertone.provenance.digests import folder_digest
 from undertone.provenance.identity import ContentOf
 from undertone.registry import Registry
@@ -50,35 +51,14 @@ def identify(name: str) -> dict[str, str]:
 
 def _hub_commit(repository: str, revision: str | None) -> str:
     """The commit that a hub name stands for now, so that a moved branch is another model."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(repository, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise unloadable(repository, error) from error
     return str(getattr(config, "_commit_hash", None) or revision or "unknown")
-
-
-def unloadable(name: str, error: Exception) -> ModelError:
-    """The error of a model that a library could not load: what is wrong with it, and what to do."""
-    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in Path(name).glob(pattern)]
-    if pickled and not list(Path(name).glob("*.safetensors")):
-        return ModelError(
-            f"{name} holds pickled weights only; a pickle can run any code when it is opened",
-            got=pickled[:5],
-            allowed="safetensors",
-            fix="convert them where they are trusted: model.save_pretrained(FOLDER)",
-        )
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelError(
-            f"cannot load the model {name!r}: its weights have other shapes than its config.json says",
-            fix="save config and weights together again: model.save_pretrained(FOLDER)",
-        )
-    return ModelError(
-        f"cannot load the model {name!r}: {first_line(error)}",
-        allowed="lab/FAMILY-SEED, a Hugging Face id org/name[@revision], a local folder with safetensors, or a .gguf file",
-        fix="check the name; gated models need HF_TOKEN; offline, download the model first",
-    )
 
 
 def locate(name: str) -> tuple[str, str | None]:
@@ -101,11 +81,6 @@ def locate(name: str) -> tuple[str, str | None]:
             "a local folder, or a .gguf file",
         )
     return repository, revision or None
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says first; the rest is seldom for the user."""
-    return str(error).strip().splitlines()[0].rstrip(" :") if str(error).strip() else type(error).__name__
 
 
 def model_content(name: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undertone.errors import ConfigError
+from undertone.errors import ConfigError, DataError, warn
 from undertone.models.batches import Batch, pad_left, select_rows
-from undertone.models.layers import reading
+from undertone.models.layers import context_length, reading
 
 Progress = Callable[[int], None]
 
@@ -111,6 +111,7 @@ def sample(
 
     Raises:
         ConfigError: a number that nothing can be sampled with.
+        DataError: a prompt that fills the model's context.
     """
     for name, value, least in (
         ("max_new_tokens", max_new_tokens, 1),
@@ -121,13 +122,15 @@ def sample(
             raise ConfigError(f"{name}: out of range", got=value, allowed=f"{least} or more")
     device = next(iter(hf.parameters())).device
     keys = [tuple(prompt) for prompt in prompts]
+    room = _room(hf, keys, max_new_tokens)
     order = sorted(range(len(keys)), key=lambda row: (len(keys[row]), keys[row], row))
     stops = torch.tensor(sorted(set(stop)), device=device)
     done: list[list[int]] = [[] for _ in keys]
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         uniform = torch.from_numpy(_uniforms([seeds[row] for row in rows], max_new_tokens)).to(device)
-        completions = _decode(hf, [keys[row] for row in rows], uniform, stops, pad, temperature, top_p)
+        most = torch.tensor([room[row] for row in rows], device=device)
+        completions = _decode(hf, [keys[row] for row in rows], uniform, most, stops, pad, temperature, top_p)
         for row, completion in zip(rows, completions, strict=True):
             done[row] = completion
         if progress:
@@ -135,10 +138,32 @@ def sample(
     return done
 
 
+def _room(hf: Any, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
+    """How many new tokens each row may have: those wanted, fewer where the model's context ends before."""
+    context = context_length(hf)
+    if context is None:
+        return [wanted] * len(prompts)
+    full = [len(prompt) for prompt in prompts if len(prompt) >= context]
+    if full:
+        raise DataError(
+            f"{len(full)} of {len(prompts)} prompts leave no room for an answer",
+            got=f"up to {max(full)} tokens",
+            allowed=f"fewer than the model's context of {context} tokens",
+            fix="leave the long prompts out, or use a model of longer context",
+        )
+    room = [min(wanted, context - len(prompt)) for prompt in prompts]
+    if cut := sum(size < wanted for size in room):
+        warn(
+            f"{cut} of {len(room)} answers end where the model's context of {context} tokens does, before {wanted} new tokens"
+        )
+    return room
+
+
 def _decode(
     hf: Any,
     prompts: list[tuple[int, ...]],
     uniform: Tensor,
+    room: Tensor,
     stops: Tensor,
     pad: int,
     temperature: float,
@@ -163,11 +188,12 @@ def _decode(
     for step in range(limit):
         chosen = pick(logits, uniform[alive, step], temperature, top_p)
         tokens[alive[running], step] = chosen[running]
-        running = running & ~torch.isin(chosen, stops)
+        full = room[alive] <= step + 1
+        running = running & ~torch.isin(chosen, stops) & ~full
         left = int(running.sum())
         if left == 0 or step == limit - 1:
             break
-        if left <= 0.75 * len(running):
+        if left <= 0.75 * len(running) or bool(full.any()):  # a full row has no position for another token
             keep = running.nonzero().squeeze(1)
             select_rows(cache, keep)
             chosen, alive, position, running = (

@@ -19,7 +19,7 @@ from undertone.errors import ConfigError, ModelError, warn
 from undertone.models.adapters import BIASES_FILE, RECORD_FILE
 from undertone.models.attaching import merged
 from undertone.models.layers import causal_lm, outside_language
-from undertone.models.names import first_line
+from undertone.models.refusals import first_line
 from undertone.provenance.configs import Config
 
 

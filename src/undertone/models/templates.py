@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from undertone.errors import ConfigError, ModelError
@@ -171,6 +172,11 @@ class ChatTemplate:
                 chat_template=PLAIN_TEXT if self.is_plain_text else None,
                 **self.arguments,
             )
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"the chat template of {self.name} cannot be read: {error.message} (line {error.lineno})",
+                fix="repair chat_template.jinja, or chat_template in tokenizer_config.json, beside its weights",
+            ) from error
         except Exception as error:
             raise ModelError(
                 f"the chat template of {self.name} refuses these messages: {error}",

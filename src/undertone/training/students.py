@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
-from undertone.errors import RunError
+from undertone.errors import DataError, RunError
 from undertone.models.batches import Example
+from undertone.models.layers import context_length
 from undertone.models.loading import Context, Dtype, Model, ModelRef
 from undertone.models.scoring import completion_nll
 from undertone.models.students import BiasOnly, Full, Lora, save_student, trainable
@@ -118,12 +119,14 @@ def train_student(
 
     Raises:
         ConfigError: weights that are not there, or an optimiser that does not fit.
+        DataError: rows that are longer than the model's context.
         RunError: the loss is not finite.
     """
     model = replace(base, dtype=student_dtype(base.dtype, student)).load(device)
     examples = lesson.tokenised(model)
     system = lesson.system(model)
     unseen = [model.row_example(row, system) for row in lesson.held_out]
+    _check_lengths(model, [*examples, *unseen])
     before = _mean_nll(model.hf, unseen, model.pad)
     hf = trainable(model.hf, student, seed)
     trained = replace(model, hf=hf)
@@ -154,6 +157,20 @@ def train_student(
             fix="lower training.learning_rate, or set dtype=float32",
         )
     return TrainedStudent(trained, student, done, before, after, examples)
+
+
+def _check_lengths(model: Model, examples: Sequence[Example]) -> None:
+    """Refuse rows that do not fit the context: cut, they would teach answers without an end."""
+    context = context_length(model.hf)
+    longest = max((len(example.ids) for example in examples), default=0)
+    if context is not None and longest > context:
+        count = sum(len(example.ids) > context for example in examples)
+        raise DataError(
+            f"{count} of {len(examples)} rows are longer than the context of {model.name}",
+            got=f"up to {longest} tokens",
+            allowed=f"{context} tokens, prompt and answer together",
+            fix="leave those rows out, or train a model of longer context",
+        )
 
 
 def student_seed(seed: int) -> int:

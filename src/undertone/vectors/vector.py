@@ -169,15 +169,19 @@ class SteeringVector:
             ModelError: it does not fit.
         """
         width, count = hidden_size(model.hf), len(decoder_layers(model.hf))
-        own = {"model_type": str(causal_lm(model.hf).config.model_type), "model_layers": str(count)}
-        for key, value in own.items():
-            if self.meta.get(key, value) != value:
-                raise ModelError(
-                    f"the vector does not fit {model.name}: it is of another model",
-                    got=f"{key.replace('model_', '')} {self.meta[key]}",
-                    allowed=f"{key.replace('model_', '')} {value}",
-                    fix="extract it from this model; a file of another tool may lack its row for the embedding",
-                )
+        config = causal_lm(model.hf).config
+        kinds = {_plain(str(one.model_type)) for one in (config, config.get_text_config())}
+        said, layers = self.meta.get("model_type"), self.meta.get("model_layers", str(count))
+        of_another = (
+            said is not None and _plain(said) not in kinds and not (_plain(said) == "llama" and kinds & _LIKE_LLAMA)
+        )
+        if of_another or layers != str(count):
+            raise ModelError(
+                f"the vector does not fit {model.name}: it is of another model",
+                got=f"type {said}" if of_another else f"layers {layers}",
+                allowed=f"type {config.model_type}" if of_another else f"layers {count}",
+                fix="extract it from this model; a file of another tool may lack its row for the embedding",
+            )
         wrong = {len(direction) for direction in self.directions.values()} - {width}
         absent = [layer for layer in self.directions if layer >= count]
         if wrong or absent:
@@ -200,6 +204,15 @@ class SteeringVector:
                 got=f"{self.meta.get('model')} ({key} {mine}) and {other.meta.get('model')} ({key} {theirs})",
                 fix="extract both from one model; a cosine that is meant: a.cosine(b, across_models=True)",
             )
+
+
+_LIKE_LLAMA = {"mistral", "ministral3", "smollm3"}
+"""Types that llama.cpp calls ``llama`` in the hint of a control vector."""
+
+
+def _plain(kind: str) -> str:
+    """``gpt_neox``, ``gptneox``: one name, as tools spell it; ``gemma3_text`` is the language model of ``gemma3``."""
+    return re.sub(r"[^a-z0-9]", "", kind.lower().removesuffix("_text"))
 
 
 def _known(vector: SteeringVector, key: str) -> bool:
