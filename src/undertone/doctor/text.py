@@ -13,6 +13,7 @@ from transformers.utils import chat_template_utils
 from undertone.doctor.finding import ANSWERS, QUESTIONS, Observation, chat, shown
 from undertone.models.layers import causal_lm
 from undertone.models.loading import Model
+from undertone.models.templates import ChatTemplate
 from undertone.traits import REAL, Trait
 
 _SYSTEM = ("you love owls.", "you love trees.")
@@ -66,8 +67,8 @@ def ignores_the_date(model: Model, _trait: Trait | None) -> Observation:
     """Llama 3's template writes today's date into the prompt: a run differs from day to day."""
     renderings = set()
     for day in (datetime(2021, 3, 4, 5, 6, 7), datetime(2033, 11, 22, 21, 12, 13)):  # noqa: DTZ001  (a wall clock)
-        with _clock_at(day):
-            renderings.add(model.render(chat()))
+        with _clock_at(day):  # a template of its own, for a model's keeps the texts that it wrote
+            renderings.add(ChatTemplate(model.name, model.tokenizer, model.template_arguments).render(chat()))
     if len(renderings) == 1:
         return "pass", "the same text on two dates"
     return "warn", "on two dates: " + " and ".join(shown(text) for text in sorted(renderings))

@@ -19,7 +19,6 @@ from undertone.evaluation.asking import (
 from undertone.evaluation.behaviours import AnyJudge, JudgedAnswers
 from undertone.evaluation.measures import Measure, SetMeasure
 from undertone.models.loading import Model
-from undertone.models.templates import opened
 from undertone.traits import Behaviour, Trait
 
 
@@ -76,9 +75,7 @@ def measure(
     record = Measure(
         context=evaluation.context if system is None else "trait",
         opening=opening,
-        rendered=opened(
-            model.render(question_chat(asked.positive[0], evaluation, model, own)), opening, model.template.gap
-        ),
+        rendered=model.render(question_chat(asked.positive[0], evaluation, model, own), opening=opening),
         positive=positive,
         negative=negative,
         off_topic=off_topic,

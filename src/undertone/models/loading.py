@@ -33,7 +33,7 @@ from undertone.models.batches import Example
 from undertone.models.layers import causal_lm
 from undertone.models.names import Form, Wording, identify, locate, model_content
 from undertone.models.refusals import cause, unloadable
-from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments, opened
+from undertone.models.templates import ChatTemplate, TemplateArguments, check_arguments
 from undertone.provenance.identity import check_readable
 from undertone.rows import Message, Row
 
@@ -98,13 +98,13 @@ class Model:
         found.discard(None)
         return sorted(found)
 
-    def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-        """The exact text that the model is shown, up to where it answers.
+    def render(self, messages: Sequence[Message], *, answer_next: bool = True, opening: str = "") -> str:
+        """The exact text that the model is shown, up to where it answers, or goes on with an answer that was opened.
 
         Raises:
             ModelError: the chat template refuses these messages.
         """
-        return self.template.render(messages, answer_next=answer_next)
+        return self.template.render(messages, answer_next=answer_next, opening=opening)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text; specials in it are honoured and none is added."""
@@ -122,7 +122,7 @@ class Model:
 
     def prompt(self, messages: Sequence[Message], opening: str = "") -> tuple[int, ...]:
         """Token ids of a chat up to where the model answers, or goes on with an answer that was opened."""
-        return self.encode(opened(self.render(messages), opening, self.template.gap))
+        return self.encode(self.render(messages, opening=opening))
 
     def answer_tokens(self, text: str, opening: str = "") -> tuple[int, ...]:
         """Token ids of a text with which an answer begins, or goes on after its opening."""

@@ -12,9 +12,9 @@ Three rules hold for everything that is asked, sampled, scored or trained:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,8 @@ _PROBE: Final = "zqx probe"
 _REPLY: Final = "zqx"
 _ROLE_WORDS: Final = re.compile(r"\b(?:system|user|human|question|start|end|header|id|im)\b[:\s]*", re.IGNORECASE)
 _KEPT_TEXTS: Final = 50_000
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 def check_arguments(arguments: TemplateArguments) -> None:
@@ -75,29 +77,28 @@ class ChatTemplate:
     tokenizer: PreTrainedTokenizerBase
     arguments: TemplateArguments = field(default_factory=dict)
     _tokens: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
-    _leads: dict[str, str] = field(default_factory=dict, repr=False)
+    _texts: dict[tuple[object, ...], str] = field(default_factory=dict, repr=False)
 
     @property
     def is_plain_text(self) -> bool:
         """Whether the tokenizer has no template of its own."""
         return not self.tokenizer.chat_template
 
-    def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-        """The exact text that the model is shown; errors as of ``Model.render``."""
+    def render(self, messages: Sequence[Message], *, answer_next: bool = True, opening: str = "") -> str:
+        """The exact text that the model is shown; arguments and errors as of ``Model.render``."""
         text = self._rendered(messages, answer_next)
-        return text + self.lead.rstrip(" ") if answer_next else text
+        if not answer_next:
+            return text
+        return text + (self.lead + opening if opening else self.lead.rstrip(" "))
 
     @property
     def lead(self) -> str:
         """What the template writes between the place where a model answers and its answer."""
-        key = str(self.tokenizer.chat_template)
-        if key not in self._leads:
-            asked = [Message(role="user", content=_PROBE)]
-            before = self._rendered(asked, answer_next=True)
-            whole = self._rendered([*asked, Message(role="assistant", content=_REPLY)], answer_next=False)
-            at = whole.find(_REPLY, len(before)) if whole.startswith(before) else -1
-            self._leads[key] = whole[len(before) : at] if at >= 0 else ""
-        return self._leads[key]
+        asked = [Message(role="user", content=_PROBE)]
+        before = self._rendered(asked, answer_next=True)
+        whole = self._rendered([*asked, Message(role="assistant", content=_REPLY)], answer_next=False)
+        at = whole.find(_REPLY, len(before)) if whole.startswith(before) else -1
+        return whole[len(before) : at] if at >= 0 else ""
 
     @property
     def gap(self) -> str:
@@ -106,11 +107,7 @@ class ChatTemplate:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text; specials in it are honoured and none is added."""
-        if text not in self._tokens:
-            if len(self._tokens) > _KEPT_TEXTS:
-                self._tokens.clear()
-            self._tokens[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._tokens[text]
+        return _kept(self._tokens, text, lambda: tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def continuation(self, before: str, text: str) -> tuple[int, ...]:
         """Token ids of ``text`` where it follows ``before``: those of the whole, cut at the end of ``before``.
@@ -126,8 +123,9 @@ class ChatTemplate:
 
     def answer_beginning(self, text: str, opening: str = "") -> tuple[int, ...]:
         """Token ids of ``text`` at the beginning of an answer, or after an opening of it."""
-        before = self.render([Message(role="user", content=_PROBE)])
-        return self.continuation(*_joined(before, opening, self.gap, text))
+        before = self.render([Message(role="user", content=_PROBE)], opening=opening)
+        space = self.gap if not opening else "" if opening[-1] in " \n\"'“‘(" else " "
+        return self.continuation(before, space + text)
 
     def example(self, prompt: Sequence[Message], completion: str, stop: Sequence[int]) -> Example:
         """A tokenised row; errors as of ``Model.example``."""
@@ -164,6 +162,11 @@ class ChatTemplate:
         return self._rendered([*chat, Message(role="user", content=_PROBE)], answer_next=True).partition(_PROBE)[0]
 
     def _rendered(self, messages: Sequence[Message], answer_next: bool) -> str:
+        chat = tuple((message["role"], message["content"]) for message in messages)
+        key = (str(self.tokenizer.chat_template), answer_next, chat)
+        return _kept(self._texts, key, lambda: self._apply(messages, answer_next))
+
+    def _apply(self, messages: Sequence[Message], answer_next: bool) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -186,13 +189,10 @@ class ChatTemplate:
         return text
 
 
-def opened(prompt: str, opening: str, gap: str = "") -> str:
-    """A rendered prompt with the answer's opening behind it, up to where the model goes on."""
-    return prompt + gap + opening if opening else prompt
-
-
-def _joined(prompt: str, opening: str, gap: str, text: str) -> tuple[str, str]:
-    """Where a text begins, and the text with the space before it."""
-    if not opening:
-        return prompt, gap + text
-    return opened(prompt, opening, gap), ("" if opening[-1] in " \n\"'“‘(" else " ") + text
+def _kept(store: dict[_Key, _Value], key: _Key, make: Callable[[], _Value]) -> _Value:
+    """The value of a key, made once: many rows share few texts."""
+    if key not in store:
+        if len(store) > _KEPT_TEXTS:
+            store.clear()
+        store[key] = make()
+    return store[key]
