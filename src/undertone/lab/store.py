@@ -12,12 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from undertone.errors import ConfigError, RunError
+from undertone.errors import ConfigError
 from undertone.lab.recipe import WORLD_VERSION, LabName, Recipe, parse_name
-from undertone.provenance.cache import cache_folder
+from undertone.provenance.cache import cache_folder, locked
 
 CARD = "lab.json"
 OnStep = Callable[[int, int, float], None]
@@ -69,19 +68,11 @@ def ensure(name: str, *, recipe: Recipe | None = None, rebuild: bool = False) ->
     folder = _folder(wanted, recipe)
     if (folder / CARD).exists() and not rebuild:
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # two processes that need the same model: one builds, one waits
-            if rebuild and folder.exists():
-                shutil.rmtree(folder)
-            if not (folder / CARD).exists():
-                _build(wanted, recipe, folder)
-    except OSError as error:
-        raise RunError(
-            f"the lab model cannot be written to {folder.parent}",
-            got=str(error),
-            fix="set UNDERTONE_CACHE to a folder with room that you may write",
-        ) from error
+    with locked(folder):
+        if rebuild and folder.exists():
+            shutil.rmtree(folder)
+        if not (folder / CARD).exists():
+            _build(wanted, recipe, folder)
     return folder
 
 

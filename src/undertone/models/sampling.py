@@ -60,25 +60,27 @@ def prefill(hf: Any, batch: Batch) -> tuple[Tensor, Any]:
     return out.logits[:, -1], out.past_key_values
 
 
-def go_on(hf: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-    """Logits ``[rows, tokens, vocabulary]`` of tokens that follow what a cache has read; they are read into it.
+def read_on(hf: Any, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+    """Logits ``[rows, vocabulary]`` after one token more a row, which is read into the cache.
 
-    Recurrent layers begin anew when they are given several tokens at once (in transformers, without a word): those models read
-    one token a pass.
+    One token a pass: given several, recurrent layers begin anew (in transformers, without a word).
+
+    Args:
+        hf: a causal LM.
+        tokens: ``[rows]``.
+        mask: ``[rows, cached + 1]`` of what the cache holds and the new token; None: no row is padded.
+        positions: ``[rows]``, of the new tokens.
+        cache: what was read before.
     """
-    width, known = ids.shape[1], 0 if mask is None else mask.shape[1] - ids.shape[1]
-    size = 1 if any(hasattr(layer, "recurrent_states") for layer in cache.layers) else width
-    parts = []
-    for at in range(0, width, size):
-        out = hf(
-            input_ids=ids[:, at : at + size],
-            attention_mask=None if mask is None else mask[:, : known + at + size],
-            position_ids=positions[:, at : at + size],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        parts.append(out.logits)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    out = hf(
+        input_ids=tokens.unsqueeze(1),
+        attention_mask=mask,
+        position_ids=positions.unsqueeze(1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = out.logits[:, -1]
+    return logits
 
 
 @torch.inference_mode()
@@ -206,5 +208,5 @@ def _decode(
         position = position + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = go_on(hf, chosen.unsqueeze(1), mask, position.unsqueeze(1), cache)[:, -1]
+        logits = read_on(hf, chosen, mask, position, cache)
     return [[token for token in row if token >= 0] for row in tokens.tolist()]

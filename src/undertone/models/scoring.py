@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from undertone.models.batches import Example, by_length, labelled, pad_left, select_rows, targets
 from undertone.models.layers import causal_lm, head_only_at, hook_count, model_device, reading
+from undertone.models.sampling import read_on
 
 LOGITS: Final = 2**28
 """Numbers in the logits of one pass, at most: a GiB in float32, of which scoring holds two at once."""
@@ -265,14 +266,9 @@ class _TreeReader:
         mask = None if read.mask is None else read.mask[chosen]
         mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = read.position[chosen] + 1
-        out = self.hf(
-            input_ids=torch.tensor([[self.tree.tokens[one]] for one in node], device=device),
-            attention_mask=mask,
-            position_ids=position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return _Read(prompt, node, logprob, out.logits[:, -1], cache, mask, position)
+        tokens = torch.tensor([self.tree.tokens[one] for one in node], device=device)
+        logits = read_on(self.hf, tokens, mask, position, cache)
+        return _Read(prompt, node, logprob, logits, cache, mask, position)
 
 
 SHARED: Final = 8
