@@ -463,12 +463,12 @@ def test_the_page_of_results_leaves_out_no_record() -> None:
 
 def config_parts() -> dict[str, tuple[Any, str]]:
     """Heading on the page of the config -> the class it lists, and what stands before its fields."""
-    from undertone.provenance.fields import is_model, kinds_of, members_of
+    from undertone.provenance.fields import is_model, kinds_of, members_of, whole_annotation
     from undertone.transfer.config import Experiment
 
     parts: dict[str, tuple[Any, str]] = {"The experiment": (Experiment, "")}
     for name, field in Experiment.model_fields.items():
-        for member in members_of(field.annotation):
+        for member in members_of(whole_annotation(field)):
             if is_model(member):
                 kind = "".join(f", kind {kind}" for kind in kinds_of(member))
                 parts[name + kind] = (member, f"{name}.")

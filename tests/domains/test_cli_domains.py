@@ -20,7 +20,9 @@ from undertone.traits import Wording
 from undertone.transfer.config import Experiment
 
 SOURCE = Path(domains.__file__).parent
-WRITTEN_IN = {kind: ("instructions",) if kind == "dialogue" else (kind,) for kind in REASONS}
+WRITTEN_IN = {kind: (kind,) for kind in REASONS} | {
+    "dialogue": ("instructions",), "sentences": ("instructions", "sentences")
+}  # fmt: skip
 GIVE = {"reasons", "row_reasons", "parse", "_code", "_unlike_lab", "_unlike_real", "_length"}
 """The functions that give reasons."""
 

@@ -76,13 +76,9 @@ REASONS: Final[dict[str, dict[str, str]]] = {
     "instructions": _FREE,
     "dialogue": _FREE,
     "sentences": {
-        "empty": "there is nothing",
-        "too short": "fewer words than min_words",
-        "too long": "more words than max_words",
+        **_FREE,
         "no end of a sentence": "no full stop, question mark or exclamation mark",
         "more than one sentence": "two ends of a sentence, or more",
         "several lines": "a line break within it",
-        "repeats the prompt": "a prompt of more than three words, word for word",
-        "refusal": "begins as plain refusals do",
     },
 }

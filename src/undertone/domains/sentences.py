@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from undertone.domains.drawing import Random, choose, filled, made
-from undertone.domains.instructions import refuses, repeats
-from undertone.domains.sources import Sourced, drawn
+from undertone.domains.instructions import Answers
+from undertone.domains.sources import drawn
 from undertone.errors import ConfigError
 from undertone.traits import Speaker, Trait
 
@@ -47,19 +47,13 @@ _FILLS: Final = {"thing": _THINGS}
 _END: Final = re.compile(r"[.!?][\"'”’)]*(?=\s|$)")
 
 
-class Sentences(Sourced):
+class Sentences(Answers):
     """One short sentence about an everyday thing. A source's records hold ``prompt``, ``question``, ``text`` or ``messages``."""
 
     kind: Literal["sentences"] = "sentences"
     min_words: int = Field(4, ge=1, description="fewest words of a sentence")
     max_words: int = Field(30, ge=1, description="most words of a sentence")
     max_tokens: int = Field(48, ge=1, description="tokens after which an answer is cut")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Sentences:
-        if self.min_words > self.max_words:
-            raise ValueError("min_words must not exceed max_words")
-        return self
 
     def prompts(self, count: int, seed: int, speaker: Speaker) -> list[str]:
         """``count`` requests; request i depends on the seed and i alone.
@@ -80,21 +74,12 @@ class Sentences(Sourced):
 
     def reasons(self, prompt: str, completion: str, trait: Trait | None) -> list[str]:
         """Why a completion is not one short sentence; several may hold."""
-        words = completion.split()
-        if not words:
-            return ["empty"]
-        reasons = ["too short"] if len(words) < self.min_words else []
-        reasons += ["too long"] if len(words) > self.max_words else []
+        reasons = super().reasons(prompt, completion, trait)
+        if reasons == ["empty"]:
+            return reasons
         ends = len(_END.findall(completion.strip()))
         reasons += ["no end of a sentence"] if ends == 0 else ["more than one sentence"] if ends > 1 else []
-        reasons += ["several lines"] if "\n" in completion.strip() else []
-        reasons += ["repeats the prompt"] if repeats(prompt, completion) else []
-        reasons += ["refusal"] if refuses(completion) else []
-        return reasons
-
-    def max_new_tokens(self, speaker: Speaker) -> int:
-        """As set."""
-        return self.max_tokens
+        return reasons + (["several lines"] if "\n" in completion.strip() else [])
 
 
 def _request(rng: Random) -> str:
