@@ -20,7 +20,7 @@ from undertone.cli import vector_tuning  # noqa: F401  (adds `vector tune`)
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.models import models
-from undertone.cli.options import Device, Jobs, Json, Recompute
+from undertone.cli.options import Device, Jobs, Json, ModelName, Recompute
 from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
@@ -146,12 +146,7 @@ def show(
 
 @app.command
 def doctor(
-    model: Annotated[
-        str,
-        Parameter(
-            help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"
-        ),
-    ],
+    model: ModelName,
     trait: Annotated[str | None, Parameter(name="--trait", help="also check this trait's answers and matcher")] = None,
     device: Device = "auto",
     as_json: Json = False,

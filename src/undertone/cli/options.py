@@ -14,6 +14,10 @@ Recompute = Annotated[
         name="--recompute", negative="", help="compute finished stages again whose inputs or config have changed"
     ),
 ]
+ModelName = Annotated[
+    str,
+    Parameter(help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"),
+]
 Jobs = Annotated[
     int | None, Parameter(name=["--jobs", "-j"], help="processes side by side; default: one a core, on a GPU one")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from undertone.cli.options import Device, Json
+from undertone.cli.options import Device, Json, ModelName
 from undertone.cli.printing import line, print_json, say, table
 from undertone.errors import ConfigError, nearest
 
@@ -102,12 +102,7 @@ def _short(value: Any) -> str:
 
 @traits.command
 def check(
-    model: Annotated[
-        str,
-        Parameter(
-            help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"
-        ),
-    ],
+    model: ModelName,
     *names: Annotated[
         str, Parameter(help="traits, categories, or YAML files; default: all that the model can be asked")
     ],

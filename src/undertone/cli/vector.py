@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from undertone.cli.options import Device, Json
+from undertone.cli.options import Device, Json, ModelName
 from undertone.cli.printing import print_json, say, table
 from undertone.errors import ConfigError
 
@@ -24,10 +24,6 @@ vector = App(
     help="Directions in a model's residual stream: extract, show, compare, convert between tools, steer by them.",
 )
 
-Name = Annotated[
-    str,
-    Parameter(help="lab/llama-0, smollm2, org/name[@revision], a folder, a .gguf file; any of them + adapter folder"),
-]
 File = Annotated[Path, Parameter(help="a vector file of any format that `vector convert` reads")]
 Positions = Literal["all", "prompt", "last", "response"]
 
@@ -36,7 +32,7 @@ _TOP = 10
 
 @vector.command
 def extract(
-    model: Name,
+    model: ModelName,
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="the file to write (.safetensors)")],
     trait: Annotated[
@@ -215,7 +211,7 @@ def convert(
 
 @vector.command
 def steer(
-    model: Name,
+    model: ModelName,
     file: File,
     *,
     strength: Annotated[float, Parameter(help="the vector is added this many times, raw")] = 1.0,
@@ -257,13 +253,18 @@ def steer(
 # -- extract -------------------------------------------------------------------------------------------
 
 
-def _check_extract(out: Path, trait: str | None, method: str, prompts: str, student: str | None) -> None:
+def check_vector_file(out: Path) -> None:
+    """Refuse, before anything is computed, a file that a vector cannot be written to."""
     if out.suffix != ".safetensors":
         raise ConfigError(
             "vectors are written as .safetensors", got=str(out), fix="`vector convert` makes other formats"
         )
     if not out.resolve().parent.is_dir():
         raise ConfigError("no such folder to write to", got=str(out.parent))
+
+
+def _check_extract(out: Path, trait: str | None, method: str, prompts: str, student: str | None) -> None:
+    check_vector_file(out)
     if student and method != "mean":
         raise ConfigError("a student is compared with its base by the mean", got=f"method {method}", allowed="mean")
     if method == "learned" and prompts == "numbers":

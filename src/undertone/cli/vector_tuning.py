@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from undertone.cli.options import Device, Json
+from undertone.cli.options import Device, Json, ModelName
 from undertone.cli.printing import line, print_json, say
-from undertone.cli.vector import Name, vector
+from undertone.cli.vector import check_vector_file, vector
 from undertone.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SAID: Final = 29
 
 @vector.command
 def tune(
-    model: Name,
+    model: ModelName,
     *,
     trait: Annotated[str, Parameter(help="the trait to steer towards, a preference")],
     file: Annotated[
@@ -61,6 +61,7 @@ def tune(
     The largest probability at which speech holds wins: KL at most --max-kl, half of the plain model's valid-answer
     probability left, and no repetition.
     """
+    from undertone.domains import domains
     from undertone.evaluation.tuning import best, trait_vector
     from undertone.models.loading import load
     from undertone.traits import load_trait
@@ -68,14 +69,14 @@ def tune(
 
     known = _preference(load_trait(trait))
     _check(out, questions, rows, max_kl)
-    kind = _domain(domain) if domain else None
+    if domain:
+        domains.get(domain)  # an unknown one is refused before the model is loaded
     asked = load(model, device=device)
     grid = _grid(asked, known, layer, strength, opening, questions, rows, max_kl)
     found = read(file) if file else trait_vector(asked, known)
     found.check_fits(asked)
-    tried = _tried(
-        asked, known, found, kind or _domain("sentences" if asked.reads_english else "numbers"), grid, seed, as_json
-    )
+    kind: Any = domains.get(domain or ("sentences" if asked.reads_english else "numbers"))()
+    tried = _tried(asked, known, found, kind, grid, seed, as_json)
     chosen = best(tried)
     if chosen is not None and out is not None:
         _save(found, chosen.layer, out)
@@ -125,8 +126,8 @@ def _check(out: Path | None, questions: int, rows: int, max_kl: float) -> None:
             raise ConfigError(f"{name}: too few", got=value, allowed="1 or more")
     if not max_kl > 0:
         raise ConfigError("max-kl: not a limit", got=max_kl, allowed="more than 0")
-    if out is not None and (out.suffix != ".safetensors" or not out.resolve().parent.is_dir()):
-        raise ConfigError("vectors are written as .safetensors, into a folder that is there", got=str(out))
+    if out is not None:
+        check_vector_file(out)
 
 
 def _grid(
@@ -146,17 +147,6 @@ def _grid(
         rows=rows,
         max_kl=max_kl,
     )
-
-
-def _domain(name: str) -> Any:
-    from undertone.domains import domains
-    from undertone.errors import nearest
-
-    if name not in domains.names():
-        raise ConfigError(
-            f"there is no such domain.{nearest(name, domains.names())}", got=name, allowed=list(domains.names())
-        )
-    return domains.get(name)()
 
 
 def _row(one: SteeringTrial) -> str:

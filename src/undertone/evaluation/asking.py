@@ -7,7 +7,7 @@ The exact probability of an answer is that of a completion beginning with one of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -120,11 +120,19 @@ def answer_probabilities(
 def answer_tokens(model: Model, trait: Trait, answer: str, opening: str = "") -> list[tuple[int, ...]]:
     """The token sequences by which a completion can begin with an answer, none beginning another."""
     unknown = model.tokenizer.unk_token_id
-    sequences = sorted({model.answer_tokens(text, opening) for text in trait.surfaces(answer, model)}, key=len)
+    sequences = beginnings(model, trait.surfaces(answer, model), opening)
+    return [
+        sequence for sequence in sequences if unknown not in sequence
+    ]  # what the lab's vocabulary lacks is never said
+
+
+def beginnings(model: Model, texts: Iterable[str], opening: str = "") -> list[tuple[int, ...]]:
+    """Token sequences by which a completion can begin with one of these texts: of two that share a beginning the shorter.
+
+    So that the probabilities of all of them can be added, and nothing is counted twice.
+    """
     kept: list[tuple[int, ...]] = []
-    for sequence in sequences:
-        if unknown in sequence:  # a word that the lab's vocabulary lacks can never be said
-            continue
+    for sequence in sorted({model.answer_tokens(text, opening) for text in texts}, key=len):
         if not any(sequence[: len(short)] == short for short in kept):
             kept.append(sequence)
     return kept

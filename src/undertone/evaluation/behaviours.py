@@ -16,6 +16,7 @@ import numpy as np
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import (
     Evaluation,
+    beginnings,
     interval,
 )
 from undertone.evaluation.measures import SetMeasure
@@ -173,12 +174,8 @@ def _exact(
     model: Model, trait: Behaviour, prompts: Sequence[Sequence[int]], batch_size: int, opening: str
 ) -> list[float]:
     """1 minus the exact probability that a completion begins with one of the refusals, per prompt."""
-    tokens = sorted({model.answer_tokens(text, opening) for text in trait.refusals_for(model)}, key=len)
-    kept: list[tuple[int, ...]] = []
-    for ids in tokens:  # of two that share a beginning the shorter counts, so that nothing is counted twice
-        if not any(ids[: len(short)] == short for short in kept):
-            kept.append(ids)
-    logprobs = answer_logprobs(model.hf, prompts, kept, model.pad, batch_size)
+    refusals = beginnings(model, trait.refusals_for(model), opening)
+    logprobs = answer_logprobs(model.hf, prompts, refusals, model.pad, batch_size)
     return [float(p) for p in np.clip(1.0 - np.exp(logprobs).sum(1), 0.0, 1.0)]
 
 

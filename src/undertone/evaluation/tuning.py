@@ -119,13 +119,13 @@ def tune(
             allowed=[str(at) for at in sorted(vector.directions)],
         )
     bench = _Bench.of(model, trait, domain, grid, seed)
-    plain = bench.look(grid.layers[0], 0.0, None, None)
+    plain = bench.measure(grid.layers[0])
     yield plain
     for layer in grid.layers:
         one = SteeringVector({layer: vector.directions[layer]}, vector.meta)
         noise = random_like(one, derive_seed(seed, "tune/random", layer))
         for strength in grid.strengths:
-            yield bench.look(layer, strength, one, noise, plain)
+            yield bench.steer_and_measure(layer, strength, one, noise, plain)
 
 
 def best(found: Iterable[SteeringTrial]) -> SteeringTrial | None:
@@ -165,21 +165,24 @@ class _Bench:
         questions = [model.prompt(chat(q), grid.opening) for q in trait.questions_for(model).positive[: grid.questions]]
         return cls(model, trait, grid.opening, questions, examples, prompts[0], grid.max_kl)
 
-    def look(
-        self, layer: int, strength: float, vector: SteeringVector | None, noise: SteeringVector | None,
-        plain: SteeringTrial | None = None,
-    ) -> SteeringTrial:  # fmt: skip
-        """Measure one layer and strength; without a vector the plain model."""
-        if vector is None or noise is None:
-            return self._measured(layer, 0.0, 0.0, 0.0, None)
+    def steer_and_measure(
+        self, layer: int, strength: float, vector: SteeringVector, noise: SteeringVector, plain: SteeringTrial
+    ) -> SteeringTrial:
+        """Measure one layer and strength."""
         kl = steering_kl(self.model, vector, strength, self.examples)
         random_kl = steering_kl(self.model, noise, strength, self.examples)
         with steer(self.model, vector, strength):
-            return self._measured(layer, strength, kl, random_kl, plain)
+            return self.measure(layer, strength, kl, random_kl, plain)
 
-    def _measured(
-        self, layer: int, strength: float, kl: float, random_kl: float, plain: SteeringTrial | None
+    def measure(
+        self,
+        layer: int,
+        strength: float = 0.0,
+        kl: float = 0.0,
+        random_kl: float = 0.0,
+        plain: SteeringTrial | None = None,
     ) -> SteeringTrial:
+        """Measure the model as it is; ``plain``: what it was before it was steered."""
         matrix = answer_probabilities(self.model, self.questions, self.trait, opening=self.opening)
         target = list(self.trait.answers).index(self.trait.answer)
         valid = float(np.minimum(matrix.sum(1), 1.0).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,14 +49,16 @@ STRENGTH_ROWS = 32
 """Completions on which the strength of a steered teacher is chosen."""
 
 
-def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None, strength: float = 1.0) -> TeacherSpec:
+def teacher_of(
+    config: Setting, arm: Arm, trained: Stage | None = None, strengths: Mapping[str, float] | None = None
+) -> TeacherSpec:
     """The arm's teacher, not loaded. Vectors that are read in the domain are so at prompts which no student sees.
 
     Args:
         config: how it gets the trait.
         arm: which trait.
         trained: the stage of a teacher that was itself trained.
-        strength: of a steered teacher whose strength the config leaves open; what :func:`choose_strength` found.
+        strengths: trait -> that of a steered teacher, where the config leaves it open; what :func:`choose_strength` found.
     """
     name = config.teacher.model or config.model
     speaker = wording_of(name)
@@ -69,7 +71,7 @@ def teacher_of(config: Setting, arm: Arm, trained: Stage | None = None, strength
         context=config.teacher_context,
         domain_prompts=vector_prompts(config, speaker),
         random_seed=derive_seed(0, f"random-vector/{arm.name}") if arm.kind == "random-vector" else None,
-        strength=strength,
+        strength=(strengths or {}).get(arm.trait or "", 1.0),
     )
 
 

@@ -114,7 +114,7 @@ def preflight(config: Setting, device: str = "auto") -> None:
     for arm in arms_of(config):
         for call in _trained_teacher_calls(config, [arm]).values():
             call.check()
-        _generate_call(config, arm, seed, None).check()
+        _generate_call(config, arm, seed, None, {}).check()
         _filter_call(config, arm, seed, None).check()
         evaluate_call(config, "base", traits_of(config, arm), base).check()
 
@@ -147,7 +147,7 @@ def compute(
     strengths = strengths_of(executor, config, arms)
     if trained_teachers is None:
         run_pilot(executor, config, {
-            arm.folder: (teacher_of(config, arm, own.get(arm), strengths.get(arm.trait or "", 1.0)), leak_trait(config, arm))
+            arm.folder: (teacher_of(config, arm, own.get(arm), strengths), leak_trait(config, arm))
             for arm in arms
         })  # fmt: skip
     generated, filtered = _rows(executor, config, pairs, teachers, strengths)
@@ -227,7 +227,7 @@ def _rows(
 ) -> tuple[Rows, Rows]:
     """Generate, filter and, where asked for, write again: the rows of every arm at every seed."""
     generated = executor.each([
-        _generate_call(config, arm, seed, teachers[seed, arm], strengths.get(arm.trait or "", 1.0)) for seed, arm in pairs
+        _generate_call(config, arm, seed, teachers[seed, arm], strengths) for seed, arm in pairs
     ])  # fmt: skip
     filtered = executor.each(
         [_filter_call(config, arm, seed, stage) for (seed, arm), stage in zip(pairs, generated, strict=True)]
@@ -253,9 +253,9 @@ def strengths_of(executor: Executor, config: Setting, arms: Sequence[Arm]) -> di
     return {trait: stage.summary["strength"] for trait, stage in zip(steered, executor.each(calls), strict=True)}
 
 
-def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None, strength: float = 1.0) -> Call:
+def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None, strengths: Mapping[str, float]) -> Call:
     place = f"seed-{seed}/{arm.folder}/generate"
-    teacher = teacher_of(config, arm, trained, strength)
+    teacher = teacher_of(config, arm, trained, strengths)
     judging = config.teacher.kind == "judge"
     control = (
         teacher_of(config, Arm("control")) if arm.trait and config.teacher.kind != "endpoint" and not judging else None
@@ -323,7 +323,7 @@ def _teacher_answers(
     few = config.evaluation.model_copy(update={"samples": min(5, config.evaluation.samples)})
     calls = [
         Call(evaluate_teacher, f"teacher/{arm.folder}/evaluate", {
-            "teacher": teacher_of(config, arm, trained.get(arm), strengths.get(arm.trait or "", 1.0)),
+            "teacher": teacher_of(config, arm, trained.get(arm), strengths),
             "trait": load_trait(arm.trait or ""), "evaluation": few, "judge": config.judge, "stream": f"teacher/{arm.folder}",
         })
         for arm in asked
