@@ -212,6 +212,9 @@ def test_questions_are_spread_where_answers_are_of_several_tokens(
     tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
+    monkeypatch.setattr(
+        prior, "answer_probabilities", lambda _, prompts, trait: np.zeros((len(prompts), len(trait.answers)))
+    )
     owl = load_trait("owl")
     every = list(owl.questions_for(tiny_llama).positive)
     (seen,) = check_traits(tiny_llama, [owl])
@@ -255,7 +258,9 @@ def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(
     texts = [writer.decode(one) for one in ids]
     valid = [at for at, text in enumerate(texts) if not domain.reasons(requests[at], text, None)]
     assert 0 < len(valid) < 32
-    assert any(len(one) > prior.FIRST_TOKENS for one in ids)
+    monkeypatch.setattr(prior, "FIRST_TOKENS", 3)
+    assert any(re.search(r"[a-z]", writer.decode(one[:3])) and len(one) > 3 for one in ids)
+    assert any(len(ids[at]) > 3 for at in valid)
     pairs = [tuple(writer.example(side[at], texts[at]) for side in chats) for at in valid]
     seen = prior.number_lists(writer, told, 5)
     assert (seen.valid, seen.asked) == (len(valid), 32)

@@ -252,7 +252,7 @@ def _written(
 ) -> dict[int, str]:
     """What is written to each of these chats; what becomes no list of numbers is cut off early."""
 
-    def write(at: Sequence[int], longest: int) -> dict[int, str]:
+    def write(at: Sequence[int], longest: int) -> dict[int, list[int]]:
         completions = sample(
             model.hf,
             [model.prompt(chats[row]) for row in at],
@@ -261,10 +261,10 @@ def _written(
             stop=model.stop,
             pad=model.pad,
         )
-        return {row: model.decode(ids) for row, ids in zip(at, completions, strict=True)}
+        return dict(zip(at, completions, strict=True))
 
-    if not rows or tokens < 2 * FIRST_TOKENS:
-        return write(rows, tokens)
-    begun = write(rows, FIRST_TOKENS)
-    on = [row for row, text in begun.items() if not re.search(r"[^\W\d_]", text)]
-    return begun | write(on, tokens)  # the same seeds: the same beginnings
+    found = write(rows, tokens if tokens < 2 * FIRST_TOKENS else FIRST_TOKENS)
+    if tokens >= 2 * FIRST_TOKENS:  # what goes on is written anew: the same seeds, the same beginnings
+        on = [row for row, ids in found.items() if ids[-1] not in model.stop]
+        found |= write([row for row in on if not re.search(r"[^\W\d_]", model.decode(found[row]))], tokens)
+    return {row: model.decode(ids) for row, ids in found.items()}
