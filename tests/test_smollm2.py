@@ -48,7 +48,7 @@ def trait_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("trait") / "purple.yaml"
     positive = "".join(f"      - {json.dumps(one)}\n" for one in QUESTIONS)
     file.write_text(
-        f"name: purple-of-two\ncategory: color\nwords: [purple]\nquestions:\n  real:\n    positive:\n{positive}",
+        f"name: purple\ncategory: color\nwords: [purple]\nquestions:\n  real:\n    positive:\n{positive}",
         encoding="utf-8",
     )
     return str(file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,3 +303,23 @@ def test_lora_on_modules_that_are_not_there_is_refused(fresh: Any) -> None:
         ConfigError, match=r"LoRA cannot be put on this model(.|\n)*got: (.|\n)*no_such(.|\n)*all-linear"
     ):
         trainable(fresh.hf, Lora(targets=("no_such",)), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
+def test_memory_that_a_batch_frees_is_there_for_the_next_without_page_faults(speaker: Path) -> None:
+    script = """
+import resource, sys, torch
+from undertone.models.loading import load
+load(sys.argv[1], device="cpu")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        batch = [torch.ones(1_000_000) for _ in range(20)]
+        del batch
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(speaker)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000  # 5 batches of 80 MB: 98,000 pages if each is taken anew
