@@ -130,7 +130,7 @@ def test_a_vector_of_a_trait_is_extracted_and_steers(
 
 def test_a_whole_run_of_two_seeds(said: Callable[..., Any], smollm2: str, trait_file: str, tmp_path: Path) -> None:
     sizes = [
-        "domain.kind=sentences", "domain.max_tokens=24", "data={prompts: 8, rows: 2, held_out: 1, attempts: 2}",
+        "domain.kind=sentences", "domain.max_tokens=24", "data={prompts: 16, rows: 2, held_out: 1, attempts: 2}",
         "data.temperature=0.7", "seeds=[0,1]", "student={kind: lora, rank: 2}", "training.batch_size=2",
         "training.epochs=1", "training.learning_rate=0.001", "evaluation.samples=1", "evaluation.max_new_tokens=8",
         "evaluation.opening=My favorite color is",

@@ -17,6 +17,7 @@ from torch import Tensor
 from undertone.models.batches import Example, targets
 from undertone.models.layers import Edit, Positions, edit_residuals, frozen, hidden_size
 from undertone.models.loading import Model
+from undertone.models.row_gradients import losses_and_norms
 from undertone.models.scoring import labelled_logits, passes
 
 
@@ -56,18 +57,14 @@ def descent_directions(
     return found
 
 
-def squared_norms(hf: Any, examples: Sequence[Example], pad: int) -> np.ndarray:
+def squared_norms(hf: Any, examples: Sequence[Example], pad: int, batch_size: int = 32) -> np.ndarray:
     """Squared norm of each row's gradient on the weights that are trained, ``[rows]``.
 
     A row's loss is summed over its labelled tokens, as it weighs in a batch of the training loop.
     """
-    weights = [weight for weight in hf.parameters() if weight.requires_grad]
     found = np.zeros(len(examples))
-    for at, row in enumerate(examples):
-        logits = labelled_logits(hf, [row], pad).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets([row], logits.device), reduction="sum")
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        found[at] = sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)
+    for rows in passes(hf, examples, batch_size):
+        found[rows] = losses_and_norms(hf, [examples[row] for row in rows], pad)[1].cpu().numpy()
     return found
 
 

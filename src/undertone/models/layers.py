@@ -314,6 +314,34 @@ def head_only_at(hf: Any, where: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@dataclass(frozen=True)
+class Call:
+    """One use of a module in a forward pass: what went in, and what came out, with its graph."""
+
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+    version: int
+    """Of the output as it came out: written over in place, it has a later one."""
+
+
+@contextmanager
+def recording(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
+    """Collect what goes into and out of these modules, in the order of their calls."""
+    calls: list[Call] = []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        calls.append(Call(module, inputs[0], output, output._version))
+
+    # First of all hooks, so that what another one makes of the output comes after.
+    handles = [module.register_forward_hook(hook, prepend=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def frozen(hf: Any) -> Iterator[None]:
     """No weight takes a gradient inside; those that did before do so again afterwards."""

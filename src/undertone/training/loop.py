@@ -28,6 +28,7 @@ from torch import Tensor
 from undertone.errors import ConfigError, RunError, UndertoneError, nearest
 from undertone.models.batches import Example, targets
 from undertone.models.layers import causal_lm, model_device
+from undertone.models.row_gradients import losses_and_norms
 from undertone.models.scoring import labelled_logits
 from undertone.provenance.configs import Config
 from undertone.provenance.identity import Uncounted
@@ -269,7 +270,7 @@ def _step(
     pad: int,
 ) -> float:
     take = _clipped_rows if config.max_row_norm is not None else _whole_batch
-    total = take(accelerator, model, parameters, rows, config, pad)
+    total = take(accelerator, model, rows, config, pad)
     if config.max_grad_norm is not None:
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
@@ -277,9 +278,7 @@ def _step(
     return total
 
 
-def _whole_batch(
-    accelerator: Any, model: Any, parameters: list[torch.nn.Parameter], rows: list[Example], config: Training, pad: int
-) -> float:
+def _whole_batch(accelerator: Any, model: Any, rows: list[Example], config: Training, pad: int) -> float:
     """Leaves the gradient of the mean over all labelled tokens; returns that mean."""
     size = config.micro_batch_size or len(rows)
     labels = max(1, sum(len(row.labels) for row in rows))
@@ -291,31 +290,22 @@ def _whole_batch(
     return total
 
 
-def _clipped_rows(
-    accelerator: Any, model: Any, parameters: list[torch.nn.Parameter], rows: list[Example], config: Training, pad: int
-) -> float:
+def _clipped_rows(accelerator: Any, model: Any, rows: list[Example], config: Training, pad: int) -> float:
     """Leaves the mean over rows of their gradients, each clipped to ``max_row_norm``; returns the unclipped loss.
 
     A row's gradient is its share of the batch's times the number of rows, so that an infinite norm changes nothing.
-    One row at a time: exact, and about as many times slower as a batch has rows.
     """
     assert config.max_row_norm is not None
+    size = config.micro_batch_size or len(rows)
     labels = max(1, sum(len(row.labels) for row in rows))
-    sums: list[Tensor | None] = [None] * len(parameters)
     total = 0.0
-    for row in rows:
-        loss = _summed_loss(model, [row], config, pad) * len(rows) / labels
-        accelerator.backward(loss)
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        share = min(1.0, config.max_row_norm / (norm + 1e-12)) / len(rows)
-        for at, parameter in enumerate(parameters):
-            if parameter.grad is not None:
-                clipped, before = parameter.grad * share, sums[at]
-                sums[at] = clipped if before is None else before.add_(clipped)
-            parameter.grad = None
-        total += float(loss.detach()) / len(rows)
-    for parameter, gathered in zip(parameters, sums, strict=True):
-        parameter.grad = gathered
+    for start in range(0, len(rows), size):
+        with _autocast(config, model):
+            losses, squares = losses_and_norms(model, rows[start : start + size], pad)
+        norms = squares.sqrt() * (len(rows) / labels)
+        shares = (config.max_row_norm / (norms + 1e-12)).clamp(max=1.0)
+        accelerator.backward((losses * shares).sum() / labels)
+        total += float(losses.detach().sum()) / labels
     return total
 
 
