@@ -130,7 +130,7 @@ def _samples(model: Model, seed: int, batch_size: int) -> list[list[int]]:
         model.hf,
         rows,
         seeds,
-        max_new_tokens=12,
+        max_new_tokens=8,
         stop=model.stop,
         pad=model.pad,
         batch_size=batch_size,
