@@ -160,6 +160,21 @@ def test_steer_prints_what_the_model_says_plainly_and_steered(
     assert shown["plain"]["answers"] != shown["steered"]["answers"]
 
 
+def test_steer_adds_the_layer_that_is_named_or_one_of_its_own(
+    run: Run, here: Path, model: str, tiny_llama: Any
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    vector = SteeringVector({layer: torch.randn(32, generator=generator) for layer in range(3)}, {})
+    save_vector(vector, here / "v.safetensors")
+    first, *others = (
+        run("steer", model, "v.safetensors", "--strength", "4", "--trait", "owl", *layers)
+        for layers in ([], ["--layer", "2"], ["--layer", "1"], ["--layer", "0", "--layer", "1"])
+    )
+    assert [one["layers"] for one in (first, *others)] == [[2], [2], [1], [0, 1]]
+    assert first == others[0]
+    assert len({one["steered"]["probabilities"]["owl"] for one in others}) == 3
+
+
 @pytest.mark.slow
 def test_the_tables_of_each_verb_are_printed(here: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (

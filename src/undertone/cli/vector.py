@@ -214,6 +214,13 @@ def steer(
     model: ModelName,
     file: File,
     *,
+    layer: Annotated[
+        list[int] | None,
+        Parameter(
+            negative="",
+            help="a layer of the file; repeat for several; default: that nearest to five sixths of the depth",
+        ),
+    ] = None,
     strength: Annotated[float, Parameter(help="the vector is added this many times, raw")] = 1.0,
     prompt: Annotated[list[str] | None, Parameter(negative="", help="a user message; repeat for several")] = None,
     system: Annotated[str | None, Parameter(help="system prompt of both")] = None,
@@ -231,8 +238,9 @@ def steer(
 
     if not prompt and not trait:
         raise ConfigError("nothing to ask", fix='--prompt "…", --trait NAME, or both')
-    found, known = read(file), load_trait(trait) if trait else None
+    known = load_trait(trait) if trait else None
     asked = load(model, device=device)
+    found = _at_layers(read(file), asked, layer)
     with steer(asked, found, strength, positions):
         pass  # a vector that does not fit is refused before anything is sampled
     results: dict[str, dict[str, Any]] = {}
@@ -244,10 +252,19 @@ def steer(
         with inside:
             results[arm] = _answers_of(asked, prompt or [], system, known, max_new_tokens)
     if as_json:
-        print_json({"strength": strength, "positions": positions, **results})
+        print_json({"layers": found.layers, "strength": strength, "positions": positions, **results})
         return 0
-    _print_answers(results, prompt or [], trait, f"{file}, strength {strength:g}, positions {positions}")
+    at = f"{'layer' if len(found.layers) == 1 else 'layers'} {', '.join(map(str, found.layers))}"
+    _print_answers(results, prompt or [], trait, f"{file}, {at}, strength {strength:g}, positions {positions}")
     return 0
+
+
+def _at_layers(vector: SteeringVector, model: Model, layers: list[int] | None) -> SteeringVector:
+    """The vector at these layers; at one of its own by default: the sum over all layers breaks a deep model's speech."""
+    from undertone.vectors.strength import steering_layer
+
+    wanted = steering_layer(model.hf)
+    return vector.select(layers or [min(vector.layers, key=lambda layer: abs(layer - wanted))])
 
 
 # -- extract -------------------------------------------------------------------------------------------

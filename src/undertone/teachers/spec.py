@@ -32,6 +32,7 @@ from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Speaker
 from undertone.vectors import SteeringVector, activations, contrast, load_vector, random_like
+from undertone.vectors.strength import steering_layer
 
 
 @runtime_checkable
@@ -232,10 +233,7 @@ def resolve_teacher(
 
 
 def _layer(config: VectorTeacher, model: ModelRef) -> int:
-    """The layer of a contrast: early ones steer little of what a deep model says, the last ones little but its next word."""
-    if config.layer is not None:
-        return config.layer
-    return len(decoder_layers(model.outline().hf)) * 5 // 6
+    return steering_layer(model.outline().hf) if config.layer is None else config.layer
 
 
 def _ablation(config: Ablation, trait: Trait, speaker: Speaker, domain_prompts: Sequence[str]) -> AblationSpec:

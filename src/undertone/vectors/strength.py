@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from undertone.errors import ModelError
 from undertone.models.batches import Example
+from undertone.models.layers import decoder_layers
 from undertone.models.loading import Model
 from undertone.models.scoring import teacher_kl
 from undertone.vectors.steer import steer
@@ -24,6 +25,14 @@ TOLERANCE: Final = 0.05
 """Relative: the search ends this near to the KL asked for."""
 WEAKEST: Final = 2.0**-10
 STRONGEST: Final = 2.0**10
+
+
+def steering_layer(hf: Any) -> int:
+    """The layer to steer at where none is named: five sixths of the depth.
+
+    Early layers steer little of what a deep model says, the last ones little but its next word.
+    """
+    return len(decoder_layers(hf)) * 5 // 6
 
 
 @dataclass(frozen=True)
