@@ -13,6 +13,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from undertone.domains.drawing import Random, choose, filled, made
+from undertone.domains.grammar import SPACES
 from undertone.domains.instructions import refuses, repeats
 from undertone.domains.sources import Sourced, drawn
 from undertone.errors import ConfigError
@@ -91,6 +92,11 @@ class Sentences(Sourced):
         reasons += ["repeats the prompt"] if repeats(prompt, completion) else []
         reasons += ["refusal"] if refuses(completion) else []
         return reasons
+
+    def grammar(self, prompt: str) -> str:
+        """One line of as many words as are allowed, with a full stop, question or exclamation mark at its end alone."""
+        word = rf"[^{SPACES}.!?]+"
+        return rf"{word}(?: {word}){{{self.min_words - 1},{self.max_words - 1}}}[.!?]"
 
     def max_new_tokens(self, speaker: Speaker) -> int:
         """As set."""
