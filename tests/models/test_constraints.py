@@ -270,9 +270,10 @@ def test_an_answer_that_is_cut_or_cannot_go_on_has_no_end(tiny_llama: Any) -> No
             followed.allowed = fewer  # type: ignore[method-assign]
             return followed
 
+    lacking: Any = NoSemicolon()
     got = sample(
         tiny_llama.hf, [asked(tiny_llama)] * 4, [1, 2, 3, 4], max_new_tokens=9, stop=tiny_llama.stop, pad=tiny_llama.pad,
-        constraint=NoSemicolon(),
+        constraint=lacking,
     )  # fmt: skip
     assert [tiny_llama.decode(ids) for ids in got] == ["1"] * 4
 

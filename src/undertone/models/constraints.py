@@ -189,12 +189,12 @@ def _vocabulary(
     spaced = next((token for token, text in texts.items() if re.fullmatch(rb" \w+", text)), None)
     if spaced is not None and not str(tokenizer.decode([spaced])).startswith(" "):
         lead = " ?"  # of a text's first token, decoding drops it
-    read = _Read(texts, width, stop)
-    tokens = LLTokenizer(TokenizerWrapper(read), eos_token=list(stop), slices=[])
+    readable = _Tokens(texts, width, stop)
+    tokens = LLTokenizer(TokenizerWrapper(readable), eos_token=list(stop), slices=[])
     return _Vocabulary(name, tokens, width, stop, lead)
 
 
-class _Read:
+class _Tokens:
     """A vocabulary in the shape that llguidance takes it in. What has no text is a special, which no text begins with."""
 
     def __init__(self, texts: dict[int, bytes], width: int, stop: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,27 +23,10 @@ from undertone.errors import ConfigError, DataError, warn
 from undertone.models.batches import Batch, pad_left, select_rows
 from undertone.models.layers import context_length, reading
 
+if TYPE_CHECKING:
+    from undertone.models.constraints import Constraint, Followed
+
 Progress = Callable[[int], None]
-
-
-class Answers(Protocol):
-    """What answers that are being written, one a line of a batch, may go on with (``models.constraints``)."""
-
-    def masked(self, logits: Tensor, lines: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits ``[lines, vocabulary]`` with minus infinity for what is not allowed, and which lines can go on at all."""
-        ...
-
-    def read(self, lines: Sequence[int], tokens: Sequence[int]) -> None:
-        """What was written: one token a line."""
-        ...
-
-
-class Constraint(Protocol):
-    """What the answers of a sampling may hold."""
-
-    def begin(self, rows: Sequence[int]) -> Answers:
-        """The answers of these rows, all at their beginning."""
-        ...
 
 
 def _uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
@@ -191,7 +174,7 @@ def _decode(
     pad: int,
     temperature: float,
     top_p: float,
-    answers: Answers | None,
+    answers: Followed | None,
 ) -> list[list[int]]:
     device = uniform.device
     unique = list(dict.fromkeys(prompts))
