@@ -54,7 +54,7 @@ def show(
     seed: Annotated[int, Parameter(help="of the prompts")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Show a domain: example prompts, every reason for which it drops a row, and its fields in a config."""
+    """Show a domain: example prompts, every reason for which it drops a row, if it has a grammar, and its fields in a config."""
     from undertone.domains import WithGrammar
     from undertone.domains.reasons import EVERYWHERE, REASONS
 
