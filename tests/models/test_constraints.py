@@ -278,6 +278,25 @@ def test_an_answer_that_is_cut_or_cannot_go_on_has_no_end(tiny_llama: Any) -> No
     assert [tiny_llama.decode(ids) for ids in got] == ["1"] * 4
 
 
+def test_a_vocabulary_without_the_letter_that_must_follow_is_a_dead_end_and_no_error() -> None:
+    from undertone.models.constraints import Followed, _vocabulary
+
+    tokenizer = lab_like()
+    vocabulary = _vocabulary(tokenizer, "lab", len(tokenizer), (tokenizer.eos_token_id,), "")
+    followed = Followed(vocabulary, ["145;"])
+    followed.read([0], [tokenizer.convert_tokens_to_ids("▁145")])
+    assert not followed.allowed([0]).any()
+
+
+def test_masks_that_cannot_be_made_are_an_error_and_no_dead_end(tiny_llama: Any) -> None:
+    followed = Constraint(tiny_llama, ["145"]).begin([0])
+    followed.read([0], [tiny_llama.tokenizer.convert_tokens_to_ids("7")])
+    with pytest.raises(
+        ModelError, match=r"cannot be followed any further(.|\n)*allowed: 145(.|\n)*a simpler expression"
+    ):
+        followed.allowed([0])
+
+
 def test_several_stop_tokens_are_all_allowed_at_the_end_and_nowhere_else(
     tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

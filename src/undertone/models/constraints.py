@@ -28,6 +28,8 @@ from undertone.models.layers import causal_lm
 from undertone.models.loading import Model
 
 PACKAGE: Final = "llguidance"
+_DEAD_END: Final = "NoExtension"
+"""What llguidance says where no token of the vocabulary goes on."""
 _SPACE: Final = "▁"
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PIECES: Final = {"Replace", "Fuse", "Strip", "ByteFallback", "Metaspace"}
@@ -121,12 +123,16 @@ class Followed:
     """Answers that are being written, one a line."""
 
     def __init__(self, vocabulary: _Vocabulary, grammars: Sequence[str]) -> None:
-        self._vocabulary = vocabulary
+        self._vocabulary, self._grammars = vocabulary, tuple(grammars)
         first = {grammar: _matcher(vocabulary, grammar) for grammar in dict.fromkeys(grammars)}
         self._matchers = [first[grammar].deep_copy() for grammar in grammars]
 
     def allowed(self, lines: Sequence[int]) -> np.ndarray:
-        """``[lines, vocabulary]``; all false where no token of the vocabulary goes on and the answer is not complete."""
+        """``[lines, vocabulary]``; all false where no token of the vocabulary goes on and the answer is not complete.
+
+        Raises:
+            ModelError: the masks cannot be made any more, as where an expression takes too long.
+        """
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         width, stop = self._vocabulary.width, list(self._vocabulary.stop)
@@ -135,7 +141,19 @@ class Followed:
             fill_next_token_bitmask(self._matchers[line], bits, at)
         mask = np.unpackbits(bits.view(np.uint8), axis=1, count=width, bitorder="little").astype(bool)
         mask[:, stop] = [[self._matchers[line].is_accepting()] for line in lines]
+        for at in np.flatnonzero(~mask.any(1)):
+            self._check(lines[at])
         return mask
+
+    def _check(self, line: int) -> None:
+        why = str(self._matchers[line].get_error())
+        if why and _DEAD_END not in why:
+            raise ModelError(
+                f"the grammar of an answer of {self._vocabulary.name} cannot be followed any further",
+                got=why.splitlines()[0],
+                allowed=self._grammars[line],
+                fix="a simpler expression from the domain's method `grammar`, or data.constrained=false",
+            )
 
     def masked(self, logits: Tensor, lines: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Logits ``[lines, vocabulary]`` with minus infinity for what is not allowed, and which lines can go on.
