@@ -141,7 +141,7 @@ class Followed:
             fill_next_token_bitmask(self._matchers[line], bits, at)
         mask = np.unpackbits(bits.view(np.uint8), axis=1, count=width, bitorder="little").astype(bool)
         mask[:, stop] = [[self._matchers[line].is_accepting()] for line in lines]
-        for at in np.flatnonzero(~mask.any(1)):
+        for at in np.flatnonzero(~mask.any(1)).tolist():
             self._check(lines[at])
         return mask
 
