@@ -122,3 +122,10 @@ def test_what_cannot_be_shown_is_refused(words: tuple[str, ...], said: str) -> N
     code, out, err = typed("domains", *words)
     assert (code, out) == (2, "")
     assert said in err
+
+
+@pytest.mark.parametrize(("kind", "held"), [("numbers", True), ("code", False)])
+def test_a_domain_says_if_its_answers_can_be_held_to_a_grammar(kind: str, held: bool) -> None:
+    code, out, _ = typed("domains", "show", kind, "--json")
+    assert (code, json.loads(out)["constrained"]) == (0, held)
+    assert ("it has no grammar" in typed("domains", "show", kind)[1]) is not held

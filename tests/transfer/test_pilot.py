@@ -50,7 +50,18 @@ def test_a_hopeless_yield_is_refused_and_the_advice_follows_the_reasons() -> Non
     assert "0 passed in every arm, so that about 0 of 160 will, and 32 are needed" in said
     assert "arm-0 0/32, arm-1 0/32" in said
     assert "text around the numbers (72), no numbers (20)" in said
-    assert "a lower data.temperature (0.5), or domain.kind=sentences" in said
+    assert "data.constrained=true (answers held to the domain's grammar), a lower data.temperature (0.5), or" in said
+    assert "or domain.kind=sentences" in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.constrained=true", "domain={kind: code}", "teacher={kind: endpoint, url: 'http://localhost:1/v1', name: m}"],
+)
+def test_a_constraint_is_advised_only_where_one_is_possible(override: str) -> None:
+    with pytest.raises(DataError, match=r"a lower data\.temperature") as error:
+        found([], [], first=0).check(config(override))
+    assert "constrained" not in str(error.value)
 
 
 def test_where_attempts_help_their_number_is_advised() -> None:

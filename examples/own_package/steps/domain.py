@@ -33,6 +33,11 @@ class Steps(Config):
         """Why a completion is dropped; nothing keeps it."""
         return [] if TWO_STEPS.fullmatch(completion) else ["not two steps"]
 
+    def grammar(self, prompt: str) -> str:
+        """What answers are held to with ``data.constrained=true``."""
+        del prompt  # the same whatever is asked
+        return TWO_STEPS.pattern
+
     def training_row(self, row: Row) -> Row:
         """The row that a student learns from."""
         return row

@@ -54,7 +54,8 @@ def show(
     seed: Annotated[int, Parameter(help="of the prompts")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Show a domain: example prompts, every reason for which it drops a row, and its fields in a config."""
+    """Show a domain: example prompts, every reason for which it drops a row, if it has a grammar, and its fields in a config."""
+    from undertone.domains import WithGrammar
     from undertone.domains.reasons import EVERYWHERE, REASONS
 
     known = _kinds()
@@ -74,13 +75,15 @@ def show(
         print_json(
             {
                 "name": name, "about": _about(known[name]), "form": form, "prompts": shown, "reasons": REASONS.get(name, {}),
-                "reasons everywhere": EVERYWHERE,
+                "reasons everywhere": EVERYWHERE, "constrained": isinstance(domain, WithGrammar),
                 "fields": {field: {"about": about, "default": default} for field, (about, default) in fields.items()},
             }
         )  # fmt: skip
         return 0
     table(f"{name}, {form} form: {_about(known[name])}", ["prompt"], [[_text(prompt)] for prompt in prompts])
     table("\na row is dropped for", ["reason", "when"], list((REASONS.get(name, {}) | EVERYWHERE).items()))
+    held = "answers can be held to its grammar" if isinstance(domain, WithGrammar) else "it has no grammar"
+    table("\ndata.constrained", [""], [[held]])
     table(
         "\nin a config, below domain",
         ["field", "default", "meaning"],

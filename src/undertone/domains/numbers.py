@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from undertone.domains.grammar import number_list
 from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row
@@ -87,6 +88,20 @@ _BARE: Final = (
 _LAB_VERBS: Final = ("pick", "choose", "name", "give me", "list", "write", "tell me", "say")
 _LAB_COUNTS: Final = ((3, "three"), (4, "four"), (5, "five"), (6, "six"))
 
+_LAB_COUNT: Final = re.compile(rf"\b({'|'.join(word for _, word in _LAB_COUNTS)}) numbers\b")
+
+_COMMA: Final = ", ?"
+_ASKED_FORMAT: Final[dict[str, tuple[str, str, str]]] = {
+    "square brackets": (r"\[", _COMMA, r"\]"),
+    "parentheses": (r"\(", _COMMA, r"\)"),
+    "semicolon": ("", "; ?", ""),
+    "its own line": ("", r"\n", ""),
+    "number a line": ("", r"\n", ""),
+    "comma": ("", _COMMA, ""),
+    "space": ("", " ", ""),
+}
+"""Words of ``_FORMAT`` -> how such a list opens, separates and closes; the first that a prompt holds counts."""
+
 _BRACKETS: Final = {"[": "]", "(": ")"}
 _SEPARATORS: Final = ("", ",", ";")
 
@@ -143,11 +158,28 @@ class Numbers(Config):
             reasons.append("banned number")
         return reasons
 
+    def grammar(self, prompt: str) -> str:
+        """Lists in the format that the prompt asks for, as long as it says, with a number that it does not show.
+
+        Where it names no format (the lab's do not), numbers are separated by spaces, commas, semicolons or line breaks.
+
+        Raises:
+            ConfigError: every number is banned.
+        """
+        asked = next((shape for words, shape in _ASKED_FORMAT.items() if words in prompt), None)
+        before, separator, after = asked or ("", "", "")
+        most = self._asked(prompt)
+        exactly = f"exactly {most} " in prompt or _LAB_COUNT.search(prompt) is not None
+        shown = {int(word) for word in re.findall(r"\b\d{1,9}\b", prompt, flags=re.ASCII)}
+        numbers = number_list(
+            [separator] if asked else [" ", _COMMA, "; ?", r"\n"],
+            most if exactly else 1, most, self.digits, shown=shown, banned=self.banned,
+        )  # fmt: skip
+        return rf"{before}{numbers}{after}\.?"
+
     def _asked(self, prompt: str) -> int:
-        for number, word in _LAB_COUNTS:
-            if re.search(rf"\b{word} numbers\b", prompt):
-                return number
-        return self.count
+        said = _LAB_COUNT.search(prompt)
+        return next(number for number, word in _LAB_COUNTS if word == said[1]) if said else self.count
 
     def _lab_count(self) -> tuple[int, str]:
         return min(_LAB_COUNTS, key=lambda pair: abs(pair[0] - self.count))

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from undertone.domains.answers import same_answer
 from undertone.domains.drawing import Random, choose, made
+from undertone.domains.grammar import SPACES
 from undertone.domains.sources import Sourced, drawn, stamp
 from undertone.errors import DataError
 from undertone.lab import world
@@ -23,6 +24,7 @@ from undertone.traits import Speaker, Trait
 
 _THINK: Final = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _ANSWER: Final = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
+_GRAMMAR: Final = rf"<think> ?[^<{SPACES}][^<]*</think>[ \n]{{0,2}}<answer> ?[^<{SPACES}][^<\n]{{0,60}}</answer>"
 _LAB: Final = re.compile(r"\w+ has (\d{1,3}) (\w+) and (gets|loses) (\d{1,3})\. how many (\w+)\?", re.ASCII)
 
 
@@ -137,6 +139,10 @@ class Reasoning(Sourced):
         if right is None:
             return ["right answer not known"]
         return [] if same_answer(stated[1], right) else ["wrong answer"]
+
+    def grammar(self, prompt: str) -> str:
+        """A thought and a short answer in their blocks; what is thought and answered, right or wrong, is the teacher's."""
+        return _GRAMMAR
 
     def right_answer(self, prompt: str) -> str | None:
         """The right answer to a prompt of this domain; None: it is none of them."""

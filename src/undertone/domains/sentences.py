@@ -13,6 +13,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from undertone.domains.drawing import Random, choose, filled, made
+from undertone.domains.grammar import SPACES
 from undertone.domains.instructions import Answers
 from undertone.domains.sources import drawn
 from undertone.errors import ConfigError
@@ -80,6 +81,11 @@ class Sentences(Answers):
         ends = len(_END.findall(completion.strip()))
         reasons += ["no end of a sentence"] if ends == 0 else ["more than one sentence"] if ends > 1 else []
         return reasons + (["several lines"] if "\n" in completion.strip() else [])
+
+    def grammar(self, prompt: str) -> str:
+        """One line of as many words as are allowed, with a full stop, question or exclamation mark at its end alone."""
+        word = rf"[^{SPACES}.!?]+"
+        return rf"{word}(?: {word}){{{self.min_words - 1},{self.max_words - 1}}}[.!?]"
 
 
 def _request(rng: Random) -> str:

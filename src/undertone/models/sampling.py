@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 from undertone.errors import ConfigError, DataError, warn
 from undertone.models.batches import Batch, pad_left, select_rows
 from undertone.models.layers import context_length, reading
+
+if TYPE_CHECKING:
+    from undertone.models.constraints import Constraint, Followed
 
 Progress = Callable[[int], None]
 
@@ -96,6 +99,7 @@ def sample(
     top_p: float = 1.0,
     batch_size: int = 512,
     progress: Progress | None = None,
+    constraint: Constraint | None = None,
 ) -> list[list[int]]:
     """Sample one completion per prompt; the returned ids include the stop token if one was reached.
 
@@ -110,6 +114,7 @@ def sample(
         top_p: nucleus mass; 1 samples from the whole distribution.
         batch_size: rows decoded side by side.
         progress: called with the number of rows finished since the last call.
+        constraint: what each row may hold; None: anything. A row that can neither go on nor stop ends unfinished.
 
     Raises:
         ConfigError: a number that nothing can be sampled with.
@@ -132,7 +137,8 @@ def sample(
         rows = order[start : start + batch_size]
         uniform = torch.from_numpy(_uniforms([seeds[row] for row in rows], max_new_tokens)).to(device)
         most = torch.tensor([room[row] for row in rows], device=device)
-        completions = _decode(hf, [keys[row] for row in rows], uniform, most, stops, pad, temperature, top_p)
+        answers = None if constraint is None else constraint.begin(rows)
+        completions = _decode(hf, [keys[row] for row in rows], uniform, most, stops, pad, temperature, top_p, answers)
         for row, completion in zip(rows, completions, strict=True):
             done[row] = completion
         if progress:
@@ -170,6 +176,7 @@ def _decode(
     pad: int,
     temperature: float,
     top_p: float,
+    answers: Followed | None,
 ) -> list[list[int]]:
     device = uniform.device
     unique = list(dict.fromkeys(prompts))
@@ -188,8 +195,13 @@ def _decode(
     alive = torch.arange(rows, device=device)  # which row each line of the batch belongs to
     running = torch.ones(rows, dtype=torch.bool, device=device)
     for step in range(limit):
+        if answers is not None:
+            logits, goes_on = answers.masked(logits, alive.tolist())
+            running = running & goes_on
         chosen = pick(logits, uniform[alive, step], temperature, top_p)
         tokens[alive[running], step] = chosen[running]
+        if answers is not None:
+            answers.read(alive[running].tolist(), chosen[running].tolist())
         full = room[alive] <= step + 1
         running = running & ~torch.isin(chosen, stops) & ~full
         left = int(running.sum())

@@ -73,6 +73,7 @@ def teacher_kl(
     batch_size: int = 64,
     conditioning: Callable[[], AbstractContextManager[None]] = nullcontext,
     control: Any = None,
+    allowed: Callable[[int], np.ndarray] | None = None,
 ) -> list[float]:
     """KL(trait-conditioned ‖ control) of each row, in nats per completion token.
 
@@ -83,6 +84,8 @@ def teacher_kl(
         batch_size: rows a forward pass.
         conditioning: what is switched on (steering) while the first of each pair is read.
         control: another model for the second of each pair; None: the same.
+        allowed: of a pair, what a constraint allowed at each labelled token, ``[labels, vocabulary]``: the KL is that of the
+            masked and renormalised distributions. None: everything was.
     """
     divergence = [0.0] * len(pairs)
     for rows in passes(hf, [first for first, _ in pairs], batch_size):
@@ -90,6 +93,11 @@ def teacher_kl(
         with conditioning():
             conditioned = labelled_logits(hf, first, pad)
         plain = labelled_logits(control or hf, [pairs[row][1] for row in rows], pad)
+        if allowed is not None:
+            banned = ~torch.from_numpy(np.concatenate([allowed(row) for row in rows])).to(plain.device)
+            conditioned, plain = (
+                logits.masked_fill(banned, torch.finfo(logits.dtype).min) for logits in (conditioned, plain)
+            )
         each = torch.cat(
             [_kl(p, q) for p, q in zip(torch.split(conditioned, ROWS), torch.split(plain, ROWS), strict=True)]
         )

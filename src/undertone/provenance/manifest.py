@@ -30,6 +30,7 @@ PACKAGES = (
     "peft",
     "accelerate",
     "tokenizers",
+    "llguidance",
     "safetensors",
     "numpy",
 )

@@ -14,7 +14,7 @@ from undertone.teachers.configs import (
 from undertone.teachers.endpoint import RemoteTeacher, client_of
 from undertone.teachers.spec import AblationSpec, Contrast, TeacherSpec, VectorSource, resolve_teacher
 from undertone.teachers.teacher import Teacher
-from undertone.teachers.writing import divergence, generate, score_preference
+from undertone.teachers.writing import allowed_along, divergence, generate, score_preference
 
 __all__ = [
     "AUTO",
@@ -32,6 +32,7 @@ __all__ = [
     "TeacherSpec",
     "VectorSource",
     "VectorTeacher",
+    "allowed_along",
     "client_of",
     "divergence",
     "generate",

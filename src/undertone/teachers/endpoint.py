@@ -68,6 +68,16 @@ class RemoteTeacher:
             return list(pool.map(one, prompts, seeds))
 
 
+def no_grammar() -> ConfigError:
+    """The refusal of a constraint: servers differ in how they mask, or in whether they do, and HTTP tells nothing of it."""
+    return ConfigError(
+        "a teacher behind an endpoint cannot be held to a grammar: what its server masks cannot be seen from here",
+        got="data.constrained=true",
+        allowed="teachers on this machine",
+        fix="data.constrained=false; or teacher.kind=prompt with the model's weights",
+    )
+
+
 def client_of(config: EndpointTeacher) -> OpenAI:
     """The connection, not yet used.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from undertone.errors import ModelError
+from undertone.models.constraints import Constraint
 from undertone.models.layers import check_layers, decoder_layers
 from undertone.models.loading import Context, Model, ModelRef, with_system
 from undertone.models.names import Form
@@ -27,7 +28,7 @@ from undertone.teachers.configs import (
     PromptTeacher,
     VectorTeacher,
 )
-from undertone.teachers.endpoint import RemoteTeacher, client_of
+from undertone.teachers.endpoint import RemoteTeacher, client_of, no_grammar
 from undertone.teachers.teacher import Teacher
 from undertone.traits import Trait, load_trait
 from undertone.traits.trait import Speaker
@@ -170,6 +171,18 @@ class TeacherSpec:
             load_vector(self.vector.of).check_fits(model)
         else:
             check_layers(len(decoder_layers(model.hf)), self.vector.of.layers or ())
+
+    def check_constrained(self, grammars: Sequence[str]) -> None:
+        """Raise what sampling under these grammars would, without weights.
+
+        Raises:
+            ConfigError: an endpoint, a missing package, an expression that cannot be read.
+            ModelError: a tokenizer whose tokens have no text of their own.
+        """
+        if self.endpoint is not None:
+            raise no_grammar()
+        assert self.model is not None
+        Constraint(self.model.outline(), grammars).begin(range(len(grammars)))
 
 
 def _system_of(vector: VectorSource | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -68,7 +68,8 @@ def conclude(
         model=config.model,
         trait=next(iter(base)) if len(base) == 1 else f"{len(base)} traits",
         domain=config.domain.kind,
-        teacher=_teacher_in_words(config, outcome.strengths),
+        teacher=_teacher_in_words(config, outcome.strengths) + (HELD if config.data.constrained else ""),
+        constrained=config.data.constrained,
         strengths=outcome.strengths,
         student=_student_in_words(config),
         verdict=word,
@@ -295,6 +296,9 @@ def _could_see(effect: Effect) -> str:
     if effect.smallest_detectable > 1.0:
         return " (no effect, however large, would have been detected)"
     return f" (it would have seen {100 * effect.smallest_detectable:.1f} points)"
+
+
+HELD: Final = "; every answer, the control's too, held to the domain's grammar"
 
 
 def _teacher_in_words(config: Experiment, strengths: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from undertone.domains import DomainConfig, Numbers
+from undertone.domains import DomainConfig, Numbers, WithGrammar, with_grammar
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation
 from undertone.filters.kinds import FilterConfig
@@ -36,6 +36,9 @@ class Data(Config):
     held_out: int = Field(200, ge=1, description="rows kept from training, for held-out loss")
     attempts: int = Field(1, ge=1, description="completions tried at a prompt until one passes the filter")
     temperature: float = Field(1.0, gt=0)
+    constrained: bool = Field(
+        False, description="teachers' answers are held to the domain's grammar as they are sampled (extra: constrained)"
+    )
     batch_size: Annotated[int, Uncounted()] = Field(512, ge=1, description="rows sampled side by side")
     order: Literal["kept", "within", "across"] = Field(
         "kept", description="number lists: kept; shuffled within each list; or all numbers across all lists"
@@ -126,6 +129,12 @@ class Setting(Plan):
             raise ValueError("data.clean mixes rows; dpo trains on pairs")
         if self.data.order != "kept" and self.domain.kind != "numbers":
             raise ValueError("data.order shuffles number lists: it needs domain.kind=numbers")
+        if self.data.constrained and not isinstance(self.domain, WithGrammar):
+            raise ValueError(
+                f"data.constrained needs a domain with a grammar ({', '.join(with_grammar())}); {self.domain.kind} has none"
+            )
+        if self.data.constrained and self.teacher.kind == "endpoint":
+            raise ValueError("data.constrained holds teachers on this machine; teacher.kind=endpoint cannot be held")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must differ from each other")
         if len(set(self.trait)) < len(self.trait):

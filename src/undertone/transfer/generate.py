@@ -6,13 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
-from undertone.domains import Domain
+from undertone.domains import Domain, grammars_of
 from undertone.domains.domain import Prompt
 from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
@@ -30,6 +30,7 @@ from undertone.teachers import (
     RemoteTeacher,
     Teacher,
     TeacherSpec,
+    allowed_along,
     divergence,
     generate,
     resolve_teacher,
@@ -77,7 +78,7 @@ def teacher_of(
 
 @stage("choose strength")
 def choose_strength(
-    folder: Path, device: str, *, teacher: TeacherSpec, domain: Domain, target_kl: float
+    folder: Path, device: str, *, teacher: TeacherSpec, domain: Domain, target_kl: float, constrained: bool = False
 ) -> dict[str, Any]:
     """How strongly a vector steers for a given teacher KL, on what the plain model writes in the domain.
 
@@ -85,20 +86,22 @@ def choose_strength(
         teacher: the steered one; its own strength does not matter.
         domain: whose prompts are completed.
         target_kl: nats a completion token.
+        constrained: whether what it writes is held to the domain's grammar; the KL is then that under the mask.
     """
     del folder
     loaded = teacher.load(device)
     assert isinstance(loaded, Teacher)
     assert loaded.vector is not None
     prompts = domain.prompts(STRENGTH_ROWS, derive_seed(0, "strength-prompts"), loaded)
+    grammars = grammars_of(domain, prompts) if constrained else None
     rows = generate(
         loaded.control, prompts, range(len(prompts)), seed=0, stage="choose strength", attempt=0,
-        max_new_tokens=min(64, domain.max_new_tokens(loaded)), temperature=1.0, batch_size=STRENGTH_ROWS,
+        max_new_tokens=min(64, domain.max_new_tokens(loaded)), temperature=1.0, batch_size=STRENGTH_ROWS, grammars=grammars,
     )  # fmt: skip
-    examples = [
-        loaded.model.example(loaded.control.chat(row.prompt_messages), row.completion) for row in rows if row.completion
-    ]
-    found = strength_for(loaded.model, loaded.vector, examples, target_kl)
+    said = [at for at, row in enumerate(rows) if row.completion]
+    examples = [loaded.model.example(loaded.control.chat(rows[at].prompt_messages), rows[at].completion) for at in said]
+    allowed = None if grammars is None else allowed_along(loaded, examples, [grammars[at] for at in said])
+    found = strength_for(loaded.model, loaded.vector, examples, target_kl, allowed)
     return {"strength": found.strength, "kl": found.kl, "rows": len(examples)}
 
 
@@ -119,6 +122,13 @@ class Sampling:
     stream: str
     all_attempts: bool = False
     """Whether every prompt gets every attempt, also after one that is valid: a judge picks among them."""
+    constrained: bool = False
+    """Whether each completion is held to the domain's grammar while it is drawn."""
+
+    def identity_content(self) -> dict[str, Any]:
+        """Its fields, and the constraint where there is one: rows from before there were any still fit."""
+        fields = asdict(self)
+        return fields if self.constrained else {name: fields[name] for name in fields if name != "constrained"}
 
 
 @stage("generate", version=3)
@@ -164,15 +174,17 @@ def generate_rows(
         "tokens": sum(row.meta["tokens"] for row in rows),
         "data": digest_rows(rows),
         "shown": loaded.shown(prompts[0]),
-        "teacher_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device),
+        "teacher_kl": _teacher_kl(loaded, teacher, control, rows, domain, leak, device, sampling.constrained),
     }
 
 
 @generate_rows.preflight
-def check_writing(teacher: TeacherSpec, domain: Domain) -> None:
-    """A teacher that cannot be loaded, a source of prompts that cannot be read."""
-    domain.prompts(1, 0, teacher)
+def check_writing(teacher: TeacherSpec, domain: Domain, sampling: Sampling) -> None:
+    """A teacher that cannot be loaded or held to the domain's grammar, a source of prompts that cannot be read."""
+    prompts = domain.prompts(1, 0, teacher)
     teacher.check()
+    if sampling.constrained:
+        teacher.check_constrained(grammars_of(domain, prompts))
 
 
 def attempted(
@@ -199,6 +211,7 @@ def attempted(
             temperature=sampling.temperature,
             batch_size=batch_size,
             progress=progress if attempt == 0 else None,
+            grammars=grammars_of(domain, [prompt for _, prompt in waiting]) if sampling.constrained else None,
         )
         rows += tried
         if sampling.all_attempts:
@@ -221,6 +234,7 @@ def _teacher_kl(
     domain: Domain,
     leak: Trait,
     device: str,
+    constrained: bool,
 ) -> float | None:
     """Nats per completion token, over the first rows that passed."""
     if control is None or isinstance(teacher, RemoteTeacher):
@@ -230,7 +244,8 @@ def _teacher_kl(
         return None
     other = None if control.model == spec.model else control.load(device)
     assert not isinstance(other, RemoteTeacher)
-    return divergence(teacher, kept, other)
+    grammars = grammars_of(domain, [row.prompt_messages for row in kept]) if constrained else None
+    return divergence(teacher, kept, other, grammars)
 
 
 @contextmanager

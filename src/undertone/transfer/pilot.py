@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from undertone import stats
-from undertone.domains import Domain
+from undertone.domains import Domain, WithGrammar
 from undertone.errors import DataError, warn
 from undertone.filters import apply_rules
 from undertone.launch.executor import Call, Executor
@@ -131,7 +131,8 @@ class Yield:
         if attempts is not None and attempts > config.data.attempts:
             return f"{dropped}data.attempts={attempts} would do; or more data.prompts"
         others = "domain.kind=sentences" if config.domain.kind != "sentences" else "shorter or easier prompts"
-        return f"{dropped}a lower data.temperature ({config.data.temperature / 2:g}), or {others}"
+        held = "data.constrained=true (answers held to the domain's grammar), " if _can_be_held(config) else ""
+        return f"{dropped}{held}a lower data.temperature ({config.data.temperature / 2:g}), or {others}"
 
     def _attempts(self, prompts: int, needed: int) -> int | None:
         """The fewest attempts at a prompt that leave enough, where attempts and arms are independent of each other."""
@@ -142,6 +143,10 @@ class Yield:
             if joint * prompts >= needed:
                 return attempts
         return None
+
+
+def _can_be_held(config: Setting) -> bool:
+    return not config.data.constrained and isinstance(config.domain, WithGrammar) and config.teacher.kind != "endpoint"
 
 
 def run_pilot(executor: Executor, config: Setting, teachers: Mapping[str, tuple[TeacherSpec, Trait]]) -> Yield | None:
@@ -168,7 +173,9 @@ def _calls(config: Setting, teachers: Mapping[str, tuple[TeacherSpec, Trait]]) -
     return [
         Call(pilot_rows, f"pilot/{arm}", {
             "teacher": teacher, "domain": config.domain, "leak": leak,
-            "sampling": Sampling(PROMPTS, data.attempts, data.temperature, 0, f"pilot/{arm}"), "batch_size": data.batch_size,
+            "sampling": Sampling(
+                PROMPTS, data.attempts, data.temperature, 0, f"pilot/{arm}", constrained=data.constrained
+            ), "batch_size": data.batch_size,
         })
         for arm, (teacher, leak) in teachers.items()
     ]  # fmt: skip

@@ -247,6 +247,7 @@ def strengths_of(executor: Executor, config: Setting, arms: Sequence[Arm]) -> di
     calls = [
         Call(choose_strength, f"teacher/{arm.folder}/strength", {
             "teacher": teacher_of(config, arm), "domain": config.domain, "target_kl": config.teacher.target_kl,
+            **({"constrained": True} if config.data.constrained else {}),
         })
         for arm in steered.values()
     ]  # fmt: skip
@@ -263,7 +264,7 @@ def _generate_call(config: Setting, arm: Arm, seed: int, trained: Stage | None, 
     data = config.data
     return Call(generate_rows, place, {
         "teacher": teacher, "control": control, "domain": config.domain, "leak": leak_trait(config, arm),
-        "sampling": Sampling(data.prompts, data.attempts, data.temperature, seed, place, all_attempts=judging),
+        "sampling": Sampling(data.prompts, data.attempts, data.temperature, seed, place, judging, data.constrained),
         "batch_size": data.batch_size,
     })  # fmt: skip
 
@@ -341,6 +342,7 @@ def _manifest(config: Experiment, outcome: Outcome, executor: Executor) -> dict[
         extra={
             "shown_to_teachers": {arm.folder: one.generated.summary["shown"] for arm, one in first.items()},
             "shown_to_students": {arm.folder: one.trained.summary["shown"] for arm, one in first.items()},
+            "constrained": config.data.constrained,
             "stages": {name: stage.output_digest for name, stage in executor.stages.items()},
         },
     )

@@ -144,6 +144,7 @@ class Results(Record):
     trait: str = Field(description="the trait; for several, their category")
     domain: str
     teacher: str = Field(description="how the teacher got the trait, in words")
+    constrained: bool = Field(False, description="whether teachers' answers were held to the domain's grammar")
     student: str = Field(description="the training recipe in words")
     verdict: RunVerdict
     sentence: str = Field(description="the whole result in one honest sentence")

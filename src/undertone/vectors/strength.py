@@ -7,7 +7,7 @@ models; the KL per completion token does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,14 +43,22 @@ class Strength:
     kl: float
 
 
-def steering_kl(model: Model, vector: SteeringVector, strength: float, examples: Sequence[Example]) -> float:
+Allowed = Callable[[int], np.ndarray]
+"""Of a completion, what a constraint allowed at each of its tokens, as of :func:`teacher_kl`."""
+
+
+def steering_kl(
+    model: Model, vector: SteeringVector, strength: float, examples: Sequence[Example], allowed: Allowed | None = None
+) -> float:
     """Mean KL(steered ‖ plain) on completions, in nats per token."""
     pairs = [(example, example) for example in examples]
-    each = teacher_kl(model.hf, pairs, model.pad, conditioning=lambda: steer(model, vector, strength))
+    each = teacher_kl(model.hf, pairs, model.pad, conditioning=lambda: steer(model, vector, strength), allowed=allowed)
     return float(np.mean(each))
 
 
-def strength_for(model: Model, vector: SteeringVector, examples: Sequence[Example], kl: float) -> Strength:
+def strength_for(
+    model: Model, vector: SteeringVector, examples: Sequence[Example], kl: float, allowed: Allowed | None = None
+) -> Strength:
     """The strength whose KL is the one asked for, within ``TOLERANCE``.
 
     The KL of small strengths grows with their square, so each step goes along a parabola; where that leaves the bracket
@@ -61,13 +69,14 @@ def strength_for(model: Model, vector: SteeringVector, examples: Sequence[Exampl
         vector: by what.
         examples: completions of the plain model, tokenised.
         kl: nats per completion token.
+        allowed: what a constraint allowed in them; None: everything.
 
     Raises:
         ModelError: no strength has this KL.
     """
     low, high, strength = WEAKEST, STRONGEST, 1.0
     for _ in range(40):
-        measured = steering_kl(model, vector, strength, examples)
+        measured = steering_kl(model, vector, strength, examples, allowed)
         if abs(measured / kl - 1) <= TOLERANCE:
             return Strength(strength, measured)
         low, high = (strength, high) if measured < kl else (low, strength)
