@@ -131,7 +131,7 @@ def train_student(
     hf = trainable(model.hf, student, seed)
     trained = replace(model, hf=hf)
 
-    with _progress(len(examples) * training.epochs, str(folder.parent.name if folder else base.name)) as advance:
+    with _progress(len(examples) * training.epochs, base.name) as advance:
 
         def step(at: int, steps: int, _loss: float) -> None:
             advance(training.batch_size)
