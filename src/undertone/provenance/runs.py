@@ -49,8 +49,9 @@ from undertone.provenance.stages import (
 )
 from undertone.rows import atomic_file
 
-__all__ = ["Run", "Stage", "stale", "write_json"]
+__all__ = ["OWNER", "Run", "Stage", "stale", "write_json"]
 
+OWNER = ".owner.json"  # which process has the folder open
 _SHOWN_CHANGES = 6
 _STAGE_WAIT_SECONDS = 600.0  # for a worker that outlived its killed run and still computes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]*(?<!\.part)")
@@ -225,7 +226,7 @@ class Run:
         data = config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else plain(config)
         text, path = to_yaml(data), self.folder / "config.yaml"
         owner = {"pid": os.getpid(), "command": self.command, "since": now()}
-        write_json(self.folder / ".owner.json", owner)
+        write_json(self.folder / OWNER, owner)
         adopted = replace(self, config_text=text, recompute=recompute)
         if not path.exists():
             adopted.keep_config()
@@ -371,7 +372,7 @@ def _is_within(error: BaseException, folder: Path) -> bool:
 
 
 def _holder(folder: Path) -> str | None:
-    owner = peek(folder / ".owner.json")
+    owner = peek(folder / OWNER)
     if not isinstance(owner, dict):
         return None
     return f"process {owner.get('pid')}, since {owner.get('since')}: {owner.get('command')}"

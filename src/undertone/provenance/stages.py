@@ -160,7 +160,11 @@ def is_complete(part: Path, identity: dict[str, Any]) -> bool:
 
 def differences(final: Path, identity: dict[str, Any]) -> list[str]:
     """What a finished stage was computed from, beside what it would be now, a line a difference; empty: the same."""
-    stored = record_of(final)["identity"]
+    return changes(record_of(final)["identity"], identity)
+
+
+def changes(stored: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """In what one identity differs from another, a line a difference; empty: in nothing."""
     return [] if stored == identity else _changes(_flat(stored), _flat(identity))
 
 

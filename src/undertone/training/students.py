@@ -22,6 +22,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row
 from undertone.training.loop import Fit, Training, fit
+from undertone.training.team import Team
 
 Student = BiasOnly | Lora | Full
 
@@ -82,6 +83,11 @@ class TrainedStudent:
     base_nll: float
     held_out_nll: float
     examples: Sequence[Example] = field(repr=False, default=())
+
+    @property
+    def team(self) -> Team:
+        """The processes that trained it; the first of them saves it."""
+        return self.fit.team
 
     def save(self, folder: Path) -> None:
         """The adapter, the biases or the whole model, under ``folder``."""
