@@ -80,14 +80,16 @@ class RayWorkers(Workers):
                     flying[self._send.remote(RemoteTask.of(task, self._origin))] = at
                 ready, _ = ray.wait(list(flying), num_returns=1)
                 for reference in ready:
-                    results[flying.pop(reference)] = ray.get(reference).opened()
+                    at = flying.pop(reference)
+                    results[at] = ray.get(reference).opened()
                     if done:
                         done()
         except ray.exceptions.RayError as error:
             raise _failed(error) from error
         finally:
+            # Not by force: where a task ends at that moment, Ray 2.60 aborts this process. What is left ends with the connection.
             for reference in flying:
-                ray.cancel(reference, force=True)
+                ray.cancel(reference, force=False)
         return results
 
 
