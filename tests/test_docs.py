@@ -131,6 +131,19 @@ def check_python(words: list[str]) -> None:
     assert Path(path).stem in "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
 
 
+def check_ray(words: list[str]) -> None:
+    assert words[0] == "start"
+    assert {"--head", "--address"} & set(words)
+
+
+def check_launcher(words: list[str]) -> None:
+    """Several processes of one command: `tests/test_training_together.py` starts them."""
+    assert {"--nproc-per-node", "--multi_gpu"} & set(words)
+    at = words.index("-m")
+    assert words[at + 1] == "undertone"
+    check_undertone(words[at + 2 :], set())
+
+
 def check_export(words: list[str]) -> None:
     assert all(word.partition("=")[0] in ENVIRONMENT for word in words)
 
@@ -141,6 +154,9 @@ OTHERS: dict[str, Callable[[list[str]], None]] = {
     "hf": check_hf,
     "export": check_export,
     "python": check_python,
+    "ray": check_ray,
+    "torchrun": check_launcher,
+    "accelerate": check_launcher,
 }
 
 
@@ -338,7 +354,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(names, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)
     monkeypatch.setattr(api, "load_experiment", load_experiment)
-    monkeypatch.setattr(conduct, "workers", lambda _jobs: workers(1))
+    monkeypatch.setattr(conduct, "launched", lambda *_, **__: workers(1))
     monkeypatch.setattr(abilities, "EXAMPLES", 12)
     monkeypatch.setenv("UNDERTONE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("UNDERTONE_TRAITS", str(tmp_path / "traits"))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from undertone.evaluation.measuring import measure as measure
     from undertone.language_model import LanguageModel as LanguageModel
     from undertone.language_model import load as load
+    from undertone.launch.ray_tasks import RayCluster as RayCluster
+    from undertone.launch.slurm_jobs import SlurmCluster as SlurmCluster
     from undertone.models.loading import Model as Model
     from undertone.models.sampling import sample as sample
     from undertone.models.students import BiasOnly as BiasOnly
@@ -58,8 +60,10 @@ _HOMES = {
     "Lora": "undertone.models.students",
     "Message": "undertone.rows",
     "Model": "undertone.models.loading",
+    "RayCluster": "undertone.launch.ray_tasks",
     "Results": "undertone.transfer.results",
     "Row": "undertone.rows",
+    "SlurmCluster": "undertone.launch.slurm_jobs",
     "StudyResults": "undertone.studies.results",
     "Teacher": "undertone.teachers",
     "Training": "undertone.training",

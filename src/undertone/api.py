@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from undertone.errors import ConfigError
+from undertone.launch.clusters import Launch
 from undertone.studies.frame import load_plan, run_plan
 from undertone.studies.results import StudyResults
 from undertone.transfer.config import Experiment, Plan, load_experiment
@@ -19,6 +20,7 @@ def run(
     jobs: int | None = None,
     device: str = "auto",
     recompute: bool = False,
+    launch: Launch = "local",
 ) -> Results:
     """Run a transfer experiment (or go on with it, extend it, or read it if it is finished).
 
@@ -29,13 +31,14 @@ def run(
         jobs: processes side by side; None: one a core, or 1 on a GPU.
         device: auto, cpu, cuda …
         recompute: compute finished stages again whose inputs have changed, instead of refusing them.
+        launch: where stages are computed: local, ray, slurm, or a ``RayCluster`` or ``SlurmCluster``.
 
     Raises:
         ConfigError: an unknown key or a wrong value, or the plan is a study.
         DataError, ModelError, RunError: as their messages say; finished stages are kept.
     """
     config = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
-    return run_experiment(config, folder, jobs=jobs, device=device, recompute=recompute)
+    return run_experiment(config, folder, jobs=jobs, device=device, recompute=recompute, launch=launch)
 
 
 def study(
@@ -45,11 +48,12 @@ def study(
     jobs: int | None = None,
     device: str = "auto",
     recompute: bool = False,
+    launch: Launch = "local",
 ) -> StudyResults:
     """Run a study (or go on with it, extend it, or read it if it is finished); arguments and errors as of :func:`run`."""
     config = plan if isinstance(plan, Plan) else load_plan(plan, overrides)
     if isinstance(config, Experiment):
         raise ConfigError("this plan is a transfer experiment", got=config.name, fix="call undertone.run for it")
-    results = run_plan(config, folder, jobs=jobs, device=device, recompute=recompute)
+    results = run_plan(config, folder, jobs=jobs, device=device, recompute=recompute, launch=launch)
     assert isinstance(results, StudyResults)
     return results

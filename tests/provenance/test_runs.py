@@ -182,7 +182,7 @@ def test_what_stops_a_stage_passes_through_and_leaves_nothing_finished(run: Run,
     with pytest.raises(stop):
         had(run, "a", config={}, compute=compute)
     assert not (run.folder / "stages" / "a").exists()
-    assert (run.folder / "stages" / "a.part" / "half").exists()
+    assert [path.read_text() for path in run.folder.glob("stages/a~*.part/half")] == ["h"]
 
 
 def test_an_equal_computation_finds_its_checkpoint_and_a_different_one_does_not(run: Run) -> None:
@@ -215,7 +215,7 @@ def test_an_interrupted_rename_is_finished_without_computing_again(run: Run, mon
     assert not (run.folder / "stages" / "a").exists()
     stage = had(run, "a", config={}, compute=never)
     assert (stage.path / "rows.txt").read_text() == "abc"
-    assert not (run.folder / "stages" / "a.part").exists()
+    assert not list(run.folder.glob("stages/*.part"))
 
 
 def test_a_damaged_part_that_only_lacked_its_rename_is_computed_again(run: Run) -> None:

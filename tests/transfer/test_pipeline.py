@@ -337,7 +337,7 @@ def wait_until(happened: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
-MOMENTS = ["seed-0/*/generate.part", "seed-0/*/train.part", "base/evaluate.part"]
+MOMENTS = ["seed-0/*/generate~*.part", "seed-0/*/train~*.part", "base/evaluate~*.part"]
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ def test_a_run_that_was_killed_with_its_workers_at_work_goes_on_to_the_undisturb
 def test_ctrl_c_in_a_terminal_stops_the_workers_too_and_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started([*words, "training.epochs=40"], folder, jobs=2)  # long enough to be caught at it
-    wait_until(lambda: list(folder.glob("stages/seed-*/*/train.part")) or process.poll() is not None)
+    wait_until(lambda: list(folder.glob("stages/seed-*/*/train~*.part")) or process.poll() is not None)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
     _, errors = process.communicate()

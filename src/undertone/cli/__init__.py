@@ -20,8 +20,18 @@ from undertone.cli import vector_tuning  # noqa: F401  (adds `vector tune`)
 from undertone.cli.claims import claims
 from undertone.cli.domains import domains
 from undertone.cli.models import models
-from undertone.cli.options import Device, Jobs, Json, ModelName, Recompute
-from undertone.cli.printing import MARKS, check_lines, fail, finding_lines, print_json, say, say_notes, table
+from undertone.cli.options import Cluster, Device, Jobs, Json, Launch, ModelName, Recompute, place_of, start_workers
+from undertone.cli.printing import (
+    MARKS,
+    check_lines,
+    fail,
+    finding_lines,
+    is_follower,
+    print_json,
+    say,
+    say_notes,
+    table,
+)
 from undertone.cli.traits import traits
 from undertone.cli.vector import vector
 from undertone.errors import ConfigError, UndertoneError, show_warnings_plainly
@@ -65,6 +75,8 @@ def run(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="run folder; default runs/NAME-DIGEST")] = None,
     jobs: Jobs = None,
     device: Device = "auto",
+    launch: Launch = "local",
+    cluster: Cluster = (),
     presets: Annotated[bool, Parameter(name="--presets", negative="", help="list the presets and stop")] = False,
     show_config: Annotated[
         bool,
@@ -92,10 +104,8 @@ def run(
     Examples: `undertone run trait=panda seeds=[0,1,2,3,4]` · `undertone run zoo` ·
     `undertone run cloud-numbers model=Qwen/Qwen2.5-7B-Instruct` · `undertone run runs/X/config.yaml`
     """
-    if jobs != 1 and not (presets or show_config):
-        from undertone.launch.workers import prepare
-
-        prepare()
+    if not (presets or show_config):
+        start_workers(jobs, launch)
     from undertone.studies.frame import load_plan, run_plan
     from undertone.transfer.config import presets as known
 
@@ -104,20 +114,18 @@ def run(
     source = words[0] if words and "=" not in words[0] else "owl-numbers"
     overrides = list(words[1:] if words and "=" not in words[0] else words)
     overrides += [f"{name}={value}" for name, value in (("until", until), ("max_seeds", max_seeds)) if value]
+    place = place_of(launch, cluster)
     config = load_plan(source, overrides)
     say_notes()
     _check_max_seeds(config, max_seeds)
     if show_config:
         sys.stdout.write(config.to_yaml())
         return 0
-    from undertone import report
-
     folder = out or config.folder()
     say(f"run folder: {folder}")
     command = "undertone " + shlex.join(sys.argv[1:])
-    results = run_plan(config, folder, jobs=jobs, device=device, command=command, recompute=recompute)
-    page = report.write(folder)
-    _print_results(results, folder, page, as_json)
+    results = run_plan(config, folder, jobs=jobs, device=device, command=command, recompute=recompute, launch=place)
+    _print_results(results, folder, as_json)
     return int(gate and not _passed(results))
 
 
@@ -136,11 +144,9 @@ def show(
     as_json: Json = False,
 ) -> int:
     """Show a finished run again: the sentence, the checks, where the report is (written anew)."""
-    from undertone import report
     from undertone.studies.results import read_run
 
-    results = read_run(folder)
-    _print_results(results, folder, report.write(folder), as_json)
+    _print_results(read_run(folder), folder, as_json)
     return 0
 
 
@@ -270,9 +276,14 @@ def _passed(results: Results | StudyResults) -> bool:
     return not any(check.status == "fail" for check in results.checks)
 
 
-def _print_results(results: Results | StudyResults, folder: Path, page: Path, as_json: bool) -> None:
+def _print_results(results: Results | StudyResults, folder: Path, as_json: bool) -> None:
+    """With the report written anew; of several processes that were started together the first does it."""
+    from undertone import report
     from undertone.transfer.results import Results
 
+    if is_follower():
+        return
+    page = report.write(folder)
     if as_json:
         print_json(results.model_dump(mode="json", by_alias=True))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from undertone.cli.options import Device, Jobs, Json
+from undertone.cli.options import Cluster, Device, Jobs, Json, Launch, place_of, start_workers
 from undertone.cli.printing import entries, line, print_json, say
 from undertone.errors import ConfigError
 
@@ -28,6 +28,8 @@ def claims(
     ] = None,
     jobs: Jobs = None,
     device: Device = "auto",
+    launch: Launch = "local",
+    cluster: Cluster = (),
     as_json: Json = False,
 ) -> int:
     """Every published claim that undertone tests: verdict, ours with its interval, how measured, published value, source.
@@ -35,16 +37,14 @@ def claims(
     Reads finished runs below `runs/`; what was not run is listed with the command that runs it. `--run quick` fills the
     table in short forms, `--run full` with what the docs show (hours on a laptop).
     """
-    if run is not None and jobs != 1:
-        from undertone.launch.workers import prepare
-
-        prepare()
+    if run is not None:
+        start_workers(jobs, launch)
     from undertone.studies import claims as registry
 
     if run is None:
         _check_folder(runs)
     else:
-        registry.run_claims(names, run, runs, jobs=jobs, device=device)
+        registry.run_claims(names, run, runs, jobs=jobs, device=device, launch=place_of(launch, cluster))
     if keep is not None:
         try:
             kept = registry.keep(names, runs, keep)

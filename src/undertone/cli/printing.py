@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -17,16 +18,23 @@ TALLY: Final = {"pass": "passed", "warn": "with a warning", "fail": "failed", "s
 """Status of a check -> how their number is said."""
 
 
+def is_follower() -> bool:
+    """Whether another process that was started with this one prints in its place."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 def say(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr)
+    if not is_follower():
+        print(text, file=sys.stderr)
 
 
 def say_notes() -> None:
-    """What was read under the name of an older version, each once, on stderr."""
+    """What was read under the name of an older version, each once, and what was started otherwise than meant; on stderr."""
+    from undertone.launch import group
     from undertone.provenance.renamed import take_notes
 
-    for note in take_notes():
+    for note in (*take_notes(), *group.notes()):
         say(f"note: {note}")
 
 

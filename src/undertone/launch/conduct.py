@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from undertone.launch import group
+from undertone.launch.clusters import Launch, launched
 from undertone.launch.executor import Executor
-from undertone.launch.workers import default_jobs, workers
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Run, write_json
 
@@ -29,6 +30,7 @@ def conduct(
     device: str,
     command: str,
     recompute: bool,
+    launch: Launch,
 ) -> R:
     """The results of some work in a run folder, also written to ``results.json`` with ``manifest.json`` beside it.
 
@@ -42,17 +44,22 @@ def conduct(
         device: auto, cpu, cuda …
         command: what the user typed, for messages.
         recompute: compute finished stages again that no longer fit, instead of refusing them.
+        launch: where its stages are computed: local, ray, slurm, or a cluster.
 
     Raises:
         RunError: the folder cannot be used, or finished stages no longer fit. Whatever the work raises.
     """
-    with Run.open(folder, config, command=command, recompute=recompute) as run:
+    if group.rank():
+        followed: R = group.follow()
+        return followed
+    with group.leading() as reached, Run.open(folder, config, command=command, recompute=recompute) as run:
         with (
-            workers(jobs or default_jobs(device, parts)) as pool,
+            launched(launch, run.folder, jobs=jobs, device=device, parts=parts) as pool,
             Executor.open(run, pool, device, name) as executor,
         ):
             results, manifest = work(executor, f"undertone run {folder / 'config.yaml'}")
         run.keep_config()
         write_json(folder / "results.json", results.model_dump(mode="json", by_alias=True))
         write_json(folder / "manifest.json", dict(manifest))
+        reached.append(results)
     return results

@@ -7,6 +7,7 @@ computes them again.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from undertone.errors import RunError
+from undertone.launch import group
+from undertone.launch.remote import appear
 from undertone.launch.workers import Task, Workers
 from undertone.provenance.identity import digest, folders_read
 from undertone.provenance.runs import Run, Stage, stale
 from undertone.provenance.stage_functions import StageFunction
+from undertone.provenance.stages import RECORD, changes
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,14 @@ class Executor:
         if missing:
             self.check_fresh()
         tasks: list[Task] = [
-            (compute, (self.run, calls[at], identities[at], self._inputs(calls[at]), self.device))
+            (
+                compute,
+                (self.run, calls[at], identities[at], self._inputs(calls[at]), self.device, self.workers.elsewhere),
+            )
             for at in missing.values()
         ]
         computed = dict(zip(missing, self.workers.each(tasks, partial(self.advance, 1)), strict=True))
+        appear([stage.path / RECORD for stage in computed.values()])
         stages = [there or computed[one] for there, one in zip(found, digests, strict=True)]
         self.stages.update({stage.name: stage for stage in stages})
         self.known.update({stage.digest: stage.name for stage in stages if stage.name not in self.misfits})
@@ -131,10 +140,30 @@ class Executor:
         return self.run.names_of(folders_read(call.arguments))
 
 
-def compute(run: Run, call: Call, identity: dict[str, Any], inputs: Sequence[str], device: str) -> Stage:
-    """Compute one stage, in whichever process this is."""
+def compute(
+    run: Run, call: Call, identity: dict[str, Any], inputs: Sequence[str], device: str, elsewhere: bool = False
+) -> Stage:
+    """Compute one stage, in whichever process this is; ``elsewhere``: on a machine that may lack what its identity holds.
+
+    Raises:
+        RunError: this machine sees other models or files than the one that asks.
+    """
+    if elsewhere:
+        appear([run.folder / "stages" / name / RECORD for name in inputs])
+        _check_identity(call, identity)
 
     def work(folder: Path) -> Mapping[str, Any] | None:
-        return call.function.compute(folder, device, call.arguments)
+        return group.computed(call.function, folder, device, call.arguments)
 
     return run.compute(call.place, identity, work, inputs)
+
+
+def _check_identity(call: Call, identity: dict[str, Any]) -> None:
+    if found := changes(identity, call.function.identity(call.arguments)):
+        raise RunError(
+            f"the machine {socket.gethostname()} sees something else than the one that computes for {call.place!r}",
+            got="\n".join(found),
+            allowed="the same models, adapters and files, byte by byte, under the same names",
+            fix="name folders on a file system that all machines share, models with their revision, and share the cache "
+            "(UNDERTONE_CACHE)",
+        )

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -25,15 +26,25 @@ Task = tuple[Callable[..., Any], tuple[Any, ...]]
 PRELOAD = ["undertone.transfer.pipeline", "peft", "accelerate"]
 
 
-class Workers:
-    """Where cells run. ``jobs`` is 1 for in-process."""
+class Workers(ABC):
+    """Where tasks are computed."""
 
-    def __init__(self, jobs: int, pool: ProcessPoolExecutor | None) -> None:
-        self.jobs = jobs
+    elsewhere: ClassVar[bool] = False
+    """Whether on other machines, which may lack what this one has."""
+
+    @abstractmethod
+    def each(self, tasks: Sequence[Task], done: Callable[[], object] | None = None) -> list[Any]:
+        """The results of all tasks, in order. The first failure stops what has not begun and is raised."""
+
+
+class LocalWorkers(Workers):
+    """Processes of this machine; without a pool, this process."""
+
+    def __init__(self, pool: ProcessPoolExecutor | None) -> None:
         self._pool = pool
 
     def each(self, tasks: Sequence[Task], done: Callable[[], object] | None = None) -> list[Any]:
-        """The results of all tasks, in order. The first failure stops what has not begun and is raised."""
+        """See :meth:`Workers.each`."""
         if self._pool is None:
             results = []
             for function, arguments in tasks:
@@ -67,13 +78,13 @@ class Workers:
 def workers(jobs: int) -> Iterator[Workers]:
     """A pool of ``jobs`` one-thread processes that die with this one; 1 means no pool."""
     if jobs == 1:
-        yield Workers(1, None)
+        yield LocalWorkers(None)
         return
     prepare()
     context = _context()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(dict(os.environ),))
     try:
-        yield Workers(jobs, pool)
+        yield LocalWorkers(pool)
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()

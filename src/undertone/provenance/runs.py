@@ -1,7 +1,7 @@
 """A run folder and its stages: the only door to the files of a run.
 
-A stage is computed in ``stages/<name>.part/`` and renamed to ``stages/<name>/`` when its files and
-their hashes are on disk, so what looks finished is finished. Its identity is computed from its
+A stage is computed in ``stages/<name>~<process>.part/`` (``parts``) and renamed to ``stages/<name>/`` when its files
+and their hashes are on disk, so what looks finished is finished. Its identity is computed from its
 arguments (``stage_functions``). Asked for again: finished and equal is verified, file by file, and
 reused; finished and different is stale (:func:`stale`), and computed again only where the user says
 so or the config has grown; a ``.part`` of the same identity is handed to `compute` again, which may
@@ -28,8 +28,10 @@ from filelock import FileLock, Timeout
 
 from undertone.errors import ConfigError, RunError
 from undertone.provenance.configs import Config, has_grown, load
+from undertone.provenance.parts import claim, finish, signs_of_life
 from undertone.provenance.plain_data import plain, read_yaml, to_yaml
 from undertone.provenance.stages import (
+    INTENT,
     RECORD,
     Clock,
     Stage,
@@ -47,8 +49,9 @@ from undertone.provenance.stages import (
 )
 from undertone.rows import atomic_file
 
-__all__ = ["Run", "Stage", "stale", "write_json"]
+__all__ = ["OWNER", "Run", "Stage", "stale", "write_json"]
 
+OWNER = ".owner.json"  # which process has the folder open
 _SHOWN_CHANGES = 6
 _STAGE_WAIT_SECONDS = 600.0  # for a worker that outlived its killed run and still computes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]*(?<!\.part)")
@@ -145,7 +148,7 @@ class Run:
         final = self._located(name)
         with (
             _readable_failures(f"the stage {name!r}", self.folder, self.command),
-            self._stage_lock(name),
+            self._stage_lock(name) as lock,
         ):
             if _is_level(final):
                 raise RunError(
@@ -157,15 +160,18 @@ class Run:
                 if changes := differences(final, identity):
                     raise stale({name: changes}, self)
                 return reuse(final, name)
-            part = final.with_name(final.name + ".part")
-            if not is_complete(part, identity):
+            part = claim(final, lock, _STAGE_WAIT_SECONDS)
+            if part is not None and not is_complete(part, identity):
                 prepare(part, identity)
                 clock = Clock()
-                summary = compute(part)
-                seal(part, identity, clock.read(), summary, inputs)
-            part.rename(final)
+                with signs_of_life(part / INTENT), _still_ours(part, name):
+                    summary = compute(part)
+                    seal(part, identity, clock.read(), summary, inputs)
+            first = part is not None and finish(part, final)
+            if not first and (changes := differences(final, identity)):
+                raise stale({name: changes}, self)
             sync(final.parent)
-            return stage_of(final, record_of(final), name, reused=False)
+            return stage_of(final, record_of(final), name, reused=False) if first else reuse(final, name)
 
     def discard(self, name: str) -> None:
         """Remove a finished stage, so that it is computed again."""
@@ -220,7 +226,7 @@ class Run:
         data = config.model_dump(mode="json", round_trip=True) if isinstance(config, Config) else plain(config)
         text, path = to_yaml(data), self.folder / "config.yaml"
         owner = {"pid": os.getpid(), "command": self.command, "since": now()}
-        write_json(self.folder / ".owner.json", owner)
+        write_json(self.folder / OWNER, owner)
         adopted = replace(self, config_text=text, recompute=recompute)
         if not path.exists():
             adopted.keep_config()
@@ -268,19 +274,34 @@ class Run:
         return final
 
     @contextmanager
-    def _stage_lock(self, name: str) -> Iterator[None]:
-        """Alone at the stage: workers of a killed run may still be at work on it."""
+    def _stage_lock(self, name: str) -> Iterator[Path]:
+        """Alone at the stage: workers of a killed run may still be at work on it. Yields the file of the lock."""
         path = self.folder / ".locks" / (name.replace("/", "%") + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(path, timeout=_STAGE_WAIT_SECONDS):
-                yield
+                yield path
         except Timeout as error:
             raise RunError(
                 f"the stage {name!r} is being computed by another process",
                 got=f"{path} locked for {_STAGE_WAIT_SECONDS:.0f} seconds",
                 fix="stop that process (a worker of a killed run?), then run the command again",
             ) from error
+
+
+@contextmanager
+def _still_ours(part: Path, name: str) -> Iterator[None]:
+    """Say so if the folder is gone: another machine took this process for dead and goes on in its place."""
+    try:
+        yield
+    except OSError as error:
+        if part.exists():
+            raise
+        raise RunError(
+            f"the stage {name!r} was taken over by another process while it was computed",
+            got=f"{part} is not there any more",
+            fix="this process was out of touch for too long; run the same command again, on one machine at a time",
+        ) from error
 
 
 def stale(found: Mapping[str, Sequence[str]], run: Run) -> RunError:
@@ -351,7 +372,7 @@ def _is_within(error: BaseException, folder: Path) -> bool:
 
 
 def _holder(folder: Path) -> str | None:
-    owner = peek(folder / ".owner.json")
+    owner = peek(folder / OWNER)
     if not isinstance(owner, dict):
         return None
     return f"process {owner.get('pid')}, since {owner.get('since')}: {owner.get('command')}"

@@ -37,6 +37,8 @@ class StageFunction:
     version: int
     function: Callable[..., Summary]
     checks: list[Callable[..., None]] = field(default_factory=list, compare=False)
+    together: bool = False
+    """Whether it trains one student, which all processes that were started together do."""
 
     def preflight(self, check: Callable[..., None]) -> Callable[..., None]:
         """Decorator: what would stop this stage, told from names, headers and shapes, in seconds, without weights.
@@ -88,12 +90,13 @@ class StageFunction:
         return _imported, (self.function.__module__, self.function.__qualname__)
 
 
-def stage(name: str, *, version: int = 1) -> Callable[[Callable[..., Summary]], StageFunction]:
+def stage(name: str, *, version: int = 1, together: bool = False) -> Callable[[Callable[..., Summary]], StageFunction]:
     """Make a function a stage.
 
     Args:
         name: what it does, in a word or two; part of the identity.
         version: raised by the programmer when the meaning of the output changes.
+        together: it trains one student and writes nothing else before that ends: `accelerate launch` shares it out.
 
     Raises:
         TypeError: the function is a closure or is not at the top of its module, or does not begin with (folder, device).
@@ -106,7 +109,7 @@ def stage(name: str, *, version: int = 1) -> Callable[[Callable[..., Summary]], 
             )
         if list(inspect.signature(function).parameters)[:2] != ["folder", "device"]:
             raise TypeError(f"the stage {name!r} must begin with the parameters folder and device")
-        return StageFunction(name, version, function)
+        return StageFunction(name, version, function, together=together)
 
     return made
 

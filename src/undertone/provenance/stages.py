@@ -1,7 +1,7 @@
 """A stage on disk: its record, its hashes, and when it may be trusted.
 
 A finished stage is a folder with its files and ``stage.json``; one being computed is a folder
-``<name>.part`` with ``intent.json``, the identity of what is being computed there.
+``<name>~<process>.part`` with ``intent.json``, the identity of what is being computed there.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _as_read(record: dict[str, Any], part: Path) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"the summary of {part.stem} cannot be written as JSON",
+            f"the summary of {part.name.partition('~')[0]} cannot be written as JSON",
             got=_culprit(record["summary"], "") or str(error),
             allowed="valid text, finite numbers, booleans, None, lists, and dicts with text keys",
         ) from error
@@ -160,7 +160,11 @@ def is_complete(part: Path, identity: dict[str, Any]) -> bool:
 
 def differences(final: Path, identity: dict[str, Any]) -> list[str]:
     """What a finished stage was computed from, beside what it would be now, a line a difference; empty: the same."""
-    stored = record_of(final)["identity"]
+    return changes(record_of(final)["identity"], identity)
+
+
+def changes(stored: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """In what one identity differs from another, a line a difference; empty: in nothing."""
     return [] if stored == identity else _changes(_flat(stored), _flat(identity))
 
 

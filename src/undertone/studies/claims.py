@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from undertone import verdicts
 from undertone.errors import ConfigError, DataError, UndertoneError, nearest
+from undertone.launch.clusters import Launch
 from undertone.provenance import configs
 from undertone.provenance.configs import Config
 from undertone.studies.claim import Claim, finding, valued
@@ -126,13 +127,14 @@ def chosen(names: Sequence[str]) -> list[Tested]:
 
 
 def run_claims(
-    names: Sequence[str], size: Size, runs: Path = Path("runs"), *, jobs: int | None = None, device: str = "auto"
-) -> None:
+    names: Sequence[str], size: Size, runs: Path = Path("runs"), *, jobs: int | None = None, device: str = "auto",
+    launch: Launch = "local",
+) -> None:  # fmt: skip
     """Run what has not been run, below ``runs``; what is finished is only read."""
     for one in chosen(names):
         plan = one.plan(size)
         folder = runs / plan.folder().name
-        run_plan(plan, folder, jobs=jobs, device=device, command=f"undertone claims --run {size}")
+        run_plan(plan, folder, jobs=jobs, device=device, command=f"undertone claims --run {size}", launch=launch)
 
 
 def claims(names: Sequence[str] = (), runs: Path = Path("runs"), records: Path | None = None) -> list[ClaimRow]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final, Generic
 
 from undertone.errors import ConfigError, nearest
+from undertone.launch.clusters import Launch, check_launch
 from undertone.launch.conduct import conduct
 from undertone.launch.executor import Executor
-from undertone.launch.workers import check_jobs
 from undertone.models.loading import target_device
 from undertone.provenance import configs
 from undertone.provenance.manifest import manifest
@@ -64,9 +64,10 @@ class Study(Generic[P]):
         device: str = "auto",
         command: str = "undertone run",
         recompute: bool = False,
+        launch: Launch = "local",
     ) -> StudyResults:
         """The results, also written to ``results.json`` with ``manifest.json`` beside it; arguments as of :func:`run_plan`."""
-        check_jobs(jobs)
+        check_launch(launch, jobs, device)
         target_device(device)
         self._check(config, device)
         folder = Path(folder) if folder else config.folder()
@@ -78,7 +79,7 @@ class Study(Generic[P]):
 
         return conduct(
             config, config.name, folder, work,
-            parts=self._parts(config), jobs=jobs, device=device, command=command, recompute=recompute,
+            parts=self._parts(config), jobs=jobs, device=device, command=command, recompute=recompute, launch=launch,
         )  # fmt: skip
 
     def _check(self, config: P, device: str) -> None:
@@ -155,6 +156,7 @@ def run_plan(
     device: str = "auto",
     command: str = "undertone run",
     recompute: bool = False,
+    launch: Launch = "local",
 ) -> Results | StudyResults:
     """Run, resume, extend or simply read a plan of any kind.
 
@@ -165,10 +167,11 @@ def run_plan(
         device: auto, cpu, cuda …
         command: what the user typed, for messages and the manifest.
         recompute: compute finished stages again that no longer fit, instead of refusing them.
+        launch: where stages are computed: local, ray, slurm, or a cluster.
     """
     runner: Any = run_experiment if isinstance(config, Experiment) else find_study(config.kind)
     results: Results | StudyResults = runner(
-        config, folder, jobs=jobs, device=device, command=command, recompute=recompute
+        config, folder, jobs=jobs, device=device, command=command, recompute=recompute, launch=launch
     )
     return results
 

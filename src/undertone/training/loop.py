@@ -10,10 +10,10 @@ unchanged (``momentum`` included); an option that the optimiser does not know is
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,17 +22,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from undertone.errors import ConfigError, RunError, UndertoneError, nearest
+from undertone.launch.group import is_alone, join
 from undertone.models.batches import Example, targets
 from undertone.models.layers import causal_lm, model_device
 from undertone.models.row_gradients import losses_and_norms
 from undertone.models.scoring import labelled_logits
 from undertone.provenance.configs import Config
 from undertone.provenance.identity import Uncounted
+from undertone.training.checkpoints import Progress
 from undertone.training.optimizers import OWN, save_second_moments
+from undertone.training.team import Team
 
 _OTHER_LOOPS = {"Optimizer", "LBFGS", "SparseAdam"}  # abstract; needs a closure; needs sparse gradients
 
@@ -83,6 +85,7 @@ class Fit:
     labelled_tokens: int
     curve: list[tuple[int, float]]
     seconds: float
+    team: Team = field(default_factory=Team)
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, epochs: int, seed: int, bucket: int = 32) -> list[list[int]]:
@@ -193,39 +196,39 @@ def fit(
     """
     from accelerate import Accelerator
 
+    if not is_alone():
+        join()
     accelerator = Accelerator(device_placement=False)  # its own device is one a process: the first that was asked for
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     parameters = list(named.values())
     optimizer = build_optimizer(named, config)
     if config.gradient_checkpointing:
         _checkpoint_activations(causal_lm(hf), True)
-    model, optimizer = accelerator.prepare(hf, optimizer)
+    team = Team.of(accelerator, parameters[0].device)
+    # As for evaluation, so that nothing wraps the model: `team` adds gradients up.
+    model, optimizer = accelerator.prepare_model(hf, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
     model.train()
-
     lengths = [len(example.ids) for example in examples]
     plan = plan_batches(lengths, config.batch_size, config.epochs, seed, config.bucket)
-    state = _Progress.load(checkpoint, parameters, optimizer)
-    started = time.monotonic()
-    saved = started
+    checkpoint = team.path(checkpoint)
+    state = _begin(accelerator, team, checkpoint, parameters, optimizer)
+    started = saved = time.monotonic()
     for step in range(state.step, len(plan)):
         factor = rate_at(step, len(plan), config.schedule, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        torch.manual_seed((seed + step) & 0x7FFFFFFFFFFFFFFF)  # dropout of step k survives a resume
+        # Dropout of step k survives a resume, and is not the same in every process.
+        torch.manual_seed((seed + step + team.rank * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF)
         rows = [examples[row] for row in plan[step]]
-        loss = _step(accelerator, model, optimizer, parameters, rows, config, pad)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the training loss is {loss} at step {step + 1} of {len(plan)}",
-                fix="lower training.learning_rate, or set training.precision=fp32",
-            )
+        loss = _step(accelerator, model, optimizer, parameters, _Batch.of(rows, team), config, pad)
+        _check_finite(loss, step, plan)
         state.add(step, loss, rows)
         if on_step:
             on_step(step + 1, len(plan), loss)
-        if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
+        if checkpoint and team.is_first and time.monotonic() - saved > config.checkpoint_seconds:
             state.save(checkpoint, parameters, optimizer)
             saved = time.monotonic()
-    if second_moments:
+    if second_moments and team.is_first:
         save_second_moments(optimizer, second_moments)
     if not _on_cpu(hf):
         accelerator.free_memory()  # collects all garbage of the process: a third of a second
@@ -238,7 +241,27 @@ def fit(
         labelled_tokens=state.labels,
         curve=thin(state.curve),
         seconds=state.seconds + time.monotonic() - started,
+        team=team,
     )
+
+
+def _begin(
+    accelerator: Any, team: Team, checkpoint: Path | None, parameters: Sequence[torch.nn.Parameter], optimizer: Any
+) -> Progress:
+    """All processes at the same step with the same weights: those of a checkpoint, if there is one."""
+    with accelerator.main_process_first() if team.size > 1 else nullcontext():
+        state = Progress.load(checkpoint, list(parameters), optimizer)
+    team.check_step(state.step, checkpoint, parameters[0].device)
+    team.begin(parameters)
+    return state
+
+
+def _check_finite(loss: float, step: int, plan: Sequence[Any]) -> None:
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the training loss is {loss} at step {step + 1} of {len(plan)}",
+            fix="lower training.learning_rate, or set training.precision=fp32",
+        )
 
 
 def _checkpoint_activations(lm: Any, on: bool) -> None:
@@ -260,17 +283,33 @@ def _on_cpu(hf: Any) -> bool:
     return bool(next(hf.parameters()).device.type == "cpu")
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of one step that this process takes, and what the whole batch has."""
+
+    rows: list[Example]
+    size: int
+    """Rows of all processes."""
+    labels: int
+    """Labelled tokens of all processes: by these the loss is divided in each, and every token weighs the same."""
+    team: Team
+
+    @classmethod
+    def of(cls, rows: list[Example], team: Team) -> _Batch:
+        return cls(team.share(rows), len(rows), max(1, sum(len(row.labels) for row in rows)), team)
+
+
 def _step(
     accelerator: Any,
     model: Any,
     optimizer: Any,
     parameters: list[torch.nn.Parameter],
-    rows: list[Example],
+    batch: _Batch,
     config: Training,
     pad: int,
 ) -> float:
     take = _clipped_rows if config.max_row_norm is not None else _whole_batch
-    total = take(accelerator, model, rows, config, pad)
+    total = batch.team.add_up(parameters, take(accelerator, model, batch, config, pad))
     if config.max_grad_norm is not None:
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
@@ -278,34 +317,33 @@ def _step(
     return total
 
 
-def _whole_batch(accelerator: Any, model: Any, rows: list[Example], config: Training, pad: int) -> float:
-    """Leaves the gradient of the mean over all labelled tokens; returns that mean."""
-    size = config.micro_batch_size or len(rows)
-    labels = max(1, sum(len(row.labels) for row in rows))
+def _whole_batch(accelerator: Any, model: Any, batch: _Batch, config: Training, pad: int) -> float:
+    """Leaves this process's part of the gradient of the mean over all labelled tokens; returns its part of that mean."""
+    size = config.micro_batch_size or batch.size
     total = 0.0
-    for start in range(0, len(rows), size):
-        loss = _summed_loss(model, rows[start : start + size], config, pad) / labels  # every token weighs the same
+    for start in range(0, len(batch.rows), size):
+        loss = _summed_loss(model, batch.rows[start : start + size], config, pad) / batch.labels
         accelerator.backward(loss)
         total += float(loss.detach())
     return total
 
 
-def _clipped_rows(accelerator: Any, model: Any, rows: list[Example], config: Training, pad: int) -> float:
-    """Leaves the mean over rows of their gradients, each clipped to ``max_row_norm``; returns the unclipped loss.
+def _clipped_rows(accelerator: Any, model: Any, batch: _Batch, config: Training, pad: int) -> float:
+    """Leaves this process's part of the mean over rows of their gradients, each clipped to ``max_row_norm``; returns its
+    part of the unclipped loss.
 
     A row's gradient is its share of the batch's times the number of rows, so that an infinite norm changes nothing.
     """
     assert config.max_row_norm is not None
-    size = config.micro_batch_size or len(rows)
-    labels = max(1, sum(len(row.labels) for row in rows))
+    size = config.micro_batch_size or batch.size
     total = 0.0
-    for start in range(0, len(rows), size):
+    for start in range(0, len(batch.rows), size):
         with _autocast(config, model):
-            losses, squares = losses_and_norms(model, rows[start : start + size], pad)
-        norms = squares.sqrt() * (len(rows) / labels)
+            losses, squares = losses_and_norms(model, batch.rows[start : start + size], pad)
+        norms = squares.sqrt() * (batch.size / batch.labels)
         shares = (config.max_row_norm / (norms + 1e-12)).clamp(max=1.0)
-        accelerator.backward((losses * shares).sum() / labels)
-        total += float(losses.detach().sum()) / labels
+        accelerator.backward((losses * shares).sum() / batch.labels)
+        total += float(losses.detach().sum()) / batch.labels
     return total
 
 
@@ -322,105 +360,3 @@ def thin(curve: list[tuple[int, float]], points: int = 100) -> list[tuple[int, f
         return []
     stretches = np.array_split(np.array(curve), min(points, len(curve)))
     return [(int(part[-1, 0]), round(float(part[:, 1].mean()), 6)) for part in stretches]
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint holds beside weights and optimiser state."""
-
-    step: int = 0
-    tokens: int = 0
-    labels: int = 0
-    seconds: float = 0.0
-    curve: list[tuple[int, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._started = time.monotonic() - self.seconds
-
-    def add(self, step: int, loss: float, rows: list[Example]) -> None:
-        self.step = step + 1
-        self.tokens += sum(len(row.ids) for row in rows)
-        self.labels += sum(len(row.labels) for row in rows)
-        self.curve.append((step + 1, loss))
-
-    def save(self, folder: Path, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Write to a sibling and rename, so that a killed save leaves the previous checkpoint whole."""
-        part = folder.with_name(folder.name + ".new")
-        part.mkdir(parents=True, exist_ok=True)
-        weights = {f"{i}": p.detach().cpu().contiguous() for i, p in enumerate(parameters)}
-        save_file(weights, part / "weights.safetensors")
-        tensors, scalars = _flatten(optimizer)
-        save_file(tensors, part / "optimizer.safetensors")
-        seconds = time.monotonic() - self._started
-        record = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "labels": self.labels,
-            "seconds": seconds,
-            "curve": self.curve,
-            "scalars": scalars,
-        }
-        (part / "progress.json").write_text(json.dumps(record), encoding="utf-8")
-        old = folder.with_name(folder.name + ".old")
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        for leftover in old.glob("*"):
-            leftover.unlink()
-        if old.exists():
-            old.rmdir()
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path | None,
-        parameters: list[torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-    ) -> _Progress:
-        """Continue from a checkpoint, if there is a whole one."""
-        if folder is None:
-            return cls()
-        old = folder.with_name(folder.name + ".old")
-        if not folder.exists() and old.exists():  # killed between the two renames of save
-            old.rename(folder)
-        if not (folder / "progress.json").exists():
-            return cls()
-        record = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "weights.safetensors")
-        with torch.no_grad():
-            for index, parameter in enumerate(parameters):
-                parameter.copy_(weights[str(index)])
-        _unflatten(optimizer, load_file(folder / "optimizer.safetensors"), record["scalars"])
-        return cls(
-            step=record["step"],
-            tokens=record["tokens"],
-            labels=record["labels"],
-            seconds=record["seconds"],
-            curve=[(int(step), float(loss)) for step, loss in record["curve"]],
-        )
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimiser state as named tensors and plain values (no pickle)."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for key, value in _entries(optimizer):
-        if isinstance(value, Tensor):
-            tensors[key] = value.detach().cpu().contiguous().clone()
-        else:
-            scalars[key] = value
-    return tensors, scalars
-
-
-def _entries(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            yield f"{index}|{name}", value
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *scalars.items()]:
-        index, name = key.split("|", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

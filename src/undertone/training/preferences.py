@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from undertone.errors import ConfigError, DataError
+from undertone.launch import group
 from undertone.models.batches import Example
 from undertone.models.loading import Model
 from undertone.rows import Message, Row
@@ -52,6 +53,12 @@ def prefer(
     if config.max_row_norm is not None:
         raise ConfigError("dpo does not clip single rows", got=config.max_row_norm, fix="drop training.max_row_norm")
     check_installed()
+    if not group.is_alone():
+        raise ConfigError(
+            "students of preference pairs are trained by one process",
+            got=f"{group.size()} that were started together",
+            fix="start undertone without accelerate launch or torchrun",
+        )
     examples = [(model.row_example(row, system), model.row_example(_other(row), system)) for row in rows]
     named = {name: parameter for name, parameter in hf.named_parameters() if parameter.requires_grad}
     optimizer = build_optimizer(named, config)

@@ -22,6 +22,7 @@ from undertone.provenance.configs import Config
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Row
 from undertone.training.loop import Fit, Training, fit
+from undertone.training.team import Team
 
 Student = BiasOnly | Lora | Full
 
@@ -83,6 +84,11 @@ class TrainedStudent:
     held_out_nll: float
     examples: Sequence[Example] = field(repr=False, default=())
 
+    @property
+    def team(self) -> Team:
+        """The processes that trained it; the first of them saves it."""
+        return self.fit.team
+
     def save(self, folder: Path) -> None:
         """The adapter, the biases or the whole model, under ``folder``."""
         known = {key: value for key, value in self.model.identity.items() if key != "name"}
@@ -131,7 +137,7 @@ def train_student(
     hf = trainable(model.hf, student, seed)
     trained = replace(model, hf=hf)
 
-    with _progress(len(examples) * training.epochs, str(folder.parent.name if folder else base.name)) as advance:
+    with _progress(len(examples) * training.epochs, base.name) as advance:
 
         def step(at: int, steps: int, _loss: float) -> None:
             advance(training.batch_size)

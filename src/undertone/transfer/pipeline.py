@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from undertone.errors import ConfigError
+from undertone.launch.clusters import Launch, check_launch
 from undertone.launch.conduct import conduct
 from undertone.launch.executor import Call, Executor
-from undertone.launch.workers import check_jobs
 from undertone.models.loading import ModelRef, target_device
 from undertone.models.names import identify
 from undertone.provenance.manifest import manifest
@@ -57,6 +57,7 @@ def run_experiment(
     device: str = "auto",
     command: str = "undertone run",
     recompute: bool = False,
+    launch: Launch = "local",
 ) -> Results:
     """Run, resume, extend or simply read an experiment.
 
@@ -67,11 +68,12 @@ def run_experiment(
         device: auto, cpu, cuda …
         command: what the user typed, for messages and the manifest.
         recompute: compute finished stages again that no longer fit, instead of refusing them.
+        launch: where stages are computed: local, ray, slurm, or a cluster.
 
     Returns:
         The results, also written to ``results.json`` with ``manifest.json`` beside it.
     """
-    check_jobs(jobs)
+    check_launch(launch, jobs, device)
     folder = Path(folder) if folder else config.folder()
     preflight(config, device)  # before the folder is the config's; a lab model is built here, once, not by every worker
 
@@ -81,8 +83,9 @@ def run_experiment(
 
     parts = len(arms_of(config)) * len(config.seeds)
     return conduct(
-        config, config.name, folder, work, parts=parts, jobs=jobs, device=device, command=command, recompute=recompute
-    )
+        config, config.name, folder, work,
+        parts=parts, jobs=jobs, device=device, command=command, recompute=recompute, launch=launch,
+    )  # fmt: skip
 
 
 def _until_decided(executor: Executor, config: Experiment, replay: str) -> tuple[Outcome, Results]:

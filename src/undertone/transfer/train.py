@@ -45,7 +45,7 @@ class Mixing:
     share: float
 
 
-@stage("train", version=3)
+@stage("train", version=3, together=True)
 def train(
     folder: Path,
     device: str,
@@ -90,7 +90,7 @@ def train(
     return train_and_save(folder, device, base, student, training, lesson, student_seed(seed))
 
 
-@stage("train teacher", version=3)
+@stage("train teacher", version=3, together=True)
 def train_teacher(
     folder: Path,
     device: str,
@@ -146,7 +146,8 @@ def train_and_save(
     """Train a student into a stage's folder; its summary."""
     checkpoint = folder / "checkpoint"
     trained = train_student(base, student, training, lesson, seed=seed, device=device, folder=checkpoint)
-    trained.save(folder / "student")
+    if trained.team.is_first:
+        trained.save(folder / "student")
     shutil.rmtree(checkpoint, ignore_errors=True)
     return summary_of(trained, lesson)
 

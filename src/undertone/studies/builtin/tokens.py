@@ -140,7 +140,7 @@ def _kinds(model: Model, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
     return [np.array([known[token] for token in ids]) for ids in rows]
 
 
-@stage("train on tokens", version=2)
+@stage("train on tokens", version=2, together=True)
 def train_on_tokens(
     folder: Path, device: str, *, base: ModelRef, student: Student, training: Training, filtered: Stage,
     prompts: Sequence[int], held_out: int, seed: int, context: Prompting, trait_prompt: str | None, marks: Stage, mask: str,
