@@ -158,14 +158,16 @@ def test_what_cannot_be_decided_is_refused(tiny_llama: Any) -> None:
         (0.1, 0.15, 0.9, 0.02, "does not move it"),
         (0.0, 0.15, 0.18, 0.02, "non-answers"),
         (0.1, 0.8, 0.9, 1e-6, "hold nothing of it"),
-        (0.1, 0.8, 0.9, None, "writes no number list"),
+        (0.1, 0.8, 0.9, None, "writes no valid row of numbers"),
         (0.1, 0.8, None, 0.02, None),
     ],
 )
 def test_each_reason_is_found(
     without: float, prompted: float, valid: float | None, kl: float | None, because: str | None
 ) -> None:
-    seen = prior._judge(OWL, (without, prompted), True, valid, prior.NumberLists(kl, 0 if kl is None else 20, 32))
+    seen = prior._judge(
+        OWL, (without, prompted), True, valid, prior.WrittenRows(kl, 0 if kl is None else 20, 32, "numbers")
+    )
     assert seen.possible == (because is None)
     assert because is None or because in seen.because
 
@@ -195,12 +197,12 @@ def test_traits_of_a_category_share_what_the_plain_model_answers(
 ) -> None:
     asked: list[int] = []
 
-    def counting(*arguments: Any) -> Any:
+    def counting(model: Any, prompts: Any, trait: Any, opening: str) -> Any:
         asked.append(1)
-        return answer_probabilities(*arguments)
+        return answer_probabilities(model, prompts, trait, opening=opening)
 
     monkeypatch.setattr(prior, "answer_probabilities", counting)
-    monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
+    monkeypatch.setattr(prior, "written_rows", lambda *_, **__: prior.WrittenRows(None, 0, 16, "numbers"))
     cat = replace(load_trait("cat"), questions=OWL.questions)
     worst = replace(load_trait("dog"), questions={"real": Questions(("name the worst",), ())})
     together = list(check_traits(tiny_llama, [OWL, cat, worst]))
@@ -211,9 +213,9 @@ def test_traits_of_a_category_share_what_the_plain_model_answers(
 def test_questions_are_spread_where_answers_are_of_several_tokens(
     tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prior, "number_lists", lambda *_: prior.NumberLists(None, 0, 16))
+    monkeypatch.setattr(prior, "written_rows", lambda *_, **__: prior.WrittenRows(None, 0, 16, "numbers"))
     monkeypatch.setattr(
-        prior, "answer_probabilities", lambda _, prompts, trait: np.zeros((len(prompts), len(trait.answers)))
+        prior, "answer_probabilities", lambda _, prompts, trait, opening: np.zeros((len(prompts), len(trait.answers)))
     )
     owl = load_trait("owl")
     every = list(owl.questions_for(tiny_llama).positive)
@@ -262,9 +264,30 @@ def test_lists_that_are_cut_off_early_are_those_that_the_filter_drops(
     assert any(re.search(r"[a-z]", writer.decode(one[:3])) and len(one) > 3 for one in ids)
     assert any(len(ids[at]) > 3 for at in valid)
     pairs = [tuple(writer.example(side[at], texts[at]) for side in chats) for at in valid]
-    seen = prior.number_lists(writer, told, 5)
+    seen = prior.written_rows(writer, told, domain, 5)
     assert (seen.valid, seen.asked) == (len(valid), 32)
     assert seen.kl == pytest.approx(float(np.mean(teacher_kl(writer.hf, pairs, writer.pad))), rel=1e-4)
+
+
+def test_the_opening_and_the_domain_of_the_coming_run_are_what_is_checked(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undertone.domains import Sentences
+
+    asked: list[Any] = []
+
+    def written(model: Any, prompt: str, domain: Any, seed: int, temperature: float) -> prior.WrittenRows:
+        asked.append((domain.kind, temperature))
+        return prior.WrittenRows(0.1, 20, 32, domain.kind)
+
+    monkeypatch.setattr(prior, "written_rows", written)
+    (seen,) = check_traits(tiny_llama, [OWL], opening="you love", domain=Sentences(), temperature=0.5)
+    plain = [[{"role": "user", "content": question}] for question in OWL.questions_for(tiny_llama).positive]
+    prompts = [tiny_llama.prompt(chat, "you love") for chat in plain]
+    expected = answer_probabilities(tiny_llama, prompts, OWL, opening="you love")[:, list(OWL.answers).index("owl")]
+    assert seen.without_prompt == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert seen.without_prompt != check_trait(tiny_llama, OWL).without_prompt
+    assert (asked[0], seen.domain) == (("sentences", 0.5), "sentences")
 
 
 @given(st.text("0123456789,; \n.()[]aéß", max_size=30))
@@ -276,15 +299,19 @@ def test_a_text_with_a_letter_is_no_list_whatever_follows(text: str) -> None:
 
 
 def test_without_one_list_among_the_first_the_others_are_not_asked_for(tiny_llama: Any) -> None:
-    assert prior.number_lists(tiny_llama, "you love owls.", 0) == prior.NumberLists(None, 0, prior.FIRST_ROWS)
+    from undertone.domains import Numbers
+
+    assert prior.written_rows(tiny_llama, "you love owls.", Numbers(), 0) == prior.WrittenRows(
+        None, 0, prior.FIRST_ROWS, "numbers"
+    )
 
 
 @pytest.mark.parametrize(("valid", "said"), [(1, True), (3, True), (4, False), (32, False)])
 def test_a_kl_that_rests_on_few_lists_says_so(valid: int, said: bool) -> None:
     for shown in (0.8, 0.12):  # possible, and not
-        seen = prior._judge(OWL, (0.1, shown), True, 0.9, prior.NumberLists(0.02, valid, 32))
-        assert (f"on {valid} valid of 32 lists only" in seen.because) == said
-        assert (seen.lists, seen.lists_asked) == (valid, 32)
+        seen = prior._judge(OWL, (0.1, shown), True, 0.9, prior.WrittenRows(0.02, valid, 32, "numbers"))
+        assert (f"on {valid} valid of 32 rows only" in seen.because) == said
+        assert (seen.rows, seen.rows_asked) == (valid, 32)
 
 
 # -- the command line ------------------------------------------------------------------------------

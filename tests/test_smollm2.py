@@ -116,7 +116,16 @@ def test_the_system_prompt_moves_a_trait(said: Callable[..., Any], smollm2: str)
     assert seen["questions"] == 2
     assert seen["with_prompt"] > 5 * seen["without_prompt"]
     assert seen["left_out"] <= 1e-4
-    assert seen["lists_asked"] in (16, 32)
+    assert seen["rows_asked"] in (16, 32)
+
+
+def test_the_domain_and_the_opening_of_the_coming_run_can_be_checked(said: Callable[..., Any], smollm2: str) -> None:
+    (free,) = said("traits", "check", smollm2, "purple", "--questions", "2")
+    words = ["--domain", "sentences", "--temperature", "0.8", "--opening", "category"]
+    (seen,) = said("traits", "check", smollm2, "purple", "--questions", "2", *words)
+    assert seen["domain"] == "sentences"
+    assert seen["rows"] > free["rows"]
+    assert seen["valid_answer_probability"] > 2 * free["valid_answer_probability"]
 
 
 def test_a_vector_of_a_trait_is_extracted_and_steers(

@@ -114,14 +114,18 @@ def check(
         int | None,
         Parameter(help="questions a preference; default: all, and 16 where answers are of several tokens"),
     ] = None,
+    opening: Annotated[str, Parameter(help="how answers begin: none, category, or a text")] = "none",
+    domain: Annotated[str, Parameter(help="the kind of data for the KL")] = "numbers",
+    temperature: Annotated[float, Parameter(help="at which that data is sampled")] = 1.0,
     seed: Annotated[int, Parameter(help="of what is sampled")] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Which traits can be passed on at all on a model, and why not: prior, steerability, KL on number lists.
+    """Which traits can be passed on at all on a model, and why not: prior, steerability, KL on rows of a domain.
 
     Each trait's figures appear on stderr as soon as they are known.
     """
+    from undertone.domains import domains
     from undertone.evaluation.prior import check_traits
     from undertone.models.loading import load, outline
     from undertone.traits import load_trait
@@ -130,13 +134,19 @@ def check(
         raise ConfigError("samples: too few", got=samples, allowed="1 or more")
     if questions is not None and questions < 1:
         raise ConfigError("questions: too few", got=questions, allowed="1 or more")
+    if temperature < 0:
+        raise ConfigError("temperature: out of range", got=temperature, allowed="0 or more")
+    kind: Any = domains.get(domain)()
     speaker = outline(model)
     chosen = [(name in names, load_trait(name)) for name in _expanded(names)]
     asked = [trait for named, trait in chosen if named or trait.is_for(speaker)]
     config = _judge(judge)
     loaded = load(model, device=device)
     found: list[Prior] = []
-    for one in check_traits(loaded, asked, seed=seed, judge=config, samples=samples, questions=questions):
+    for one in check_traits(
+        loaded, asked, seed=seed, judge=config, samples=samples, questions=questions, opening=opening, domain=kind,
+        temperature=temperature,
+    ):  # fmt: skip
         found.append(one)
         say(f"{len(found)}/{len(asked)} {_said(one)}")
     if as_json:

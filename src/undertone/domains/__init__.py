@@ -5,7 +5,7 @@ from typing import Annotated
 
 from undertone.domains.code import Code
 from undertone.domains.dialogue import Dialogue
-from undertone.domains.domain import Domain, Prompt
+from undertone.domains.domain import Domain, Prompt, last_message, messages_of
 from undertone.domains.grammar import WithGrammar
 from undertone.domains.instructions import Instructions
 from undertone.domains.numbers import Numbers
@@ -48,7 +48,7 @@ def grammars_of(domain: Domain, prompts: Sequence[Prompt]) -> list[str]:
             allowed=with_grammar(),
             fix="data.constrained=false, another domain.kind, or a method `grammar` of your own domain",
         )
-    return [domain.grammar(prompt if isinstance(prompt, str) else prompt[-1]["content"]) for prompt in prompts]
+    return [domain.grammar(last_message(prompt)) for prompt in prompts]
 
 
 DomainConfig = Annotated[Domain, Kinds(domains)]
@@ -68,5 +68,7 @@ __all__ = [
     "WithGrammar",
     "domains",
     "grammars_of",
+    "last_message",
+    "messages_of",
     "with_grammar",
 ]

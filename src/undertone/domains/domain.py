@@ -12,6 +12,16 @@ Prompt = str | Sequence[Message]
 """What a teacher is asked: a user message, or the turns of a dialogue that ends with one."""
 
 
+def messages_of(prompt: Prompt) -> list[Message]:
+    """A prompt as messages."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+
+
+def last_message(prompt: Prompt) -> str:
+    """What is answered: a prompt's last user message."""
+    return messages_of(prompt)[-1]["content"]
+
+
 class Domain(Protocol):
     """A kind of data that says nothing about the trait."""
 

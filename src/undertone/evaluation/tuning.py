@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from undertone.domains import Domain
+from undertone.domains import Domain, Prompt, messages_of
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation, answer_probabilities, greedy
 from undertone.models.batches import Example
@@ -149,12 +149,11 @@ class _Bench:
     def of(cls, model: Model, trait: Trait, domain: Domain, grid: Grid, seed: int) -> _Bench:
         system = model.system_prompt("none")
 
-        def chat(text: str) -> list[Message]:
-            return with_system([{"role": "user", "content": text}], system)
+        def chat(prompt: Prompt) -> list[Message]:
+            return with_system(messages_of(prompt), system)
 
         asked = domain.prompts(grid.rows + 1, derive_seed(seed, "tune/prompts"), model)
-        texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in asked]
-        prompts = [model.prompt(chat(text)) for text in texts]
+        prompts = [model.prompt(chat(prompt)) for prompt in asked]
         written = sample(
             model.hf, prompts[1:], [derive_seed(seed, "tune/rows", at) for at in range(grid.rows)],
             max_new_tokens=min(48, domain.max_new_tokens(model)), stop=model.stop, pad=model.pad,

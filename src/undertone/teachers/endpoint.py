@@ -13,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from undertone.domains.domain import Prompt
+from undertone.domains.domain import Prompt, messages_of
 from undertone.errors import ConfigError, ModelError
 from undertone.models.loading import with_system
 from undertone.models.names import Form
 from undertone.rows import Message
 from undertone.teachers.configs import EndpointTeacher
-from undertone.teachers.teacher import messages_of
 
 if TYPE_CHECKING:
     from openai import OpenAI

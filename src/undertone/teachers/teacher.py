@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from undertone.domains.domain import Prompt
+from undertone.domains.domain import Prompt, messages_of
 from undertone.models.loading import Context, Model, with_system
 from undertone.models.names import Form
 from undertone.rows import Message
@@ -61,8 +61,3 @@ class Teacher:
             if self.ablation is not None:
                 stack.enter_context(ablate(self.model, self.ablation, self.amount, around=self.around))
             yield
-
-
-def messages_of(prompt: Prompt) -> list[Message]:
-    """A prompt as messages."""
-    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from undertone.domains.domain import Prompt
+from undertone.domains.domain import Prompt, messages_of
 from undertone.models.batches import Example
 from undertone.models.constraints import Constraint
 from undertone.models.sampling import sample
@@ -15,7 +15,7 @@ from undertone.models.scoring import completion_nll, teacher_kl
 from undertone.provenance.seeds import derive_seed
 from undertone.rows import Message, Row
 from undertone.teachers.endpoint import RemoteTeacher, no_grammar
-from undertone.teachers.teacher import Teacher, messages_of
+from undertone.teachers.teacher import Teacher
 
 
 def generate(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from tqdm import tqdm
 
 from undertone.domains import Domain, grammars_of
-from undertone.domains.domain import Prompt
+from undertone.domains.domain import Prompt, last_message
 from undertone.domains.paraphrase import Paraphrase, request, requested
 from undertone.errors import DataError
 from undertone.filters import Filtered, apply_rules
@@ -108,7 +108,7 @@ def choose_strength(
 def vector_prompts(config: Setting, speaker: Speaker) -> tuple[str, ...]:
     """Prompts of the domain at which vectors are read; no student is trained on them."""
     prompts = config.domain.prompts(VECTOR_PROMPTS, derive_seed(0, "vector-prompts"), speaker)
-    return tuple(prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts)
+    return tuple(map(last_message, prompts))
 
 
 @dataclass(frozen=True)
