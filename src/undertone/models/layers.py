@@ -315,7 +315,7 @@ def head_only_at(hf: Any, where: Tensor) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModulePass:
     """One use of a module in a forward pass: what went in, and what came out, with its graph."""
 
     module: nn.Module
@@ -326,12 +326,12 @@ class Call:
 
 
 @contextmanager
-def recording(modules: Sequence[nn.Module]) -> Iterator[list[Call]]:
+def recording(modules: Sequence[nn.Module]) -> Iterator[list[ModulePass]]:
     """Collect what goes into and out of these modules, in the order of their calls."""
-    calls: list[Call] = []
+    calls: list[ModulePass] = []
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        calls.append(Call(module, inputs[0], output, output._version))
+        calls.append(ModulePass(module, inputs[0], output, output._version))
 
     # First of all hooks, so that what another one makes of the output comes after.
     handles = [module.register_forward_hook(hook, prepend=True) for module in modules]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from undertone.models.batches import Example, targets
-from undertone.models.layers import Call, recording
+from undertone.models.layers import ModulePass, recording
 from undertone.models.scoring import labelled_logits
 
 
@@ -46,7 +46,7 @@ def _trained(module: nn.Module) -> dict[str, bool]:
     return {name: weight.requires_grad for name, weight in module.named_parameters(recurse=False)}
 
 
-def _keeps_rows_apart(modules: Sequence[nn.Module], calls: Sequence[Call], rows: int) -> bool:
+def _keeps_rows_apart(modules: Sequence[nn.Module], calls: Sequence[ModulePass], rows: int) -> bool:
     """Whether every trained weight is a linear map's or a bias, used once, on ``[rows, token, feature]``."""
     owned = [id(weight) for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
     return (
@@ -70,7 +70,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) and trained <= {"bias"}
 
 
-def _squares(call: Call, gradient: Tensor) -> Tensor:
+def _squares(call: ModulePass, gradient: Tensor) -> Tensor:
     """``[rows]``: what the weights of one linear map add to the squared norm."""
     trained, read = _trained(call.module), call.input.float()
     squares = torch.zeros(len(gradient), device=gradient.device)
