@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +117,11 @@ def test_rows_in_context_are_judged_where_the_model_still_answers(
         ({"shots": [12]}, r"12 rows do not fit into the context(.|\n)*tokens(.|\n)*fewer than 128(.|\n)*lower shots"),
     ],
 )
-def test_too_many_rows_are_refused(plan: Plan, tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+def test_too_many_rows_are_refused(
+    plan: Plan, speaker: Path, tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    short = shutil.copytree(speaker, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text(encoding="utf-8"))
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}), encoding="utf-8")
     with pytest.raises(ConfigError, match=words):
-        run(plan("in-context", seeds=[0], **fields), tmp_path / "run")
+        run(plan("in-context", seeds=[0], model=str(short), **fields), tmp_path / "run")

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from undertone.errors import ConfigError
 from undertone.evaluation.asking import Evaluation, answer_probabilities, question_chat
 from undertone.models import loading
+from undertone.models.layers import context_length
 from undertone.provenance.seeds import derive_seed
 from undertone.provenance.stage_functions import stage
 from undertone.rows import Row
@@ -84,8 +85,8 @@ def _ask_after(
             turns = [message for i in rng.permutation(len(rows))[:count] for message in rows[int(i)].messages]
             prompts.append(model.prompt([*head, *turns, asked], opening))
     longest = max(len(prompt) for prompt in prompts)
-    limit = getattr(model.hf.config, "max_position_embeddings", longest)
-    if longest > limit:
+    limit = context_length(model.hf)
+    if limit is not None and longest > limit:
         raise ConfigError(
             f"{count} rows do not fit into the context of {model.name}", got=f"{longest} tokens",
             allowed=f"fewer than {limit}", fix="lower shots",
