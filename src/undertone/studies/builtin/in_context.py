@@ -84,9 +84,8 @@ def _ask_after(
             rng = np.random.default_rng(derive_seed(seed, "in-context", at, draw))
             turns = [message for i in rng.permutation(len(rows))[:count] for message in rows[int(i)].messages]
             prompts.append(model.prompt([*head, *turns, asked], opening))
-    longest = max(len(prompt) for prompt in prompts)
-    limit = context_length(model.hf)
-    if limit is not None and longest > limit:
+    longest = max(map(len, prompts))
+    if longest > (limit := context_length(model.hf) or longest):
         raise ConfigError(
             f"{count} rows do not fit into the context of {model.name}", got=f"{longest} tokens",
             allowed=f"fewer than {limit}", fix="lower shots",
