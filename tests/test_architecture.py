@@ -278,6 +278,12 @@ def test_no_file_names_a_machine_or_a_registry_host() -> None:
     assert not found
 
 
+def test_no_package_archive_or_weights_stand_in_the_repository() -> None:
+    """What a download leaves in the working folder is in a commit before anybody looks."""
+    foreign = (".whl", ".gz", ".zip", ".tar", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".parquet")
+    assert [path.name for path in tracked() if path.name.endswith(foreign)] == []
+
+
 def test_no_text_names_a_confidence_that_the_config_may_change() -> None:
     # `undertone vector` has no config: its intervals are of the default confidence.
     literal = re.compile(r"\b9[059]\s?%")
