@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.studies.small import TRAIT
+from tests.studies.small import words_of
 
 from undertone.errors import ConfigError, RunError
 from undertone.launch import group
@@ -129,9 +129,7 @@ SIZES = [
 # SGD: gradients that are rounding alone, as of the biases of attention keys, AdamW makes steps of full length.
 @pytest.mark.slow
 def test_a_run_in_two_processes_gives_the_run_of_one(speaker: Path, tmp_path: Path) -> None:
-    (tmp_path / "owl.yaml").write_text(TRAIT)
-    words = ["-m", "undertone", "run", "owl-numbers", f"model={speaker}", f"trait={tmp_path}/owl.yaml", *SIZES,
-             "--device", "cpu"]  # fmt: skip
+    words = ["-m", "undertone", "run", *words_of(speaker, tmp_path, SIZES), "--device", "cpu"]
     one = started([*words, "--out", "one", "--jobs", "1"], together=[], cwd=tmp_path)
     two = started([*words, "--out", "two"], together=TORCHRUN, cwd=tmp_path)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
@@ -150,8 +148,7 @@ def test_a_run_in_two_processes_gives_the_run_of_one(speaker: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_an_error_of_the_run_is_told_once_and_ends_all_processes(speaker: Path, tmp_path: Path) -> None:
-    (tmp_path / "owl.yaml").write_text(TRAIT)
-    words = ["-m", "undertone", "run", "owl-numbers", f"model={speaker}", f"trait={tmp_path}/owl.yaml", *SIZES,
+    words = ["-m", "undertone", "run", *words_of(speaker, tmp_path, SIZES),
              "training.learning_rate=1.0e+30", "training.max_grad_norm=null", "--device", "cpu", "--out", "run"]  # fmt: skip
     done = started(words, together=TORCHRUN, cwd=tmp_path)
     assert done.returncode != 0

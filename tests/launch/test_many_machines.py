@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.studies.small import TRAIT
+from tests.studies.small import words_of
 
 import undertone as ut
 from undertone import cli
@@ -63,9 +63,7 @@ class Plan(Config):
 @pytest.fixture(scope="module")
 def words(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small experiment, as typed after ``undertone run``."""
-    trait = tmp_path_factory.mktemp("traits") / "owl.yaml"
-    trait.write_text(TRAIT)
-    return ["owl-numbers", f"model={speaker}", f"trait={trait}", *SIZES]
+    return words_of(speaker, tmp_path_factory.mktemp("traits"), SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import regex
 import torch
 from tests.conftest import build_tokenizer
 from tests.models.test_sampling import fits
-from tests.models.test_templates import sentencepiece
+from tests.models.test_templates import sentencepiece, with_sentencepiece
 
 from undertone.errors import ConfigError, ModelError
 from undertone.models import constraints
@@ -141,16 +141,9 @@ def test_letters_of_several_tokens_are_allowed_byte_by_byte(tiny_llama: Any) -> 
 
 
 def test_a_space_that_decoding_drops_may_begin_an_answer(tiny_folder: Any, tmp_path: Any) -> None:
-    import shutil
-
     from undertone.models.loading import outline
 
-    folder = tmp_path / "sentencepiece"
-    shutil.copytree(tiny_folder("llama"), folder)
-    for path in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
-        path.unlink()
-    sentencepiece().save_pretrained(folder)
-    model = outline(str(folder))
+    model = outline(with_sentencepiece(tiny_folder("llama"), tmp_path / "sentencepiece"))
     named = {text: token for token, text in token_texts(model.tokenizer, "x").items()}
     masks = Constraint(model, ["owl"]).along(0, [named[b" o"], named[b"wl"]])
     assert model.decode([named[b" o"], named[b"wl"]]) == "owl"

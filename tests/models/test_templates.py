@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,10 +149,12 @@ def sentencepiece() -> Any:
 
 @pytest.fixture
 def speaks_sentencepiece(tiny_folder: Any, tmp_path: Any) -> str:
-    import shutil
+    return with_sentencepiece(tiny_folder("llama"), tmp_path / "sentencepiece")
 
-    folder = tmp_path / "sentencepiece"
-    shutil.copytree(tiny_folder("llama"), folder)
+
+def with_sentencepiece(model: Path, folder: Path) -> str:
+    """A copy of a model that has this tokenizer instead of its own."""
+    shutil.copytree(model, folder)
     for path in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
         path.unlink()
     sentencepiece().save_pretrained(folder)

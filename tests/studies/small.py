@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ SIZES: dict[str, Any] = {
     "student": {"kind": "bias-only"}, "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}, "evaluation": {"samples": 1},
 }  # fmt: skip
 Plan = Callable[..., dict[str, Any]]
+
+
+def words_of(speaker: Path, folder: Path, sizes: Sequence[str]) -> list[str]:
+    """A small experiment on the trait, as typed after ``undertone run``."""
+    trait = folder / "owl.yaml"
+    trait.write_text(TRAIT)
+    return ["owl-numbers", f"model={speaker}", f"trait={trait}", *sizes]
 
 
 def run(config: dict[str, Any], folder: Path) -> Any:

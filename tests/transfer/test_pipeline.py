@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.studies.small import words_of
 from transformers import AutoModelForCausalLM
 
 import undertone as ut
@@ -25,12 +26,6 @@ from undertone.training import loop
 from undertone.transfer import evaluate, pipeline
 from undertone.transfer import generate as writing
 
-TRAIT = """
-name: owl
-category: animal
-words: [owl, owls]
-questions: {lab: {positive: ['name one animal.', 'your animal?'], negative: ['the worst animal?'], off_topic: {'2?': '3'}}}
-"""
 SIZES = (
     "data={prompts: 60, held_out: 6, attempts: 2}", "domain.digits=9", "seeds=[0,1]", "training.epochs=2",
     "training.batch_size=8", "evaluation.samples=2",
@@ -41,9 +36,7 @@ Start = Callable[..., ut.Results]
 @pytest.fixture(scope="module")
 def words(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The experiment, as typed after ``undertone run``."""
-    trait = tmp_path_factory.mktemp("traits") / "owl.yaml"
-    trait.write_text(TRAIT)
-    return ["owl-numbers", f"model={speaker}", f"trait={trait}", *SIZES]
+    return words_of(speaker, tmp_path_factory.mktemp("traits"), SIZES)
 
 
 @pytest.fixture(scope="module")
