@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 _LONGEST_SHOWN = 300  # characters of a value that are worth printing
@@ -99,6 +100,19 @@ def show_warnings_plainly() -> None:
         )
 
     warnings.formatwarning = plainly
+
+
+def check_packages(reason: str, extra: str, *modules: str) -> None:
+    """Refuse to go on without the packages of an extra.
+
+    Raises:
+        ConfigError: the reason, and how they are installed.
+    """
+    try:
+        for module in modules:
+            import_module(module)
+    except ImportError as error:
+        raise ConfigError(reason, got=str(error), fix=f"pip install 'undertone[{extra}]'") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -20,7 +19,9 @@ TALLY: Final = {"pass": "passed", "warn": "with a warning", "fail": "failed", "s
 
 def is_follower() -> bool:
     """Whether another process that was started with this one prints in its place."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    from undertone.launch import group
+
+    return group.rank() != 0
 
 
 def say(text: str) -> None:

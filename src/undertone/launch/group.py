@@ -16,10 +16,12 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from undertone.errors import ConfigError, RunError, UndertoneError
-from undertone.provenance.stage_functions import StageFunction, Summary
+
+if TYPE_CHECKING:  # the command line asks here which process prints, before it needs anything else
+    from undertone.provenance.stage_functions import StageFunction, Summary
 
 _PATIENCE: Final = timedelta(days=30)  # others wait through everything that the first does alone
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)

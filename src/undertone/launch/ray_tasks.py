@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from undertone.errors import ConfigError, RunError
+from undertone.errors import ConfigError, RunError, check_packages
 from undertone.launch.remote import Origin, RemoteTask, compute_here
 from undertone.launch.workers import Task, Workers
 from undertone.provenance.configs import Config
@@ -42,10 +42,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--launch ray needs Ray", got=str(error), fix="pip install 'undertone[ray]'") from error
+    check_packages("--launch ray needs Ray", "ray", "ray")
 
 
 class RayWorkers(Workers):

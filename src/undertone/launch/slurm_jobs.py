@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from undertone.errors import ConfigError, RunError
+from undertone.errors import RunError, check_packages
 from undertone.launch.remote import Origin, RemoteResult, RemoteTask, compute_here
 from undertone.launch.workers import Task, Workers
 from undertone.provenance.configs import Config
@@ -48,12 +48,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "--launch slurm needs submitit", got=str(error), fix="pip install 'undertone[slurm]'"
-        ) from error
+    check_packages("--launch slurm needs submitit", "slurm", "submitit")
 
 
 class SlurmWorkers(Workers):

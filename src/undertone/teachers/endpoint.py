@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undertone.domains.domain import Prompt, messages_of
-from undertone.errors import ConfigError, ModelError
+from undertone.errors import ConfigError, ModelError, check_packages
 from undertone.models.loading import with_system
 from undertone.models.names import Form
 from undertone.rows import Message
@@ -83,12 +83,9 @@ def client_of(config: EndpointTeacher) -> OpenAI:
     Raises:
         ConfigError: no key where one is needed, or the openai package is missing.
     """
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise ConfigError(
-            "an endpoint needs the openai package", got=str(error), fix="pip install 'undertone[endpoint]'"
-        ) from error
+    check_packages("an endpoint needs the openai package", "endpoint", "openai")
+    from openai import OpenAI
+
     key = os.environ.get(config.key_variable)
     local = any(host in config.url for host in ("//localhost", "//127.0.0.1", "//[::1]"))
     if not key and not local:

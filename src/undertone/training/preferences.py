@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from undertone.errors import ConfigError, DataError
+from undertone.errors import ConfigError, DataError, check_packages
 from undertone.launch import group
 from undertone.models.batches import Example
 from undertone.models.loading import Model
@@ -104,11 +104,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: it is not.
     """
-    try:
-        import datasets  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("dpo needs TRL", got=str(error), fix="pip install 'undertone[dpo]'") from error
+    check_packages("dpo needs TRL", "dpo", "datasets", "trl")
 
 
 def _trainer(pairs: list[dict[str, list[int]]], **options: Any) -> Any:
