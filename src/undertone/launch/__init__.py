@@ -1,1 +1,1 @@
-"""Launching: where stages run. Processes side by side on this machine."""
+"""Launching: where stages run. Processes of this machine, a Ray cluster, jobs of Slurm; or several that train one student."""
