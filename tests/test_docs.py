@@ -354,7 +354,7 @@ def tiny_world(speaker: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(names, "locate", locate)
     monkeypatch.setattr(config, "load_experiment", load_experiment)
     monkeypatch.setattr(api, "load_experiment", load_experiment)
-    monkeypatch.setattr(conduct, "launched", lambda *_, **__: workers(1))
+    monkeypatch.setattr(conduct, "open_workers", lambda *_, **__: workers(1))
     monkeypatch.setattr(abilities, "EXAMPLES", 12)
     monkeypatch.setenv("UNDERTONE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("UNDERTONE_TRAITS", str(tmp_path / "traits"))

@@ -19,7 +19,7 @@ import undertone as ut
 from undertone import cli
 from undertone.errors import ConfigError, RunError
 from undertone.launch import remote
-from undertone.launch.clusters import check_launch, cluster_of, launched
+from undertone.launch.clusters import check_launch, cluster_of, open_workers
 from undertone.launch.executor import Executor
 from undertone.launch.remote import Origin, RemoteTask, appear, compute_here
 from undertone.launch.workers import Task, Workers
@@ -100,7 +100,7 @@ def test_a_machine_without_slurm_is_told_so(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "")
     with (
         pytest.raises(RunError, match=r"there is no Slurm on this machine(.|\n)*executor=local"),
-        launched("slurm", run.folder, jobs=None, device="cpu", parts=1),
+        open_workers("slurm", run.folder, jobs=None, device="cpu", parts=1),
     ):
         pass
 
@@ -128,7 +128,7 @@ def test_the_options_reach_sbatch(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert wanted is not None
     with (
         pytest.raises(RunError, match=r"Slurm did not take the jobs(.|\n)*invalid account"),
-        launched(wanted, run.folder, jobs=None, device="cpu", parts=1) as pool,
+        open_workers(wanted, run.folder, jobs=None, device="cpu", parts=1) as pool,
     ):
         pool.each([(abs, (-1,))])
     lines = kept.read_text().splitlines()
@@ -141,15 +141,15 @@ def test_the_options_reach_sbatch(run: Run, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_task_is_computed_and_its_errors_are_values(origin: Origin) -> None:
-    assert compute_here(RemoteTask.of((abs, (-3,)), origin)).opened() == 3
+    assert compute_here(RemoteTask.of((abs, (-3,)), origin)).unwrap() == 3
     told = compute_here(RemoteTask.of((divmod, (1, 0)), origin))
     with pytest.raises(
         RunError, match=r"a stage failed on the machine .*\n  got: ZeroDivisionError: .*\(remote\.py, line"
     ):
-        pickle.loads(pickle.dumps(told)).opened()
+        pickle.loads(pickle.dumps(told)).unwrap()
     wrong = dataclasses.replace(RemoteTask.of((abs, (-3,)), origin), content=b"cnowhere\nnothing\n.")
     with pytest.raises(RunError, match=r"lacks a module\n  got: No module named 'nowhere'\n  do: install the same"):
-        compute_here(wrong).opened()
+        compute_here(wrong).unwrap()
 
 
 def test_tokens_and_keys_do_not_travel(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_tokens_and_keys_do_not_travel(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_a_machine_with_another_version_computes_nothing(origin: Origin) -> None:
     other = dataclasses.replace(origin, version="0.0.1")
     with pytest.raises(RunError, match=r"has another version of undertone(.|\n)*allowed: 0\.0\.1"):
-        compute_here(RemoteTask.of((abs, (-3,)), other)).opened()
+        compute_here(RemoteTask.of((abs, (-3,)), other)).unwrap()
 
 
 def test_a_machine_that_does_not_see_the_run_folder_computes_nothing(
@@ -246,7 +246,7 @@ def test_the_option_reaches_the_run_and_not_its_config(
 
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'undertone[slurm]'")
     seen: list[Any] = []
-    monkeypatch.setattr(conduct, "launched", lambda *a, **k: noted(seen, *a, **k))
+    monkeypatch.setattr(conduct, "open_workers", lambda *a, **k: noted(seen, *a, **k))
     words = ["run", "owl-numbers", f"model={speaker}", "--out", str(tmp_path / "run"), "--device", "cpu"]
     with pytest.raises(SystemExit):
         cli.main([*words, "--launch", "slurm", "--cluster", "gpus=1", "--cluster", "partition=a"])

@@ -19,7 +19,7 @@ from tests.studies.small import words_of
 import undertone as ut
 from undertone import cli
 from undertone.errors import ConfigError, RunError
-from undertone.launch.clusters import launched
+from undertone.launch.clusters import open_workers
 from undertone.launch.executor import Executor
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Run
@@ -156,7 +156,7 @@ def test_a_run_that_loses_one_of_two_machines_gives_what_an_undisturbed_one_give
 def on_ray(ray_cluster: Any, tmp_path: Path) -> Iterator[Executor]:
     with (
         Run.open(tmp_path / "run", Plan(), command="undertone run x") as run,
-        launched(at(ray_cluster, retries=1), run.folder, jobs=1, device="cpu", parts=1) as pool,
+        open_workers(at(ray_cluster, retries=1), run.folder, jobs=1, device="cpu", parts=1) as pool,
         Executor.open(run, pool, "cpu", "x") as executor,
     ):
         yield executor
@@ -187,7 +187,7 @@ def test_a_stage_that_fits_on_no_machine_is_refused_instead_of_waiting(ray_clust
     with (
         Run.open(tmp_path / "run", Plan(), command="x") as run,
         pytest.raises(ConfigError, match=r"no machine of the Ray cluster has room(.|\n)*GPU 2"),
-        launched(at(ray_cluster, gpus=2), run.folder, jobs=None, device="auto", parts=1),
+        open_workers(at(ray_cluster, gpus=2), run.folder, jobs=None, device="auto", parts=1),
     ):
         pass
 
@@ -232,7 +232,7 @@ def test_a_run_as_jobs_of_submitit_gives_what_one_process_gives(
 def on_jobs(jobs: ut.SlurmCluster, tmp_path: Path) -> Iterator[Executor]:
     with (
         Run.open(tmp_path / "run", Plan(), command="undertone run x") as run,
-        launched(jobs, run.folder, jobs=1, device="cpu", parts=1) as pool,
+        open_workers(jobs, run.folder, jobs=1, device="cpu", parts=1) as pool,
         Executor.open(run, pool, "cpu", "x") as executor,
     ):
         yield executor

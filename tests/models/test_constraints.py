@@ -272,11 +272,11 @@ def test_an_answer_that_is_cut_or_cannot_go_on_has_no_end(tiny_llama: Any) -> No
 
 
 def test_a_vocabulary_without_the_letter_that_must_follow_is_a_dead_end_and_no_error() -> None:
-    from undertone.models.constraints import Followed, _vocabulary
+    from undertone.models.constraints import AnswerStates, _vocabulary
 
     tokenizer = lab_like()
     vocabulary = _vocabulary(tokenizer, "lab", len(tokenizer), (tokenizer.eos_token_id,), "")
-    followed = Followed(vocabulary, ["145;"])
+    followed = AnswerStates(vocabulary, ["145;"])
     followed.read([0], [tokenizer.convert_tokens_to_ids("▁145")])
     assert not followed.allowed([0]).any()
 

@@ -74,7 +74,7 @@ def check_launch(launch: Launch, jobs: int | None, device: str) -> None:
 
 
 @contextmanager
-def launched(launch: Launch, folder: Path, *, jobs: int | None, device: str, parts: int) -> Iterator[Workers]:
+def open_workers(launch: Launch, folder: Path, *, jobs: int | None, device: str, parts: int) -> Iterator[Workers]:
     """Where the stages of an open run are computed, until the block ends.
 
     Args:

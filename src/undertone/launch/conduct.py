@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from undertone.launch import group
-from undertone.launch.clusters import Launch, launched
+from undertone.launch.clusters import Launch, open_workers
 from undertone.launch.executor import Executor
 from undertone.provenance.configs import Config
 from undertone.provenance.runs import Run, write_json
@@ -54,7 +54,7 @@ def conduct(
         return followed
     with group.leading() as reached, Run.open(folder, config, command=command, recompute=recompute) as run:
         with (
-            launched(launch, run.folder, jobs=jobs, device=device, parts=parts) as pool,
+            open_workers(launch, run.folder, jobs=jobs, device=device, parts=parts) as pool,
             Executor.open(run, pool, device, name) as executor,
         ):
             results, manifest = work(executor, f"undertone run {folder / 'config.yaml'}")

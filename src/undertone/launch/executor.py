@@ -153,7 +153,7 @@ def compute(
         _check_identity(call, identity)
 
     def work(folder: Path) -> Mapping[str, Any] | None:
-        return group.computed(call.function, folder, device, call.arguments)
+        return group.compute_stage(call.function, folder, device, call.arguments)
 
     return run.compute(call.place, identity, work, inputs)
 

@@ -99,7 +99,7 @@ def follow() -> Any:
             function.compute(Path(scratch), own_device(device), arguments)
 
 
-def computed(function: StageFunction, folder: Path, device: str, arguments: Any) -> Summary:
+def compute_stage(function: StageFunction, folder: Path, device: str, arguments: Any) -> Summary:
     """A stage's summary; computed with all processes if it trains."""
     if size() == 1:
         return function.compute(folder, device, arguments)

@@ -78,7 +78,7 @@ class RayWorkers(Workers):
                 ready, _ = ray.wait(list(flying), num_returns=1)
                 for reference in ready:
                     at = flying.pop(reference)
-                    results[at] = ray.get(reference).opened()
+                    results[at] = ray.get(reference).unwrap()
                     if done:
                         done()
         except ray.exceptions.RayError as error:

@@ -83,7 +83,7 @@ class RemoteResult:
     result: Any = None
     error: UndertoneError | None = None
 
-    def opened(self) -> Any:
+    def unwrap(self) -> Any:
         """The result, or the error raised."""
         if self.error is not None:
             raise self.error

@@ -79,7 +79,7 @@ class SlurmWorkers(Workers):
                         tries[at] += 1
                         waiting.append(at)
                         continue
-                    results[at] = (outcome or _lost(job)).opened()
+                    results[at] = (outcome or _lost(job)).unwrap()
                     if done:
                         done()
                 if not ended:
@@ -95,7 +95,7 @@ class SlurmWorkers(Workers):
             return []
         try:
             with self._executor.batch():
-                jobs = [self._executor.submit(Resumed(task)) for task in tasks]
+                jobs = [self._executor.submit(ResumableTask(task)) for task in tasks]
         except (OSError, RuntimeError) as error:  # FailedJobError is one
             raise RunError(
                 "Slurm did not take the jobs",
@@ -105,7 +105,7 @@ class SlurmWorkers(Workers):
         return jobs
 
 
-class Resumed:
+class ResumableTask:
     """A task that submitit may interrupt at its time limit, or when it is pre-empted, and submit again as it is."""
 
     def __init__(self, task: RemoteTask) -> None:

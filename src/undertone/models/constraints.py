@@ -77,9 +77,9 @@ class Constraint:
         self._vocabulary = _vocabulary(model.tokenizer, model.name, _width(model), _stop(model), model.template.gap)
         self._grammars = tuple(grammars)
 
-    def begin(self, rows: Sequence[int]) -> Followed:
+    def begin(self, rows: Sequence[int]) -> AnswerStates:
         """The answers of these rows, all at their beginning."""
-        return Followed(self._vocabulary, [self._grammars[row] for row in rows])
+        return AnswerStates(self._vocabulary, [self._grammars[row] for row in rows])
 
     def along(self, row: int, tokens: Sequence[int]) -> np.ndarray:
         """``[tokens, vocabulary]``: what was allowed at each token of an answer.
@@ -119,7 +119,7 @@ class Constraint:
             )
 
 
-class Followed:
+class AnswerStates:
     """Answers that are being written, one a line."""
 
     def __init__(self, vocabulary: _Vocabulary, grammars: Sequence[str]) -> None:

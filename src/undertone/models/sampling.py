@@ -24,7 +24,7 @@ from undertone.models.batches import Batch, pad_left, select_rows
 from undertone.models.layers import context_length, reading
 
 if TYPE_CHECKING:
-    from undertone.models.constraints import Constraint, Followed
+    from undertone.models.constraints import AnswerStates, Constraint
 
 Progress = Callable[[int], None]
 
@@ -176,7 +176,7 @@ def _decode(
     pad: int,
     temperature: float,
     top_p: float,
-    answers: Followed | None,
+    answers: AnswerStates | None,
 ) -> list[list[int]]:
     device = uniform.device
     unique = list(dict.fromkeys(prompts))
